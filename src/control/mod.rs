@@ -1,0 +1,1 @@
+//! The wire: typed calls, replies and errors, the Varlink codec, the status documents.

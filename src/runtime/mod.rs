@@ -1,0 +1,1 @@
+//! The loop: kernel readiness to events, effects to system calls.

@@ -1,0 +1,432 @@
+//! Text to typed units: what a unit file may say, and what it says.
+//!
+//! A *front door* (here: TOML) reads text and yields [`Units`]. Everything downstream works on these types and never
+//! looks at text again. Every mistake is a [`Finding`] with a [`Place`]; all of a file's mistakes are reported at once.
+
+mod finding;
+mod load;
+mod toml;
+mod value;
+
+pub use finding::{Finding, Place, Severity, Sources};
+pub use load::{Loaded, Search, load};
+pub use value::{parse_duration, parse_signal, signal_name};
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A value and where in the unit files it stands. Equality looks at the value alone.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct At<T> {
+    /// What was written.
+    pub value: T,
+    /// Where it was written; [`Place::NOWHERE`] for a default.
+    #[serde(skip)]
+    pub place: Place,
+}
+
+impl<T: PartialEq> PartialEq for At<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl<T> At<T> {
+    /// A value that stands in no file, such as a default.
+    pub fn nowhere(value: T) -> Self {
+        At { value, place: Place::NOWHERE }
+    }
+}
+
+/// All units of one run, in order of name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Units {
+    /// The `[manager]` table.
+    pub manager: Manager,
+    /// The `[socket.NAME]` tables, in order of name.
+    pub sockets: Vec<Socket>,
+    /// The `[watcher.NAME]` tables, in order of name.
+    pub watchers: Vec<Watcher>,
+}
+
+/// Names a unit: printable text without `/`, at most 255 bytes.
+pub type Name = String;
+
+/// The `[manager]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manager {
+    /// Path of the control socket.
+    pub control: Option<At<PathBuf>>,
+    /// Group that may connect to the control socket besides root and the manager's own user.
+    pub control_group: Option<At<Principal>>,
+    /// Mode of the control socket.
+    pub control_mode: Mode,
+    /// Pause between starting one watcher and the next.
+    pub warmup_delay: Duration,
+    /// The whole stop is forced after this; `None` is never.
+    pub shutdown_timeout: Option<Duration>,
+    /// Least important level that is logged.
+    pub log_level: LogLevel,
+    /// How a log line looks.
+    pub log_format: LogFormat,
+    /// Environment for all watchers, in order of name.
+    pub env: Vec<(String, At<String>)>,
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Manager {
+            control: None,
+            control_group: None,
+            control_mode: Mode(0o600),
+            warmup_delay: Duration::ZERO,
+            shutdown_timeout: Some(Duration::from_secs(90)),
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
+            env: Vec::new(),
+        }
+    }
+}
+
+/// Least important level that is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One sentence a line.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// File mode or umask: the low 12 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mode(pub u32);
+
+/// A user or group as it was written: by name or by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Principal {
+    /// A name, to be looked up in the user or group database.
+    Name(String),
+    /// A numeric id.
+    Id(u32),
+}
+
+/// A `[socket.NAME]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Socket {
+    /// Its name; the place is that of the table's header.
+    pub name: At<Name>,
+    /// What it listens on.
+    pub address: At<Address>,
+    /// stream, dgram or seqpacket.
+    pub kind: SocketKind,
+    /// Address family asked for; `None` takes it from the address.
+    pub family: Option<Family>,
+    /// Longest queue of connections that nobody has accepted; the kernel caps it at `net.core.somaxconn`.
+    pub backlog: u32,
+    /// SO_BINDTODEVICE.
+    pub interface: Option<At<String>>,
+    /// One kernel queue for each worker.
+    pub so_reuseport: At<bool>,
+    /// False sets O_NONBLOCK on the shared open file description.
+    pub blocking: bool,
+    /// umask while a unix socket is bound; `mode` is applied all the same where it is given.
+    pub umask: Option<Mode>,
+    /// Owner of a unix socket's file.
+    pub user: Option<At<Principal>>,
+    /// Group of a unix socket's file.
+    pub group: Option<At<Principal>>,
+    /// Mode of a unix socket's file; `None` means 0666, or what `umask` leaves of it.
+    pub mode: Option<Mode>,
+    /// Mode of parent directories that the manager creates.
+    pub directory_mode: Mode,
+    /// Unlink a stale socket file.
+    pub replace: bool,
+    /// A failed bind is a warning and is tried again.
+    pub optional: bool,
+    /// Unlink the socket file when the socket is closed for good.
+    pub remove_on_stop: bool,
+    /// Name in LISTEN_FDNAMES; `None` is the unit's own.
+    pub fd_name: Option<String>,
+    /// Whether to take a matching socket that the manager was given.
+    pub inherit: Inherit,
+    /// Activations beyond this pause the socket.
+    pub trigger_limit: TriggerLimit,
+}
+
+/// What a socket listens on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Address {
+    /// All addresses of both families (of IPv4 alone where the kernel has no IPv6, or `family` says so).
+    Port(u16),
+    /// A numeric address, IPv6 ones with their scope.
+    Ip(std::net::SocketAddr),
+    /// A host name, looked up when the socket is bound; the first usable address is taken.
+    Host(String, u16),
+    /// A unix socket's path, absolute.
+    Path(PathBuf),
+    /// A unix socket's abstract name, without the leading `@`.
+    Abstract(String),
+}
+
+/// Type of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum SocketKind {
+    Stream,
+    Dgram,
+    Seqpacket,
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Family {
+    Inet,
+    Inet6,
+    Unix,
+}
+
+/// Whether a socket may come from the manager's own LISTEN_FDS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Inherit {
+    /// Take a match, else bind.
+    Auto,
+    /// Take a match, else fail.
+    Require,
+    /// Always bind.
+    Never,
+}
+
+/// At most `burst` activations in each `interval`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriggerLimit {
+    /// Activations allowed in one interval; 0 is no limit.
+    pub burst: u32,
+    /// Length of the interval; zero is no limit.
+    pub interval: Duration,
+}
+
+/// A `[watcher.NAME]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Watcher {
+    /// Its name; the place is that of the table's header.
+    pub name: At<Name>,
+    /// Folder of the unit file, absolute: relative paths start here.
+    pub folder: PathBuf,
+    /// The command: words of a list, or text that is not split yet.
+    pub cmd: At<Words>,
+    /// Further arguments.
+    pub args: Option<At<Words>>,
+    /// What to exec instead of argv\[0\].
+    pub executable: Option<At<String>>,
+    /// Run through `/bin/sh -c`.
+    pub shell: bool,
+    /// Arguments after `sh -c CMD`.
+    pub shell_args: Option<At<Words>>,
+    /// Sockets in fd order; `None` where the key is absent.
+    pub sockets: Option<Vec<At<Name>>>,
+    /// Pass every socket, in order of name.
+    pub use_sockets: bool,
+    /// Whether LISTEN_* are set.
+    pub listen_fds: bool,
+    /// fd 0, unless `stdin_socket` is given.
+    pub stdin: Stdin,
+    /// Socket that becomes fd 0.
+    pub stdin_socket: Option<At<Name>>,
+    /// Workers to keep.
+    pub numprocesses: At<u32>,
+    /// Never more than one worker.
+    pub singleton: bool,
+    /// When a worker is ready.
+    pub kind: WatcherKind,
+    /// Pause between the spawns of its workers.
+    pub warmup_delay: Duration,
+    /// Ready only after it also stayed alive this long.
+    pub ready_delay: Duration,
+    /// Not ready by then is a failure; `None` is no limit.
+    pub start_timeout: Option<Duration>,
+    /// WATCHDOG=1 must come this often.
+    pub watchdog: Option<Duration>,
+    /// Sent when the watchdog ran out.
+    pub watchdog_signal: Signal,
+    /// Whose notifications count.
+    pub notify_access: NotifyAccess,
+    /// Start with the manager.
+    pub autostart: bool,
+    /// Start at the first traffic.
+    pub on_demand: At<bool>,
+    /// What happens when a worker ends by itself.
+    pub restart: Restart,
+    /// First delay of the backoff.
+    pub restart_delay: Duration,
+    /// Longest delay of the backoff.
+    pub restart_max_delay: Duration,
+    /// A worker that lived this long starts the backoff over.
+    pub restart_reset: Duration,
+    /// Failed starts in a row before the watcher is failed; `None` is never.
+    pub max_retry: Option<u32>,
+    /// First signal of a stop.
+    pub stop_signal: Signal,
+    /// KILL follows after this; `None` is never.
+    pub graceful_timeout: Option<Duration>,
+    /// Send `stop_signal` to the whole process group.
+    pub stop_children: bool,
+    /// The manager ends with this watcher.
+    pub critical: bool,
+    /// Higher starts first.
+    pub priority: i32,
+    /// Wait until these are ready.
+    pub after: Vec<At<Name>>,
+    /// As `after`, and fail with them.
+    pub requires: Vec<At<Name>>,
+    /// User to run as.
+    pub user: Option<At<Principal>>,
+    /// Group to run as.
+    pub group: Option<At<Principal>>,
+    /// Supplementary groups; `None` takes the user's from the group database.
+    pub supplementary_groups: Option<Vec<At<Principal>>>,
+    /// umask of the workers.
+    pub umask: Option<Mode>,
+    /// Working directory, with substitutions; relative to `folder`.
+    pub working_dir: Option<At<String>>,
+    /// Nice value, -20 to 19.
+    pub nice: Option<i32>,
+    /// -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// CPU numbers.
+    pub cpu_affinity: Option<Vec<u32>>,
+    /// Resource limits, in order of resource.
+    pub rlimits: Vec<(Resource, Limit)>,
+    /// Environment, in order of name.
+    pub env: Vec<(String, At<String>)>,
+    /// File of KEY=VALUE lines, with substitutions; a leading `-` allows it to be missing.
+    pub env_file: Option<At<String>>,
+    /// Start from the manager's own environment.
+    pub copy_env: bool,
+    /// A Python virtual environment: its `bin` leads PATH.
+    pub virtualenv: Option<At<String>>,
+    /// fd 1.
+    pub stdout: Output,
+    /// fd 2.
+    pub stderr: Output,
+}
+
+/// A command as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Words {
+    /// One text, split as a POSIX shell splits words.
+    Text(String),
+    /// Words that are taken as they are.
+    List(Vec<String>),
+}
+
+/// When a worker is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WatcherKind {
+    /// When its exec succeeded.
+    Exec,
+    /// When it said READY=1.
+    Notify,
+    /// When it exited 0.
+    Oneshot,
+}
+
+/// Whose notifications count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NotifyAccess {
+    /// Nobody's.
+    None,
+    /// The main process's.
+    Main,
+    /// Those of every process of the worker.
+    All,
+}
+
+/// What happens when a worker ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// fd 0 of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stdin {
+    /// /dev/null.
+    Null,
+    /// A file, opened for reading, with substitutions; relative to the unit's folder.
+    File(String),
+}
+
+/// fd 1 or 2 of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Output {
+    /// The manager's own.
+    Inherit,
+    /// /dev/null.
+    Null,
+    /// A file, opened for appending, with substitutions; relative to the unit's folder.
+    File(String),
+}
+
+/// A signal's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal(pub i32);
+
+/// A resource of setrlimit(2), by its name without `RLIMIT_`, lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Resource {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+/// Soft and hard limit; `None` is infinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The limit that is enforced.
+    pub soft: Option<u64>,
+    /// How far the process may raise it.
+    pub hard: Option<u64>,
+}
