@@ -5,7 +5,7 @@
 //! spawned: which socket is which fd, what the words of a command are, in which order watchers start.
 //! [`Watcher::invocation`] then says what one worker (a wid) is exec'd with.
 
-use crate::unit::{self, Finding, Mode, Name, Resource, Limit, Units};
+use crate::unit::{self, Finding, Limit, Mode, Name, Resource, Units};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,0 +1,428 @@
+//! Starting and stopping watchers in order, and the manager's own beginning and end.
+
+use super::state::{Binding, Goal, Mishap, Slot, State, Watcher, Why};
+use super::time::Due;
+use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
+use crate::unit::LogLevel;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long killed processes may take to vanish before the manager ends without them: the kernel keeps some (in disk
+/// sleep) for ever.
+const AFTER_FORCE: Duration = Duration::from_secs(10);
+
+/// While workers are slow to start, the parent is asked for this much more time ...
+const EXTENSION: Duration = Duration::from_secs(30);
+/// ... this often.
+const EXTENSION_EVERY: Duration = Duration::from_secs(10);
+
+/// The life of the manager.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Phase {
+    /// Before [`super::Event::Begin`].
+    New,
+    /// These watchers start by themselves and are neither running nor waiting yet.
+    Booting { unsettled: BTreeSet<WatcherId> },
+    /// Everything has started.
+    Running,
+    /// All watchers are stopped, a level at a time from the highest; those that remain are in here by level.
+    Stopping { remaining: BTreeMap<u32, BTreeSet<WatcherId>>, signalled: Option<u32>, forced: bool, code: i32 },
+    /// Everything has ended.
+    Over,
+}
+
+impl Supervisor {
+    pub(super) fn begin(&mut self, turn: &mut Turn<'_>) {
+        for index in 0..self.sockets.len() {
+            if let Binding::Failed { error, .. } = &self.sockets[index].binding {
+                let error = error.clone();
+                self.retry_bind(turn, SocketId(index as u32), error, 0);
+            }
+        }
+        let starting: BTreeSet<WatcherId> =
+            self.watcher_ids().filter(|id| self.watcher(*id).spec.unit.autostart).collect();
+        self.phase = Phase::Booting { unsettled: starting.clone() };
+        for id in starting {
+            if self.watcher(id).spec.unit.on_demand.value {
+                self.set_goal(id, Goal::Waiting);
+            } else {
+                self.start_watcher(turn, id);
+            }
+        }
+        if self.settings.parent && !self.is_settled() {
+            self.extend_parent(turn);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        !matches!(&self.phase, Phase::Booting { unsettled } if !unsettled.is_empty())
+    }
+
+    pub(super) fn extend_parent(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_settled() {
+            turn.effects.push(Effect::Parent(ParentNotice::Extend(EXTENSION)));
+            self.timers.set(Due::Extension, Some(turn.now + EXTENSION_EVERY));
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. } | Phase::Over)
+    }
+
+    /// Wants a watcher up, and what it requires.
+    pub(super) fn start_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if self.is_stopping() {
+            return;
+        }
+        match self.watcher(id).goal {
+            Goal::Up { .. } => {
+                // Whoever asks does not want to wait for the backoff.
+                for wid in 1..=self.watcher(id).slots.len() as u32 {
+                    if let State::Backoff { .. } = self.watcher(id).slots[wid as usize - 1].state {
+                        self.watcher_mut(id).slots[wid as usize - 1].attempt = 0;
+                        self.set_slot(id, wid, State::Due);
+                    }
+                }
+            }
+            Goal::Queued => {}
+            Goal::Stopped { .. } | Goal::Waiting | Goal::Ended | Goal::Failed => {
+                self.set_goal(id, Goal::Queued);
+                for (required, requires) in self.watcher(id).dependencies.clone() {
+                    let goal = self.watcher(required).goal;
+                    let fulfilled = matches!(goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting | Goal::Ended);
+                    if requires && !fulfilled {
+                        self.start_watcher(turn, required);
+                    }
+                }
+                self.queue_if_startable(turn, id);
+            }
+        }
+    }
+
+    /// Lets a queued watcher start if what it is `after` allows it.
+    fn queue_if_startable(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if self.watcher(id).goal != Goal::Queued {
+            return;
+        }
+        for (other, requires) in self.watcher(id).dependencies.clone() {
+            let name = self.watcher(other).spec.name();
+            match self.watcher(other).goal {
+                Goal::Queued | Goal::Up { complete: false } => return,
+                Goal::Up { complete: true } | Goal::Ended => {}
+                // Traffic starts it when somebody needs it.
+                Goal::Waiting => {}
+                Goal::Stopped { .. } | Goal::Failed if !requires => {}
+                Goal::Stopped { .. } => {
+                    let text = format!("it requires `{name}`, which is stopped");
+                    return self.give_up(turn, id, Mishap { text, wid: 0, exit_code: 1 });
+                }
+                Goal::Failed => {
+                    let text = format!("it requires `{name}`, which failed");
+                    return self.give_up(turn, id, Mishap { text, wid: 0, exit_code: 1 });
+                }
+            }
+        }
+        self.startable.insert(id);
+    }
+
+    /// Starts the next watcher whose turn it is; false if there is none, or not yet.
+    pub(super) fn start_next(&mut self, turn: &mut Turn<'_>) -> bool {
+        let Some(id) = self.startable.first().copied() else { return false };
+        if self.next_start > turn.now {
+            self.timers.set(Due::Starts, Some(self.next_start));
+            return false;
+        }
+        self.startable.remove(&id);
+        self.next_start = turn.now + self.warmup_delay;
+        self.bring_up(id);
+        true
+    }
+
+    fn bring_up(&mut self, id: WatcherId) {
+        self.set_goal(id, Goal::Up { complete: false });
+        let watcher = self.watcher_mut(id);
+        watcher.failures = 0;
+        watcher.mishap = None;
+        self.want_slots(id);
+    }
+
+    /// Makes every wanted slot that is vacant due.
+    pub(super) fn want_slots(&mut self, id: WatcherId) {
+        let wanted = self.watcher(id).wanted;
+        let watcher = self.watcher_mut(id);
+        while (watcher.slots.len() as u32) < wanted {
+            watcher.slots.push(Slot::default());
+        }
+        for wid in 1..=wanted {
+            if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Vacant) {
+                self.set_slot(id, wid, State::Due);
+            }
+        }
+        self.touched.insert(id);
+    }
+
+    /// Wants a watcher down, and first what requires it. Its workers keep their stop until those of the watchers that
+    /// are `after` it, and are being stopped too, have ended.
+    pub(super) fn stop_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if matches!(self.watcher(id).goal, Goal::Stopped { .. }) {
+            return;
+        }
+        self.set_goal(id, Goal::Stopped { held: true });
+        for (dependent, requires) in self.watcher(id).dependents.clone() {
+            let goal = self.watcher(dependent).goal;
+            if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
+                self.stop_watcher(turn, dependent);
+            }
+        }
+        for wid in 1..=self.watcher(id).slots.len() as u32 {
+            // What does not run yet need not be waited for.
+            if self.watcher(id).slots[wid as usize - 1].state.worker().is_none() {
+                self.stop_slot(turn, id, wid, Why::Asked);
+            }
+        }
+    }
+
+    pub(super) fn settle_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if self.watcher(id).goal == (Goal::Stopped { held: true }) && !self.is_held(id) {
+            self.set_goal(id, Goal::Stopped { held: false });
+            for wid in 1..=self.watcher(id).slots.len() as u32 {
+                self.stop_slot(turn, id, wid, Why::Asked);
+            }
+        }
+        if matches!(self.watcher(id).goal, Goal::Up { .. }) {
+            self.launch_due(turn, id);
+        }
+        let watcher = self.watcher_mut(id);
+        if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
+            self.set_goal(id, Goal::Up { complete: true });
+        }
+        self.trim_slots(turn, id);
+        self.tell_state(turn, id);
+        self.answer_requests(turn, id);
+    }
+
+    fn is_held(&self, id: WatcherId) -> bool {
+        self.watcher(id).dependents.iter().any(|(dependent, _)| {
+            let watcher = self.watcher(*dependent);
+            matches!(watcher.goal, Goal::Stopped { .. }) && watcher.tally.live() > 0
+        })
+    }
+
+    /// Drops vacant slots past the wanted ones, from the end.
+    fn trim_slots(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let shards = self.has_shards(id);
+        let watcher = self.watcher_mut(id);
+        while watcher.slots.len() as u32 > watcher.wanted
+            && watcher.slots.last().is_some_and(|slot| matches!(slot.state, State::Vacant))
+        {
+            let wid = watcher.slots.len() as u32;
+            watcher.slots.pop();
+            if shards {
+                turn.effects.push(Effect::CloseShards { watcher: id, wid });
+            }
+        }
+    }
+
+    /// Makes a change of state known to everything that depends on it.
+    fn tell_state(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let state = self.watcher(id).state();
+        let before = self.watcher_mut(id).told.replace(state);
+        if before != Some(state) {
+            if let Some(count) = before.and_then(|before| self.census.get_mut(&before)) {
+                *count -= 1;
+            }
+            *self.census.entry(state).or_default() += 1;
+            self.log(turn, LogLevel::Info, id, || state.to_string());
+        }
+        for (dependent, _) in self.watcher(id).dependents.clone() {
+            self.queue_if_startable(turn, dependent);
+        }
+        if self.watcher(id).tally.live() == 0 {
+            for (dependency, _) in self.watcher(id).dependencies.clone() {
+                if self.watcher(dependency).goal == (Goal::Stopped { held: true }) {
+                    self.touched.insert(dependency);
+                }
+            }
+        }
+        let goal = self.watcher(id).goal;
+        let idle = self.watcher(id).tally.live() == 0 && !matches!(goal, Goal::Up { .. } | Goal::Queued);
+        let level = self.watcher(id).spec.level;
+        match &mut self.phase {
+            Phase::Booting { unsettled } => {
+                if !matches!(state, WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping) {
+                    unsettled.remove(&id);
+                }
+            }
+            Phase::Stopping { remaining, .. } => {
+                if let Some(watchers) = remaining.get_mut(&level).filter(|_| idle) {
+                    watchers.remove(&id);
+                    if watchers.is_empty() {
+                        remaining.remove(&level);
+                    }
+                }
+            }
+            Phase::New | Phase::Running | Phase::Over => {}
+        }
+    }
+
+    /// Moves the manager's own life on; false if there is nothing to move.
+    pub(super) fn advance_phase(&mut self, turn: &mut Turn<'_>) -> bool {
+        match &mut self.phase {
+            Phase::Booting { unsettled } if unsettled.is_empty() => {
+                self.phase = Phase::Running;
+                self.timers.set(Due::Extension, None);
+                turn.effects.push(Effect::Parent(ParentNotice::Ready));
+                true
+            }
+            Phase::Stopping { remaining, signalled, code, .. } => {
+                let code = *code;
+                match remaining.last_key_value().map(|(level, watchers)| (*level, watchers.clone())) {
+                    None => {
+                        self.finish(turn, code);
+                        true
+                    }
+                    Some((level, watchers)) if *signalled != Some(level) => {
+                        *signalled = Some(level);
+                        for id in watchers {
+                            self.stop_watcher(turn, id);
+                        }
+                        true
+                    }
+                    Some(_) => false,
+                }
+            }
+            Phase::New | Phase::Booting { .. } | Phase::Running | Phase::Over => false,
+        }
+    }
+
+    pub(super) fn terminate(&mut self, turn: &mut Turn<'_>) {
+        match self.phase {
+            Phase::New | Phase::Booting { .. } | Phase::Running => self.stop_all(turn, 0),
+            Phase::Stopping { .. } => self.force(turn),
+            Phase::Over => {}
+        }
+    }
+
+    /// Ends the manager on behalf of a critical watcher.
+    pub(super) fn end_with(&mut self, turn: &mut Turn<'_>, code: i32, reason: String) {
+        if !self.is_stopping() {
+            let text = format!("{reason}; the manager stops with exit code {code}");
+            turn.effects.push(Effect::Log { level: LogLevel::Error, unit: "manager".into(), text });
+            self.stop_all(turn, code);
+        }
+    }
+
+    pub(super) fn stop_all(&mut self, turn: &mut Turn<'_>, code: i32) {
+        turn.effects.push(Effect::Parent(ParentNotice::Stopping));
+        if let Some(timeout) = self.shutdown_timeout {
+            if self.settings.parent {
+                turn.effects.push(Effect::Parent(ParentNotice::Extend(timeout + 2 * AFTER_FORCE)));
+            }
+            self.timers.set(Due::Shutdown, Some(turn.now + timeout));
+        }
+        self.timers.set(Due::Extension, None);
+        let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
+        for id in self.watcher_ids() {
+            if self.watcher(id).tally.live() > 0 {
+                remaining.entry(self.watcher(id).spec.level).or_default().insert(id);
+            } else {
+                self.stop_watcher(turn, id);
+            }
+        }
+        self.phase = Phase::Stopping { remaining, signalled: None, forced: false, code };
+        self.startable.clear();
+        // Nothing is started by traffic any more.
+        self.stirred.extend((0..self.sockets.len() as u32).map(SocketId));
+    }
+
+    /// `shutdown_timeout` is over; and if it was before, force was not enough.
+    pub(super) fn shutdown_due(&mut self, turn: &mut Turn<'_>) {
+        match self.phase {
+            Phase::Stopping { forced: true, code, .. } => {
+                let text = "some processes could not be killed; the manager ends without them".into();
+                turn.effects.push(Effect::Log { level: LogLevel::Error, unit: "manager".into(), text });
+                self.finish(turn, code);
+            }
+            _ => self.force(turn),
+        }
+    }
+
+    /// Ends everything by force.
+    fn force(&mut self, turn: &mut Turn<'_>) {
+        let Phase::Stopping { forced, .. } = &mut self.phase else { return };
+        if *forced {
+            return;
+        }
+        *forced = true;
+        turn.effects.push(Effect::Log {
+            level: LogLevel::Warn,
+            unit: "manager".into(),
+            text: "the stop is forced: everything that still runs is killed".into(),
+        });
+        self.timers.set(Due::Shutdown, Some(turn.now + AFTER_FORCE));
+        for id in self.watcher_ids() {
+            self.set_goal(id, Goal::Stopped { held: false });
+            for wid in 1..=self.watcher(id).slots.len() as u32 {
+                self.kill_slot(turn, id, wid);
+            }
+        }
+    }
+
+    fn finish(&mut self, turn: &mut Turn<'_>, code: i32) {
+        self.phase = Phase::Over;
+        self.timers.set(Due::Shutdown, None);
+        self.answer_all(turn);
+        turn.effects.push(Effect::Finish { code });
+    }
+
+    /// Keeps the parent's STATUS= up to date.
+    pub(super) fn tell_status(&mut self, turn: &mut Turn<'_>) {
+        if !self.settings.parent {
+            return;
+        }
+        let count = |state| self.census.get(&state).copied().unwrap_or(0);
+        let mut text = format!("{} of {} watchers running", count(WatcherState::Running), self.watchers.len());
+        for state in [
+            WatcherState::Waiting,
+            WatcherState::Starting,
+            WatcherState::Stopping,
+            WatcherState::Backoff,
+            WatcherState::Failed,
+        ] {
+            if count(state) > 0 {
+                text.push_str(&format!(", {} {state}", count(state)));
+            }
+        }
+        if text != self.told_status {
+            self.told_status.clone_from(&text);
+            turn.effects.push(Effect::Parent(ParentNotice::Status(text)));
+        }
+    }
+}
+
+impl Watcher {
+    /// Nothing is on its way to anywhere.
+    pub fn is_quiet(&self) -> bool {
+        let tally = self.tally;
+        tally.due == 0 && tally.backoff == 0 && tally.starting == 0 && tally.stopping == 0
+    }
+
+    /// Its state, as status shows it.
+    pub fn state(&self) -> WatcherState {
+        match self.goal {
+            Goal::Stopped { .. } | Goal::Failed | Goal::Ended | Goal::Waiting if self.tally.live() > 0 => {
+                WatcherState::Stopping
+            }
+            Goal::Stopped { .. } | Goal::Ended => WatcherState::Stopped,
+            Goal::Failed => WatcherState::Failed,
+            Goal::Waiting => WatcherState::Waiting,
+            Goal::Queued => WatcherState::Starting,
+            Goal::Up { complete: true } if self.tally.ready > 0 || self.wanted == 0 => WatcherState::Running,
+            Goal::Up { .. } if self.tally.backoff > 0 && self.tally.starting + self.tally.due == 0 => {
+                WatcherState::Backoff
+            }
+            Goal::Up { .. } => WatcherState::Starting,
+        }
+    }
+}

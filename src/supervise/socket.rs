@@ -1,0 +1,116 @@
+//! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
+
+use super::state::{Binding, Goal, State, Why};
+use super::time::Due;
+use super::worker::backoff;
+use super::{Effect, SocketId, Supervisor, Turn};
+use crate::unit::LogLevel;
+use std::time::Duration;
+
+const SHORTEST_BIND_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_BIND_RETRY: Duration = Duration::from_secs(30);
+
+impl Supervisor {
+    /// Whether traffic on it must wake us.
+    pub(super) fn must_watch(&self, id: SocketId) -> bool {
+        let socket = &self.sockets[id.0 as usize];
+        !self.is_stopping()
+            && matches!(socket.binding, Binding::Bound)
+            && socket.trigger.paused.is_none()
+            && socket.watchers.iter().any(|watcher| self.watcher(*watcher).goal == Goal::Waiting)
+    }
+
+    pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        let must = self.must_watch(id);
+        let socket = &mut self.sockets[id.0 as usize];
+        if socket.watched != must {
+            socket.watched = must;
+            turn.effects.push(if must { Effect::Watch { socket: id } } else { Effect::Unwatch { socket: id } });
+        }
+    }
+
+    pub(super) fn traffic(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        if !self.must_watch(id) {
+            return;
+        }
+        let socket = &mut self.sockets[id.0 as usize];
+        let limit = socket.spec.unit.trigger_limit;
+        let trigger = &mut socket.trigger;
+        if turn.now.since(trigger.window) >= limit.interval || trigger.count == 0 {
+            trigger.window = turn.now;
+            trigger.count = 0;
+        }
+        trigger.count = trigger.count.saturating_add(1);
+        if limit.burst > 0 && !limit.interval.is_zero() && trigger.count > limit.burst {
+            let until = trigger.window + limit.interval;
+            trigger.paused = Some(until);
+            self.timers.set(Due::Socket(id), Some(until));
+            self.stirred.insert(id);
+            self.log_socket(turn, LogLevel::Warn, id, || {
+                format!(
+                    "activated more than {} times in {:?} (`trigger_limit`); clients wait until the interval is over",
+                    limit.burst, limit.interval
+                )
+            });
+            return;
+        }
+        for watcher in self.sockets[id.0 as usize].watchers.clone() {
+            if self.watcher(watcher).goal == Goal::Waiting {
+                self.log(turn, LogLevel::Debug, watcher, || "started by traffic".into());
+                self.start_watcher(turn, watcher);
+            }
+        }
+    }
+
+    pub(super) fn socket_due(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        let socket = &mut self.sockets[id.0 as usize];
+        if socket.trigger.paused.is_some_and(|until| until <= turn.now) {
+            socket.trigger.paused = None;
+            self.stirred.insert(id);
+        }
+        let socket = &mut self.sockets[id.0 as usize];
+        if let Binding::Failed { error, attempts, .. } = &mut socket.binding {
+            let (error, attempts) = (std::mem::take(error), *attempts);
+            socket.binding = Binding::Trying { error, attempts };
+            turn.effects.push(Effect::Bind { socket: id });
+        }
+    }
+
+    pub(super) fn bind_failed(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String) {
+        let socket = &mut self.sockets[id.0 as usize];
+        let Binding::Trying { attempts, .. } = socket.binding else { return };
+        self.retry_bind(turn, id, error, attempts + 1);
+    }
+
+    pub(super) fn retry_bind(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String, attempts: u32) {
+        let delay = backoff(attempts + 1, SHORTEST_BIND_RETRY, LONGEST_BIND_RETRY);
+        let retry = turn.now + delay;
+        let level = if attempts == 0 { LogLevel::Warn } else { LogLevel::Debug };
+        self.log_socket(turn, level, id, || format!("is not bound: {error}; next try in {delay:?}"));
+        self.sockets[id.0 as usize].binding = Binding::Failed { error, attempts, retry };
+        self.timers.set(Due::Socket(id), Some(retry));
+    }
+
+    pub(super) fn bound(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        if matches!(self.sockets[id.0 as usize].binding, Binding::Bound) {
+            return;
+        }
+        self.sockets[id.0 as usize].binding = Binding::Bound;
+        self.log_socket(turn, LogLevel::Info, id, || "is bound now".into());
+        self.stirred.insert(id);
+        // Workers that run without it are replaced by some that have it.
+        for watcher in self.sockets[id.0 as usize].watchers.clone() {
+            if matches!(self.watcher(watcher).goal, Goal::Up { .. }) {
+                for wid in 1..=self.watcher(watcher).slots.len() as u32 {
+                    match self.watcher(watcher).slots[wid as usize - 1].state {
+                        State::Vacant | State::Due => {}
+                        State::Backoff { .. } => {
+                            self.set_slot(watcher, wid, State::Due);
+                        }
+                        _ => self.stop_slot(turn, watcher, wid, Why::Asked),
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What the supervisor knows, for people and tests to look at.
+
+use super::state::{Binding, State, Watcher};
+use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
+use std::fmt;
+
+/// The state of a watcher, as DESIGN's "Life cycles" names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum WatcherState {
+    Stopped,
+    Waiting,
+    Starting,
+    Running,
+    Reloading,
+    Stopping,
+    Backoff,
+    Failed,
+}
+
+impl fmt::Display for WatcherState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WatcherState::Stopped => "stopped",
+            WatcherState::Waiting => "waiting",
+            WatcherState::Starting => "starting",
+            WatcherState::Running => "running",
+            WatcherState::Reloading => "reloading",
+            WatcherState::Stopping => "stopping",
+            WatcherState::Backoff => "backoff",
+            WatcherState::Failed => "failed",
+        })
+    }
+}
+
+/// The state of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum WorkerState {
+    Starting,
+    Ready,
+    Reloading,
+    Stopping,
+}
+
+/// The state of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    /// Its workers accept.
+    Listening,
+    /// Traffic on it starts a watcher.
+    Armed,
+    /// Activation pauses.
+    Paused,
+    /// It could not be bound.
+    Failed,
+}
+
+/// Everything there is to see.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    /// Whether everything that starts by itself has not started yet.
+    pub starting: bool,
+    /// Whether the manager is ending.
+    pub stopping: bool,
+    /// The sockets, in order of name.
+    pub sockets: Vec<SocketView<'a>>,
+    /// The watchers, in start order.
+    pub watchers: Vec<WatcherView<'a>>,
+}
+
+/// A socket.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct SocketView<'a> {
+    pub id: SocketId,
+    pub name: &'a str,
+    pub state: SocketState,
+    pub error: Option<&'a str>,
+    pub watchers: Vec<&'a str>,
+    /// Whether the runtime was told to report traffic.
+    pub watched: bool,
+}
+
+/// A watcher.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct WatcherView<'a> {
+    pub id: WatcherId,
+    pub name: &'a str,
+    pub state: WatcherState,
+    pub wanted: u32,
+    pub ready: u32,
+    pub restarts: u64,
+    pub error: Option<String>,
+    pub sockets: Vec<&'a str>,
+    pub workers: Vec<WorkerView<'a>>,
+}
+
+/// A running worker.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct WorkerView<'a> {
+    pub wid: u32,
+    pub proc: ProcId,
+    pub pid: Pid,
+    pub state: WorkerState,
+    pub since: Time,
+    pub status: Option<&'a str>,
+    pub generation: u64,
+}
+
+impl Supervisor {
+    /// All there is to see at the time `now`.
+    pub fn view(&self, now: Time) -> View<'_> {
+        View {
+            starting: matches!(self.phase, Phase::New | Phase::Booting { .. }),
+            stopping: self.is_stopping(),
+            sockets: (0..self.sockets.len() as u32).map(|index| self.view_socket(SocketId(index))).collect(),
+            watchers: self.watcher_ids().map(|id| self.view_watcher(id, now)).collect(),
+        }
+    }
+
+    fn view_socket(&self, id: SocketId) -> SocketView<'_> {
+        let socket = &self.sockets[id.0 as usize];
+        let (state, error) = match &socket.binding {
+            Binding::Failed { error, .. } | Binding::Trying { error, .. } => {
+                (SocketState::Failed, Some(error.as_str()))
+            }
+            Binding::Bound if socket.trigger.paused.is_some() => (
+                SocketState::Paused,
+                Some("activated too often (`trigger_limit`); goes on by itself when the interval is over"),
+            ),
+            Binding::Bound if socket.watched => (SocketState::Armed, None),
+            Binding::Bound => (SocketState::Listening, None),
+        };
+        let watchers = socket.watchers.iter().map(|watcher| self.watcher(*watcher).spec.name()).collect();
+        SocketView { id, name: socket.spec.name(), state, error, watchers, watched: socket.watched }
+    }
+
+    fn view_watcher(&self, id: WatcherId, now: Time) -> WatcherView<'_> {
+        let watcher = self.watcher(id);
+        WatcherView {
+            id,
+            name: watcher.spec.name(),
+            state: watcher.state(),
+            wanted: watcher.wanted,
+            ready: watcher.tally.ready,
+            restarts: watcher.restarts,
+            error: watcher.error(now),
+            sockets: watcher.sockets.iter().map(|socket| self.sockets[socket.0 as usize].spec.name()).collect(),
+            workers: watcher.workers(),
+        }
+    }
+}
+
+impl Watcher {
+    /// The last mishap, until its slot has proved itself again.
+    fn error(&self, now: Time) -> Option<String> {
+        let mishap = self.mishap.as_ref()?;
+        let slot = mishap.wid.checked_sub(1).and_then(|index| self.slots.get(index as usize));
+        match slot.map(|slot| &slot.state) {
+            Some(State::Backoff { until }) => {
+                // Tenths are as exact as anybody needs.
+                let wait = until.since(now).as_millis().div_ceil(100) as f64 / 10.0;
+                Some(format!("{}; next try in {wait} s", mishap.text))
+            }
+            Some(State::Ready { worker, .. }) => {
+                let lived = worker.ready.map(|ready| now.since(ready)).unwrap_or_default();
+                (lived < self.spec.unit.restart_reset).then(|| mishap.text.clone())
+            }
+            _ => Some(mishap.text.clone()),
+        }
+    }
+
+    fn workers(&self) -> Vec<WorkerView<'_>> {
+        (1u32..)
+            .zip(&self.slots)
+            .filter_map(|(wid, slot)| {
+                let worker = slot.state.worker()?;
+                let state = match slot.state {
+                    State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => WorkerState::Stopping,
+                    State::Ready { .. } if worker.reloading => WorkerState::Reloading,
+                    State::Ready { .. } => WorkerState::Ready,
+                    _ => WorkerState::Starting,
+                };
+                Some(WorkerView {
+                    wid,
+                    proc: worker.proc,
+                    pid: worker.pid,
+                    state,
+                    since: worker.since,
+                    status: worker.status.as_deref(),
+                    generation: slot.generation,
+                })
+            })
+            .collect()
+    }
+}

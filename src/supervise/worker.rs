@@ -1,0 +1,638 @@
+//! The life of one worker: from due to gone. The rules stand at the head of [`super`].
+
+use super::state::{Goal, Mishap, State, Why, Worker};
+use super::time::{Due, Time};
+use super::{Effect, Exit, Pid, ProcId, Sender, SpawnFailure, Supervisor, Turn, WatcherId, notify};
+use crate::unit::{self, LogLevel, Restart, Signal, WatcherKind};
+use std::rc::Rc;
+use std::time::Duration;
+
+const SIGKILL: Signal = Signal(9);
+const SIGCONT: Signal = Signal(18);
+
+/// Longest STATUS= text that is kept, in bytes, as in systemd.
+const MAX_STATUS: usize = 16 * 1024;
+
+/// The shortest delay of a backoff that has begun: `restart_delay = 0` must not become a spin.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
+
+/// How a process ended, as far as what comes next depends on it.
+struct End {
+    /// Without the worker's name: `exited with code 3`.
+    text: String,
+    /// It did its job.
+    clean: bool,
+    /// It exited with code 0.
+    succeeded: bool,
+    /// There was a process at all.
+    lived: bool,
+    /// When it became ready.
+    ready: Option<Time>,
+    exit_code: i32,
+}
+
+impl End {
+    fn of(exit: Exit, worker: &Worker) -> End {
+        let errno = worker.errno.map(|errno| format!(", ERRNO={errno}")).unwrap_or_default();
+        let early = if worker.ready.is_none() && !exit.is_clean() { " before it was ready" } else { "" };
+        End {
+            text: format!("{exit}{early}{errno}"),
+            clean: exit.is_clean(),
+            succeeded: exit == Exit::Code(0),
+            lived: true,
+            ready: worker.ready,
+            exit_code: exit.as_exit_code(),
+        }
+    }
+}
+
+impl Supervisor {
+    /// Spawns what is due, as fast as `warmup_delay` allows.
+    pub(super) fn launch_due(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let warmup = self.watcher(id).spec.unit.warmup_delay;
+        let mut wid = 1;
+        while self.watcher(id).tally.due > 0 && wid <= self.watcher(id).slots.len() as u32 {
+            if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Due) {
+                let next_spawn = self.watcher(id).next_spawn;
+                if next_spawn > turn.now {
+                    self.timers.set(Due::Watcher(id), Some(next_spawn));
+                    return;
+                }
+                self.launch(turn, id, wid);
+                self.watcher_mut(id).next_spawn = turn.now + warmup;
+            }
+            wid += 1;
+        }
+    }
+
+    fn launch(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        let proc = ProcId(self.next_proc);
+        self.next_proc += 1;
+        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
+        slot.generation += 1;
+        slot.ended_badly = None;
+        self.set_slot(id, wid, State::Launching { proc, since: turn.now, cancelled: false });
+        let spec = Rc::clone(&self.watcher(id).spec);
+        turn.effects.push(Effect::Spawn { proc, watcher: id, wid, spec });
+    }
+
+    pub(super) fn spawned(&mut self, turn: &mut Turn<'_>, proc: ProcId, pid: Pid) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        let State::Launching { cancelled, .. } = self.watcher(id).slots[wid as usize - 1].state else { return };
+        let unit = &self.watcher(id).spec.unit;
+        let worker = Worker {
+            proc,
+            pid,
+            since: turn.now,
+            ready: None,
+            status: None,
+            errno: None,
+            watchdog: unit.watchdog,
+            reloading: false,
+        };
+        let (kind, start_timeout) = (unit.kind, unit.start_timeout);
+        self.log(turn, LogLevel::Debug, id, || format!("worker {wid} started with pid {}", pid.0));
+        if cancelled {
+            self.set_slot(id, wid, State::Starting { worker, deadline: None });
+            self.stop_slot(turn, id, wid, Why::Asked);
+            return;
+        }
+        let watcher = self.watcher_mut(id);
+        if std::mem::take(&mut watcher.slots[wid as usize - 1].bereaved) {
+            watcher.restarts += 1;
+        }
+        match kind {
+            WatcherKind::Exec => self.settle_worker(turn, id, wid, worker),
+            WatcherKind::Notify | WatcherKind::Oneshot => {
+                let deadline = start_timeout.map(|timeout| turn.now + timeout);
+                self.set_slot(id, wid, State::Starting { worker, deadline });
+            }
+        }
+    }
+
+    /// What its `type` asks for has come: only `ready_delay` is between it and being ready.
+    fn settle_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, worker: Worker) {
+        let delay = self.watcher(id).spec.unit.ready_delay;
+        if delay.is_zero() {
+            self.make_ready(turn, id, wid, worker);
+        } else {
+            self.set_slot(id, wid, State::Settling { worker, until: turn.now + delay });
+        }
+    }
+
+    fn make_ready(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, mut worker: Worker) {
+        worker.since = turn.now;
+        worker.ready = Some(turn.now);
+        let watchdog = worker.watchdog.map(|interval| turn.now + interval);
+        self.watcher_mut(id).failures = 0;
+        self.set_slot(id, wid, State::Ready { worker, watchdog });
+        self.log(turn, LogLevel::Debug, id, || format!("worker {wid} is ready"));
+    }
+
+    pub(super) fn spawn_failed(&mut self, turn: &mut Turn<'_>, proc: ProcId, failure: SpawnFailure) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Launching { .. }) {
+            return;
+        }
+        self.take_slot(id, wid);
+        if self.is_wanted(id, wid) {
+            let text = format!("could not be started: {}", failure.reason);
+            let exit_code = failure.exit_code;
+            self.ended(
+                turn,
+                id,
+                wid,
+                End { text, clean: false, succeeded: false, lived: false, ready: None, exit_code },
+            );
+        } else {
+            self.vacate(id, wid);
+        }
+    }
+
+    pub(super) fn spawn_cancelled(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Launching { .. }) {
+            self.take_slot(id, wid);
+            self.replace_or_vacate(turn, id, wid);
+        }
+    }
+
+    pub(super) fn notified(&mut self, turn: &mut Turn<'_>, proc: ProcId, sender: Sender, message: notify::Message) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        let access = self.watcher(id).spec.unit.notify_access;
+        let refused = match (access, sender) {
+            (unit::NotifyAccess::All, _) | (unit::NotifyAccess::Main, Sender::Main) => None,
+            (unit::NotifyAccess::Main, Sender::Other(pid)) => Some(format!(
+                "worker {wid}: a notification of pid {} is ignored, since it is not the main process (`notify_access` is \"main\")",
+                pid.0
+            )),
+            (unit::NotifyAccess::None, _) => {
+                Some(format!("worker {wid}: a notification is ignored, since `notify_access` is \"none\""))
+            }
+        };
+        if let Some(text) = refused {
+            self.log(turn, LogLevel::Warn, id, || text);
+            return;
+        }
+        let Some(worker) = self.watcher_mut(id).slots[wid as usize - 1].state.worker_mut() else { return };
+        let mut follow = None;
+        if let Some(pid) = message.main_pid.filter(|pid| *pid != worker.pid.0) {
+            worker.pid = Pid(pid);
+            follow = Some(Pid(pid));
+        }
+        if let Some(status) = message.status {
+            worker.status = Some(status).filter(|text| !text.is_empty() && text.len() <= MAX_STATUS);
+        }
+        if message.errno.is_some() {
+            worker.errno = message.errno;
+        }
+        if message.watchdog_interval.is_some() {
+            worker.watchdog = message.watchdog_interval;
+        }
+        if message.reloading {
+            worker.reloading = true;
+        }
+        if message.ready {
+            worker.reloading = false;
+        }
+        if let Some(pid) = follow {
+            turn.effects.push(Effect::Follow { proc, pid });
+            self.log(turn, LogLevel::Info, id, || format!("the main process of worker {wid} is now pid {}", pid.0));
+        }
+        self.touched.insert(id);
+        self.advance_worker(turn, id, wid, message.ready, message.stopping);
+        if let Some(extension) = message.extend_timeout {
+            self.extend_worker(turn, id, wid, extension);
+        }
+        if message.watchdog.is_some() || message.watchdog_interval.is_some() {
+            self.feed_watchdog(turn, id, wid, message.watchdog);
+        }
+    }
+
+    /// READY=1 and STOPPING=1; the latter wins, as in systemd.
+    fn advance_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, ready: bool, stopping: bool) {
+        let unit = &self.watcher(id).spec.unit;
+        let (kind, graceful) = (unit.kind, unit.graceful_timeout);
+        let state = &self.watcher(id).slots[wid as usize - 1].state;
+        let alive = matches!(state, State::Starting { .. } | State::Settling { .. } | State::Ready { .. });
+        if stopping && alive {
+            let (State::Starting { mut worker, .. }
+            | State::Settling { mut worker, .. }
+            | State::Ready { mut worker, .. }) = self.take_slot(id, wid)
+            else {
+                return;
+            };
+            worker.since = turn.now;
+            let kill_at = graceful.map(|timeout| turn.now + timeout);
+            self.set_slot(id, wid, State::Stopping { worker, why: Why::Itself, kill_at });
+            self.log(turn, LogLevel::Info, id, || format!("worker {wid} says that it is stopping"));
+        } else if ready && kind == WatcherKind::Notify && matches!(state, State::Starting { .. }) {
+            if let State::Starting { worker, .. } = self.take_slot(id, wid) {
+                self.settle_worker(turn, id, wid, worker);
+            }
+        }
+    }
+
+    /// Moves the deadline that is running, never to an earlier time.
+    fn extend_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, extension: Duration) {
+        let until = turn.now + extension;
+        let state = match self.take_slot(id, wid) {
+            State::Starting { worker, deadline } => {
+                State::Starting { worker, deadline: deadline.map(|deadline| deadline.max(until)) }
+            }
+            State::Stopping { worker, why, kill_at } => {
+                State::Stopping { worker, why, kill_at: kill_at.map(|deadline| deadline.max(until)) }
+            }
+            State::Ready { worker, watchdog } => {
+                State::Ready { worker, watchdog: watchdog.map(|deadline| deadline.max(until)) }
+            }
+            other => other,
+        };
+        self.set_slot(id, wid, state);
+    }
+
+    fn feed_watchdog(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, said: Option<notify::Watchdog>) {
+        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Ready { .. }) {
+            return;
+        }
+        if said == Some(notify::Watchdog::Trigger) {
+            self.watchdog_ran_out(turn, id, wid, "asked for its own end by WATCHDOG=trigger".into());
+        } else if let State::Ready { worker, .. } = self.take_slot(id, wid) {
+            let watchdog = worker.watchdog.map(|interval| turn.now + interval);
+            self.set_slot(id, wid, State::Ready { worker, watchdog });
+        }
+    }
+
+    fn watchdog_ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, text: String) {
+        let signal = self.watcher(id).spec.unit.watchdog_signal;
+        self.log(turn, LogLevel::Warn, id, || format!("worker {wid} {text}"));
+        self.stop_slot_by(turn, id, wid, Why::Failed(text), signal);
+    }
+
+    pub(super) fn slot_due(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        // What is scaled away takes its deadline along; this guards the index all the same.
+        let Some(slot) = self.watcher(id).slots.get(wid as usize - 1) else { return };
+        let unit = &self.watcher(id).spec.unit;
+        match &slot.state {
+            State::Vacant | State::Due | State::Launching { .. } => {}
+            State::Backoff { .. } => {
+                self.set_slot(id, wid, State::Due);
+            }
+            State::Starting { .. } => {
+                let timeout = unit.start_timeout.unwrap_or_default();
+                let text = format!("was not ready within {timeout:?} (`start_timeout`)");
+                self.log(turn, LogLevel::Warn, id, || format!("worker {wid} {text}; it is stopped"));
+                self.stop_slot(turn, id, wid, Why::Failed(text));
+            }
+            State::Settling { .. } => {
+                if let State::Settling { worker, .. } = self.take_slot(id, wid) {
+                    self.make_ready(turn, id, wid, worker);
+                }
+            }
+            State::Ready { worker, .. } => {
+                let interval = worker.watchdog.unwrap_or_default();
+                self.watchdog_ran_out(turn, id, wid, format!("sent no WATCHDOG=1 for {interval:?}"));
+            }
+            State::Draining { .. } => self.stop_slot(turn, id, wid, Why::Asked),
+            State::Stopping { .. } => {
+                self.log(turn, LogLevel::Warn, id, || {
+                    format!("worker {wid} did not end in `graceful_timeout`; it is killed")
+                });
+                self.kill_slot(turn, id, wid);
+            }
+            State::Leaving { .. } => {
+                self.log(turn, LogLevel::Warn, id, || {
+                    format!("processes of worker {wid} did not end in `graceful_timeout`; they are killed")
+                });
+                self.kill_slot(turn, id, wid);
+            }
+        }
+    }
+
+    /// Asks a slot's worker to end, by the watcher's `stop_signal`. A slot without one is vacated.
+    pub(super) fn stop_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, why: Why) {
+        let signal = self.watcher(id).spec.unit.stop_signal;
+        self.stop_slot_by(turn, id, wid, why, signal);
+    }
+
+    fn stop_slot_by(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, why: Why, signal: Signal) {
+        let unit = &self.watcher(id).spec.unit;
+        let (graceful, group) = (unit.graceful_timeout, unit.stop_children);
+        let state = match self.take_slot(id, wid) {
+            State::Vacant | State::Due | State::Backoff { .. } => {
+                self.vacate(id, wid);
+                return;
+            }
+            State::Launching { proc, since, cancelled } => {
+                if !cancelled {
+                    turn.effects.push(Effect::CancelSpawn { proc });
+                }
+                State::Launching { proc, since, cancelled: true }
+            }
+            State::Starting { mut worker, .. }
+            | State::Settling { mut worker, .. }
+            | State::Ready { mut worker, .. }
+            | State::Draining { mut worker, .. } => {
+                let proc = worker.proc;
+                turn.effects.push(Effect::Signal { proc, signal, group });
+                if signal != SIGKILL {
+                    // A stopped process could not act on it.
+                    turn.effects.push(Effect::Signal { proc, signal: SIGCONT, group });
+                }
+                worker.since = turn.now;
+                State::Stopping { worker, why, kill_at: graceful.map(|timeout| turn.now + timeout) }
+            }
+            State::Stopping { worker, kill_at, why: before } => {
+                State::Stopping { worker, kill_at, why: stronger(before, why) }
+            }
+            State::Leaving { worker, exit, kill_at, why: before } => {
+                State::Leaving { worker, exit, kill_at, why: stronger(before, why) }
+            }
+        };
+        self.set_slot(id, wid, state);
+    }
+
+    /// Ends a slot's process by force.
+    pub(super) fn kill_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        let state = match self.take_slot(id, wid) {
+            State::Vacant | State::Due | State::Backoff { .. } => {
+                self.vacate(id, wid);
+                return;
+            }
+            State::Launching { proc, since, cancelled } => {
+                if !cancelled {
+                    turn.effects.push(Effect::CancelSpawn { proc });
+                }
+                State::Launching { proc, since, cancelled: true }
+            }
+            State::Starting { worker, .. }
+            | State::Settling { worker, .. }
+            | State::Ready { worker, .. }
+            | State::Draining { worker, .. } => {
+                turn.effects.push(Effect::Kill { proc: worker.proc });
+                State::Stopping { worker, why: Why::Asked, kill_at: None }
+            }
+            State::Stopping { worker, why, .. } => {
+                turn.effects.push(Effect::Kill { proc: worker.proc });
+                State::Stopping { worker, why, kill_at: None }
+            }
+            State::Leaving { worker, why, exit, kill_at } => {
+                if kill_at.is_some() {
+                    turn.effects.push(Effect::KillLeftovers { proc: worker.proc });
+                }
+                State::Leaving { worker, why, exit, kill_at: None }
+            }
+        };
+        self.set_slot(id, wid, state);
+    }
+
+    pub(super) fn exited(&mut self, turn: &mut Turn<'_>, proc: ProcId, exit: Exit) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        self.log(turn, LogLevel::Debug, id, || format!("worker {wid} {exit}"));
+        match self.take_slot(id, wid) {
+            State::Starting { worker, .. } | State::Settling { worker, .. } | State::Ready { worker, .. } => {
+                // Nobody waits for these leftovers: they are killed and the slot goes on.
+                turn.effects.push(Effect::KillLeftovers { proc });
+                let end = End::of(exit, &worker);
+                self.ended(turn, id, wid, end);
+            }
+            State::Draining { worker, .. } => {
+                turn.effects.push(Effect::KillLeftovers { proc });
+                self.set_slot(id, wid, State::Leaving { worker, why: Why::Asked, exit, kill_at: None });
+            }
+            State::Stopping { worker, why, kill_at } => {
+                // With `stop_children` the others have had the signal too, and have as long to heed it.
+                let kill_at = kill_at.filter(|at| self.watcher(id).spec.unit.stop_children && *at > turn.now);
+                turn.effects.push(match kill_at {
+                    Some(_) => Effect::AwaitLeftovers { proc },
+                    None => Effect::KillLeftovers { proc },
+                });
+                self.set_slot(id, wid, State::Leaving { worker, why, exit, kill_at });
+            }
+            other => {
+                self.set_slot(id, wid, other);
+            }
+        }
+    }
+
+    pub(super) fn gone(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Leaving { .. }) {
+            return;
+        }
+        let State::Leaving { worker, why, exit, .. } = self.take_slot(id, wid) else { return };
+        match why {
+            Why::Asked => self.replace_or_vacate(turn, id, wid),
+            Why::Itself if self.is_wanted(id, wid) => {
+                let end = End::of(exit, &worker);
+                self.ended(turn, id, wid, end);
+            }
+            Why::Failed(text) if self.is_wanted(id, wid) => {
+                let end = End { text, clean: false, succeeded: false, ..End::of(exit, &worker) };
+                self.ended(turn, id, wid, end);
+            }
+            Why::Itself | Why::Failed(_) => self.vacate(id, wid),
+        }
+    }
+
+    pub(super) fn drained(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Draining { .. }) {
+            self.stop_slot(turn, id, wid, Why::Asked);
+        }
+    }
+
+    /// Takes a slot out of use that is scaled away. With shards of its own it serves what waits in them first.
+    pub(super) fn retire_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        if !self.has_shards(id) || !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Ready { .. }) {
+            self.stop_slot(turn, id, wid, Why::Asked);
+            return;
+        }
+        if let State::Ready { worker, .. } = self.take_slot(id, wid) {
+            let until = self.watcher(id).spec.unit.graceful_timeout.map(|timeout| turn.now + timeout);
+            turn.effects.push(Effect::Drain { proc: worker.proc });
+            self.set_slot(id, wid, State::Draining { worker, until });
+        }
+    }
+
+    /// Whether its workers have kernel queues of their own.
+    pub(super) fn has_shards(&self, id: WatcherId) -> bool {
+        let sockets = &self.watcher(id).sockets;
+        sockets.iter().any(|socket| self.sockets[socket.0 as usize].spec.unit.so_reuseport.value)
+    }
+
+    fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {
+        matches!(self.watcher(id).goal, Goal::Up { .. }) && wid <= self.watcher(id).wanted
+    }
+
+    /// After a stop that was asked for: the slot starts afresh if it is still wanted (a restart).
+    fn replace_or_vacate(&mut self, _turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        self.vacate(id, wid);
+        if self.is_wanted(id, wid) {
+            self.set_slot(id, wid, State::Due);
+        }
+    }
+
+    fn vacate(&mut self, id: WatcherId, wid: u32) {
+        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
+        slot.attempt = 0;
+        slot.bereaved = false;
+        self.set_slot(id, wid, State::Vacant);
+    }
+
+    /// A process ended that nobody asked to. Its slot has been taken.
+    fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: End) {
+        let spec = Rc::clone(&self.watcher(id).spec);
+        let unit = &spec.unit;
+        if !self.is_wanted(id, wid) {
+            self.vacate(id, wid);
+            return;
+        }
+        let done = unit.kind == WatcherKind::Oneshot && end.succeeded;
+        let failed_start = end.ready.is_none() && !done;
+        let failed = failed_start || !end.clean;
+        let again = match unit.restart {
+            _ if done => false,
+            // The traffic decides when it runs again.
+            _ if unit.on_demand.value && !failed => false,
+            Restart::Always => true,
+            Restart::OnFailure => failed,
+            Restart::Never => false,
+        };
+
+        let watcher = self.watcher_mut(id);
+        if failed || again {
+            let text = format!("worker {wid} {}", end.text);
+            watcher.mishap = Some(Mishap { text, wid, exit_code: end.exit_code });
+        }
+        if failed {
+            watcher.failures_ever += 1;
+        }
+        if failed_start {
+            watcher.failures = watcher.failures.saturating_add(1);
+        }
+        let given_up = failed_start && unit.max_retry.is_some_and(|most| watcher.failures >= most.max(1));
+        if again && given_up {
+            let text =
+                format!("worker {wid} {}; given up after {} failed starts (`max_retry`)", end.text, watcher.failures);
+            self.vacate(id, wid);
+            self.give_up(turn, id, Mishap { text, wid, exit_code: end.exit_code });
+        } else if again {
+            self.restart_slot(turn, id, wid, &end);
+        } else {
+            self.log(turn, if failed { LogLevel::Warn } else { LogLevel::Info }, id, || {
+                format!("worker {wid} {}; it is not restarted", end.text)
+            });
+            self.vacate(id, wid);
+            self.watcher_mut(id).slots[wid as usize - 1].ended_badly = failed.then_some(end.exit_code);
+            if self.watcher(id).tally.busy() == 0 {
+                self.ran_out(turn, id, &end, failed, wid);
+            }
+        }
+    }
+
+    fn restart_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: &End) {
+        let spec = Rc::clone(&self.watcher(id).spec);
+        let unit = &spec.unit;
+        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
+        if end.ready.is_some_and(|ready| turn.now.since(ready) >= unit.restart_reset) {
+            slot.attempt = 0;
+        }
+        let delay = backoff(slot.attempt, unit.restart_delay, unit.restart_max_delay);
+        slot.attempt = slot.attempt.saturating_add(1);
+        slot.bereaved |= end.lived;
+        let level = LogLevel::Warn;
+        if delay.is_zero() {
+            self.set_slot(id, wid, State::Due);
+            self.log(turn, level, id, || format!("worker {wid} {}; it is restarted", end.text));
+        } else {
+            self.set_slot(id, wid, State::Backoff { until: turn.now + delay });
+            self.log(turn, level, id, || format!("worker {wid} {}; next try in {delay:?}", end.text));
+        }
+    }
+
+    /// The last worker of a watcher has ended and none is to follow.
+    fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId, end: &End, failed: bool, wid: u32) {
+        let unit = &self.watcher(id).spec.unit;
+        let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
+        if unit.on_demand.value && !(unit.critical && once) {
+            self.set_goal(id, Goal::Waiting);
+            return;
+        }
+        let worst = self.watcher(id).slots.iter().position(|slot| slot.ended_badly.is_some());
+        if failed {
+            let text = format!("worker {wid} {}", end.text);
+            self.give_up(turn, id, Mishap { text, wid, exit_code: end.exit_code });
+        } else if let Some(index) = worst {
+            // Another of its workers ended badly before this one ended well.
+            let exit_code = self.watcher(id).slots[index].ended_badly.unwrap_or(1);
+            let text = format!("worker {} ended badly", index + 1);
+            self.give_up(turn, id, Mishap { text, wid: index as u32 + 1, exit_code });
+        } else {
+            self.set_goal(id, Goal::Ended);
+            if self.watcher(id).spec.unit.critical {
+                let reason = format!("the critical watcher `{}` has ended", self.watcher(id).spec.name());
+                self.end_with(turn, end.exit_code, reason);
+            }
+        }
+    }
+
+    /// The watcher has failed for good: what is left of it is stopped, and so is what requires it.
+    pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, id: WatcherId, mishap: Mishap) {
+        let code = mishap.exit_code;
+        self.log(turn, LogLevel::Error, id, || format!("failed: {}", mishap.text));
+        let watcher = self.watcher_mut(id);
+        watcher.mishap = Some(mishap);
+        watcher.failures_ever += 1;
+        self.set_goal(id, Goal::Failed);
+        for wid in 1..=self.watcher(id).slots.len() as u32 {
+            self.stop_slot(turn, id, wid, Why::Asked);
+        }
+        let name = self.watcher(id).spec.name().to_owned();
+        for (dependent, requires) in self.watcher(id).dependents.clone() {
+            let goal = self.watcher(dependent).goal;
+            if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
+                let text = format!("it requires `{name}`, which failed");
+                self.give_up(turn, dependent, Mishap { text, wid: 0, exit_code: 1 });
+            }
+        }
+        if self.watcher(id).spec.unit.critical {
+            self.end_with(turn, code, format!("the critical watcher `{name}` has failed"));
+        }
+    }
+}
+
+/// A stop that somebody asked for outweighs one that came of itself.
+fn stronger(before: Why, now: Why) -> Why {
+    match now {
+        Why::Asked => Why::Asked,
+        Why::Failed(_) | Why::Itself => before,
+    }
+}
+
+/// Delay before the restart after `attempt` restarts in a row: the first is at once, then doubling from `shortest`.
+pub(super) fn backoff(attempt: u32, shortest: Duration, longest: Duration) -> Duration {
+    let Some(doublings) = attempt.checked_sub(1) else { return Duration::ZERO };
+    let shortest = shortest.max(SHORTEST_BACKOFF);
+    let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+    shortest.checked_mul(factor).unwrap_or(Duration::MAX).min(longest.max(shortest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_restart_is_at_once_and_the_others_double_up_to_the_longest() {
+        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
+        let delays: Vec<u128> = (0..12).map(|attempt| backoff(attempt, shortest, longest).as_millis()).collect();
+        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        assert_eq!(backoff(u32::MAX, shortest, longest), longest);
+    }
+
+    #[test]
+    fn a_delay_of_zero_does_not_spin() {
+        assert_eq!(backoff(1, Duration::ZERO, Duration::ZERO), SHORTEST_BACKOFF);
+        assert!(backoff(10, Duration::ZERO, Duration::from_secs(1)) >= Duration::from_secs(1));
+    }
+}
