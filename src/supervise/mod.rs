@@ -115,7 +115,12 @@ impl fmt::Display for Exit {
         match self {
             Exit::Code(code) => write!(f, "exited with code {code}"),
             Exit::Signal(signal) => {
-                write!(f, "was killed by signal {} ({})", signal.0, crate::unit::signal_name(*signal))
+                write!(
+                    f,
+                    "was killed by signal {} ({})",
+                    signal.0,
+                    crate::unit::signal_name(*signal)
+                )
             }
             Exit::Unknown => write!(f, "ended"),
         }
@@ -406,12 +411,20 @@ impl Supervisor {
     /// A supervisor of `plan`, of whose sockets those in `unbound` could not be bound, each with the reason. Nothing
     /// starts before [`Event::Begin`].
     pub fn new(plan: &Plan, unbound: &[(String, String)], settings: Settings) -> Supervisor {
-        let socket_ids: HashMap<&str, SocketId> =
-            plan.sockets.iter().enumerate().map(|(i, socket)| (socket.name(), SocketId(i as u32))).collect();
+        let socket_ids: HashMap<&str, SocketId> = plan
+            .sockets
+            .iter()
+            .enumerate()
+            .map(|(i, socket)| (socket.name(), SocketId(i as u32)))
+            .collect();
         let names: HashMap<String, WatcherId> = (plan.watchers.iter().enumerate())
             .map(|(i, watcher)| (watcher.name().to_owned(), WatcherId(i as u32)))
             .collect();
-        let mut sockets: Vec<Socket> = plan.sockets.iter().map(|spec| new_socket(spec, unbound)).collect();
+        let mut sockets: Vec<Socket> = plan
+            .sockets
+            .iter()
+            .map(|spec| new_socket(spec, unbound))
+            .collect();
         let mut watchers: Vec<Watcher> = plan.watchers.iter().map(new_watcher).collect();
         for index in 0..watchers.len() {
             let id = WatcherId(index as u32);
@@ -425,8 +438,15 @@ impl Supervisor {
             let required = spec.unit.requires.iter().map(|name| (name, true));
             let after = spec.unit.after.iter().map(|name| (name, false));
             for (name, requires) in required.chain(after) {
-                let Some(other) = names.get(&name.value).copied() else { continue };
-                if other != id && watchers[index].dependencies.iter().all(|(known, _)| *known != other) {
+                let Some(other) = names.get(&name.value).copied() else {
+                    continue;
+                };
+                if other != id
+                    && watchers[index]
+                        .dependencies
+                        .iter()
+                        .all(|(known, _)| *known != other)
+                {
                     watchers[index].dependencies.push((other, requires));
                     watchers[other.0 as usize].dependents.push((id, requires));
                 }
@@ -471,11 +491,20 @@ impl Supervisor {
             Event::Spawned { proc, pid } => self.spawned(turn, proc, pid),
             Event::SpawnFailed { proc, failure } => self.spawn_failed(turn, proc, failure),
             Event::SpawnCancelled { proc } => self.spawn_cancelled(turn, proc),
-            Event::Notified { proc, sender, message } => self.notified(turn, proc, sender, message),
+            Event::Notified {
+                proc,
+                sender,
+                message,
+            } => self.notified(turn, proc, sender, message),
             Event::Exited { proc, exit } => self.exited(turn, proc, exit),
             Event::Gone { proc } => self.gone(turn, proc),
             Event::Drained { proc } => self.drained(turn, proc),
-            Event::Command { request, command, no_wait, progress } => {
+            Event::Command {
+                request,
+                command,
+                no_wait,
+                progress,
+            } => {
                 self.command(turn, request, command, no_wait, progress);
             }
             Event::Abandoned { request } => self.abandon(request),
@@ -583,27 +612,57 @@ impl Supervisor {
         }
     }
 
-    fn log(&self, turn: &mut Turn<'_>, level: LogLevel, id: WatcherId, text: impl FnOnce() -> String) {
+    fn log(
+        &self,
+        turn: &mut Turn<'_>,
+        level: LogLevel,
+        id: WatcherId,
+        text: impl FnOnce() -> String,
+    ) {
         if level as u8 <= self.settings.log_level as u8 {
             let unit = format!("watcher.{}", self.watcher(id).spec.name());
-            turn.effects.push(Effect::Log { level, unit, text: text() });
+            turn.effects.push(Effect::Log {
+                level,
+                unit,
+                text: text(),
+            });
         }
     }
 
-    fn log_socket(&self, turn: &mut Turn<'_>, level: LogLevel, id: SocketId, text: impl FnOnce() -> String) {
+    fn log_socket(
+        &self,
+        turn: &mut Turn<'_>,
+        level: LogLevel,
+        id: SocketId,
+        text: impl FnOnce() -> String,
+    ) {
         if level as u8 <= self.settings.log_level as u8 {
             let unit = format!("socket.{}", self.sockets[id.0 as usize].spec.name());
-            turn.effects.push(Effect::Log { level, unit, text: text() });
+            turn.effects.push(Effect::Log {
+                level,
+                unit,
+                text: text(),
+            });
         }
     }
 }
 
 fn new_socket(spec: &Rc<plan::Socket>, unbound: &[(String, String)]) -> Socket {
     let binding = match unbound.iter().find(|(name, _)| name == spec.name()) {
-        Some((_, error)) => Binding::Failed { error: error.clone(), attempts: 0, retry: Time::ZERO },
+        Some((_, error)) => Binding::Failed {
+            error: error.clone(),
+            attempts: 0,
+            retry: Time::ZERO,
+        },
         None => Binding::Bound,
     };
-    Socket { spec: Rc::clone(spec), binding, watchers: Vec::new(), trigger: Trigger::default(), watched: false }
+    Socket {
+        spec: Rc::clone(spec),
+        binding,
+        watchers: Vec::new(),
+        trigger: Trigger::default(),
+        watched: false,
+    }
 }
 
 fn new_watcher(spec: &Rc<plan::Watcher>) -> Watcher {

@@ -61,12 +61,17 @@ pub fn parse(datagram: &[u8]) -> Result<Message, Reject> {
     }
     let mut message = Message::default();
     for line in text.split(|byte| *byte == b'\n') {
-        let Some(equals) = line.iter().position(|byte| *byte == b'=') else { continue };
+        let Some(equals) = line.iter().position(|byte| *byte == b'=') else {
+            continue;
+        };
         apply(&mut message, &line[..equals], &line[equals + 1..]);
     }
     if message.barrier {
         // A barrier stands alone: systemd processes nothing else in such a message.
-        return Ok(Message { barrier: true, ..Message::default() });
+        return Ok(Message {
+            barrier: true,
+            ..Message::default()
+        });
     }
     Ok(message)
 }
@@ -79,10 +84,14 @@ fn apply(message: &mut Message, tag: &[u8], value: &[u8]) {
         b"STATUS" => message.status = Some(std::str::from_utf8(value).unwrap_or("").to_owned()),
         b"ERRNO" => message.errno = number(value).filter(|errno| *errno > 0).or(message.errno),
         b"MAINPID" => message.main_pid = number(value).or(message.main_pid),
-        b"EXTEND_TIMEOUT_USEC" => message.extend_timeout = microseconds(value).or(message.extend_timeout),
+        b"EXTEND_TIMEOUT_USEC" => {
+            message.extend_timeout = microseconds(value).or(message.extend_timeout)
+        }
         b"WATCHDOG" if value == b"1" => message.watchdog = Some(Watchdog::Alive),
         b"WATCHDOG" if value == b"trigger" => message.watchdog = Some(Watchdog::Trigger),
-        b"WATCHDOG_USEC" => message.watchdog_interval = microseconds(value).or(message.watchdog_interval),
+        b"WATCHDOG_USEC" => {
+            message.watchdog_interval = microseconds(value).or(message.watchdog_interval)
+        }
         b"BARRIER" => message.barrier |= value == b"1",
         b"FDSTORE" => message.fd_store |= value == b"1",
         _ => {}
@@ -121,7 +130,13 @@ mod tests {
 
     #[test]
     fn a_status_that_is_not_utf8_clears_the_text() {
-        assert_eq!(parse(b"STATUS=\xff").expect("is well formed").status.as_deref(), Some(""));
+        assert_eq!(
+            parse(b"STATUS=\xff")
+                .expect("is well formed")
+                .status
+                .as_deref(),
+            Some("")
+        );
     }
 
     #[test]
@@ -138,8 +153,15 @@ mod tests {
 
     #[test]
     fn a_bad_value_leaves_what_stood_there() {
-        let message = parse(b"ERRNO=5\nERRNO=x\nMAINPID=\nREADY=yes\nEXTEND_TIMEOUT_USEC=-1").expect("is well formed");
-        assert_eq!(message, Message { errno: Some(5), ..Message::default() });
+        let message = parse(b"ERRNO=5\nERRNO=x\nMAINPID=\nREADY=yes\nEXTEND_TIMEOUT_USEC=-1")
+            .expect("is well formed");
+        assert_eq!(
+            message,
+            Message {
+                errno: Some(5),
+                ..Message::default()
+            }
+        );
     }
 
     proptest! {

@@ -27,7 +27,12 @@ pub(super) enum Phase {
     /// Everything has started.
     Running,
     /// All watchers are stopped, a level at a time from the highest; those that remain are in here by level.
-    Stopping { remaining: BTreeMap<u32, BTreeSet<WatcherId>>, signalled: Option<u32>, forced: bool, code: i32 },
+    Stopping {
+        remaining: BTreeMap<u32, BTreeSet<WatcherId>>,
+        signalled: Option<u32>,
+        forced: bool,
+        code: i32,
+    },
     /// Everything has ended.
     Over,
 }
@@ -40,9 +45,13 @@ impl Supervisor {
                 self.retry_bind(turn, SocketId(index as u32), error, 0);
             }
         }
-        let starting: BTreeSet<WatcherId> =
-            self.watcher_ids().filter(|id| self.watcher(*id).spec.unit.autostart).collect();
-        self.phase = Phase::Booting { unsettled: starting.clone() };
+        let starting: BTreeSet<WatcherId> = self
+            .watcher_ids()
+            .filter(|id| self.watcher(*id).spec.unit.autostart)
+            .collect();
+        self.phase = Phase::Booting {
+            unsettled: starting.clone(),
+        };
         for id in starting {
             if self.watcher(id).spec.unit.on_demand.value {
                 self.set_goal(id, Goal::Waiting);
@@ -61,8 +70,10 @@ impl Supervisor {
 
     pub(super) fn extend_parent(&mut self, turn: &mut Turn<'_>) {
         if !self.is_settled() {
-            turn.effects.push(Effect::Parent(ParentNotice::Extend(EXTENSION)));
-            self.timers.set(Due::Extension, Some(turn.now + EXTENSION_EVERY));
+            turn.effects
+                .push(Effect::Parent(ParentNotice::Extend(EXTENSION)));
+            self.timers
+                .set(Due::Extension, Some(turn.now + EXTENSION_EVERY));
         }
     }
 
@@ -90,7 +101,10 @@ impl Supervisor {
                 self.set_goal(id, Goal::Queued);
                 for (required, requires) in self.watcher(id).dependencies.clone() {
                     let goal = self.watcher(required).goal;
-                    let fulfilled = matches!(goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting | Goal::Ended);
+                    let fulfilled = matches!(
+                        goal,
+                        Goal::Up { .. } | Goal::Queued | Goal::Waiting | Goal::Ended
+                    );
                     if requires && !fulfilled {
                         self.start_watcher(turn, required);
                     }
@@ -115,11 +129,27 @@ impl Supervisor {
                 Goal::Stopped { .. } | Goal::Failed if !requires => {}
                 Goal::Stopped { .. } => {
                     let text = format!("it requires `{name}`, which is stopped");
-                    return self.give_up(turn, id, Mishap { text, wid: 0, exit_code: 1 });
+                    return self.give_up(
+                        turn,
+                        id,
+                        Mishap {
+                            text,
+                            wid: 0,
+                            exit_code: 1,
+                        },
+                    );
                 }
                 Goal::Failed => {
                     let text = format!("it requires `{name}`, which failed");
-                    return self.give_up(turn, id, Mishap { text, wid: 0, exit_code: 1 });
+                    return self.give_up(
+                        turn,
+                        id,
+                        Mishap {
+                            text,
+                            wid: 0,
+                            exit_code: 1,
+                        },
+                    );
                 }
             }
         }
@@ -128,7 +158,9 @@ impl Supervisor {
 
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.
     pub(super) fn start_next(&mut self, turn: &mut Turn<'_>) -> bool {
-        let Some(id) = self.startable.first().copied() else { return false };
+        let Some(id) = self.startable.first().copied() else {
+            return false;
+        };
         if self.next_start > turn.now {
             self.timers.set(Due::Starts, Some(self.next_start));
             return false;
@@ -155,7 +187,10 @@ impl Supervisor {
             watcher.slots.push(Slot::default());
         }
         for wid in 1..=wanted {
-            if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Vacant) {
+            if matches!(
+                self.watcher(id).slots[wid as usize - 1].state,
+                State::Vacant
+            ) {
                 self.set_slot(id, wid, State::Due);
             }
         }
@@ -177,7 +212,11 @@ impl Supervisor {
         }
         for wid in 1..=self.watcher(id).slots.len() as u32 {
             // What does not run yet need not be waited for.
-            if self.watcher(id).slots[wid as usize - 1].state.worker().is_none() {
+            if self.watcher(id).slots[wid as usize - 1]
+                .state
+                .worker()
+                .is_none()
+            {
                 self.stop_slot(turn, id, wid, Why::Asked);
             }
         }
@@ -214,7 +253,10 @@ impl Supervisor {
         let shards = self.has_shards(id);
         let watcher = self.watcher_mut(id);
         while watcher.slots.len() as u32 > watcher.wanted
-            && watcher.slots.last().is_some_and(|slot| matches!(slot.state, State::Vacant))
+            && watcher
+                .slots
+                .last()
+                .is_some_and(|slot| matches!(slot.state, State::Vacant))
         {
             let wid = watcher.slots.len() as u32;
             watcher.slots.pop();
@@ -246,11 +288,15 @@ impl Supervisor {
             }
         }
         let goal = self.watcher(id).goal;
-        let idle = self.watcher(id).tally.live() == 0 && !matches!(goal, Goal::Up { .. } | Goal::Queued);
+        let idle =
+            self.watcher(id).tally.live() == 0 && !matches!(goal, Goal::Up { .. } | Goal::Queued);
         let level = self.watcher(id).spec.level;
         match &mut self.phase {
             Phase::Booting { unsettled } => {
-                if !matches!(state, WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping) {
+                if !matches!(
+                    state,
+                    WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping
+                ) {
                     unsettled.remove(&id);
                 }
             }
@@ -275,9 +321,17 @@ impl Supervisor {
                 turn.effects.push(Effect::Parent(ParentNotice::Ready));
                 true
             }
-            Phase::Stopping { remaining, signalled, code, .. } => {
+            Phase::Stopping {
+                remaining,
+                signalled,
+                code,
+                ..
+            } => {
                 let code = *code;
-                match remaining.last_key_value().map(|(level, watchers)| (*level, watchers.clone())) {
+                match remaining
+                    .last_key_value()
+                    .map(|(level, watchers)| (*level, watchers.clone()))
+                {
                     None => {
                         self.finish(turn, code);
                         true
@@ -308,7 +362,11 @@ impl Supervisor {
     pub(super) fn end_with(&mut self, turn: &mut Turn<'_>, code: i32, reason: String) {
         if !self.is_stopping() {
             let text = format!("{reason}; the manager stops with exit code {code}");
-            turn.effects.push(Effect::Log { level: LogLevel::Error, unit: "manager".into(), text });
+            turn.effects.push(Effect::Log {
+                level: LogLevel::Error,
+                unit: "manager".into(),
+                text,
+            });
             self.stop_all(turn, code);
         }
     }
@@ -317,7 +375,9 @@ impl Supervisor {
         turn.effects.push(Effect::Parent(ParentNotice::Stopping));
         if let Some(timeout) = self.shutdown_timeout {
             if self.settings.parent {
-                turn.effects.push(Effect::Parent(ParentNotice::Extend(timeout + 2 * AFTER_FORCE)));
+                turn.effects.push(Effect::Parent(ParentNotice::Extend(
+                    timeout + 2 * AFTER_FORCE,
+                )));
             }
             self.timers.set(Due::Shutdown, Some(turn.now + timeout));
         }
@@ -325,23 +385,39 @@ impl Supervisor {
         let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
         for id in self.watcher_ids() {
             if self.watcher(id).tally.live() > 0 {
-                remaining.entry(self.watcher(id).spec.level).or_default().insert(id);
+                remaining
+                    .entry(self.watcher(id).spec.level)
+                    .or_default()
+                    .insert(id);
             } else {
                 self.stop_watcher(turn, id);
             }
         }
-        self.phase = Phase::Stopping { remaining, signalled: None, forced: false, code };
+        self.phase = Phase::Stopping {
+            remaining,
+            signalled: None,
+            forced: false,
+            code,
+        };
         self.startable.clear();
         // Nothing is started by traffic any more.
-        self.stirred.extend((0..self.sockets.len() as u32).map(SocketId));
+        self.stirred
+            .extend((0..self.sockets.len() as u32).map(SocketId));
     }
 
     /// `shutdown_timeout` is over; and if it was before, force was not enough.
     pub(super) fn shutdown_due(&mut self, turn: &mut Turn<'_>) {
         match self.phase {
-            Phase::Stopping { forced: true, code, .. } => {
-                let text = "some processes could not be killed; the manager ends without them".into();
-                turn.effects.push(Effect::Log { level: LogLevel::Error, unit: "manager".into(), text });
+            Phase::Stopping {
+                forced: true, code, ..
+            } => {
+                let text =
+                    "some processes could not be killed; the manager ends without them".into();
+                turn.effects.push(Effect::Log {
+                    level: LogLevel::Error,
+                    unit: "manager".into(),
+                    text,
+                });
                 self.finish(turn, code);
             }
             _ => self.force(turn),
@@ -350,7 +426,9 @@ impl Supervisor {
 
     /// Ends everything by force.
     fn force(&mut self, turn: &mut Turn<'_>) {
-        let Phase::Stopping { forced, .. } = &mut self.phase else { return };
+        let Phase::Stopping { forced, .. } = &mut self.phase else {
+            return;
+        };
         if *forced {
             return;
         }
@@ -382,7 +460,11 @@ impl Supervisor {
             return;
         }
         let count = |state| self.census.get(&state).copied().unwrap_or(0);
-        let mut text = format!("{} of {} watchers running", count(WatcherState::Running), self.watchers.len());
+        let mut text = format!(
+            "{} of {} watchers running",
+            count(WatcherState::Running),
+            self.watchers.len()
+        );
         for state in [
             WatcherState::Waiting,
             WatcherState::Starting,
@@ -396,7 +478,8 @@ impl Supervisor {
         }
         if text != self.told_status {
             self.told_status.clone_from(&text);
-            turn.effects.push(Effect::Parent(ParentNotice::Status(text)));
+            turn.effects
+                .push(Effect::Parent(ParentNotice::Status(text)));
         }
     }
 }
@@ -411,15 +494,21 @@ impl Watcher {
     /// Its state, as status shows it.
     pub fn state(&self) -> WatcherState {
         match self.goal {
-            Goal::Stopped { .. } | Goal::Failed | Goal::Ended | Goal::Waiting if self.tally.live() > 0 => {
+            Goal::Stopped { .. } | Goal::Failed | Goal::Ended | Goal::Waiting
+                if self.tally.live() > 0 =>
+            {
                 WatcherState::Stopping
             }
             Goal::Stopped { .. } | Goal::Ended => WatcherState::Stopped,
             Goal::Failed => WatcherState::Failed,
             Goal::Waiting => WatcherState::Waiting,
             Goal::Queued => WatcherState::Starting,
-            Goal::Up { complete: true } if self.tally.ready > 0 || self.wanted == 0 => WatcherState::Running,
-            Goal::Up { .. } if self.tally.backoff > 0 && self.tally.starting + self.tally.due == 0 => {
+            Goal::Up { complete: true } if self.tally.ready > 0 || self.wanted == 0 => {
+                WatcherState::Running
+            }
+            Goal::Up { .. }
+                if self.tally.backoff > 0 && self.tally.starting + self.tally.due == 0 =>
+            {
                 WatcherState::Backoff
             }
             Goal::Up { .. } => WatcherState::Starting,

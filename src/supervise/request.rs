@@ -116,20 +116,36 @@ impl Supervisor {
         let (want, ids, message) = match begun {
             Ok(begun) => begun,
             Err(refusal) => {
-                turn.effects.push(Effect::Reply { request, outcome: Err(refusal) });
+                turn.effects.push(Effect::Reply {
+                    request,
+                    outcome: Err(refusal),
+                });
                 return;
             }
         };
         if no_wait || (want != Want::Over && ids.is_empty()) {
-            turn.effects.push(Effect::Reply { request, outcome: Ok(message) });
+            turn.effects.push(Effect::Reply {
+                request,
+                outcome: Ok(message),
+            });
             return;
         }
-        let open = ids.iter().map(|id| (*id, self.watcher(*id).failures_ever)).collect();
+        let open = ids
+            .iter()
+            .map(|id| (*id, self.watcher(*id).failures_ever))
+            .collect();
         for id in ids {
             self.watcher_mut(id).requests.push(request);
             self.touched.insert(id);
         }
-        let pending = Pending { want, open, problems: Vec::new(), superseded: None, message, progress };
+        let pending = Pending {
+            want,
+            open,
+            problems: Vec::new(),
+            superseded: None,
+            message,
+            progress,
+        };
         self.pending.insert(request, pending);
     }
 
@@ -140,7 +156,9 @@ impl Supervisor {
     ) -> Result<(Want, Vec<WatcherId>, Option<String>), Refusal> {
         match command {
             Command::Start(names) => {
-                let ids = self.select(&names, |supervisor, id| supervisor.watcher(id).spec.unit.autostart)?;
+                let ids = self.select(&names, |supervisor, id| {
+                    supervisor.watcher(id).spec.unit.autostart
+                })?;
                 self.refuse_when_stopping()?;
                 for id in &ids {
                     self.start_watcher(turn, *id);
@@ -171,13 +189,21 @@ impl Supervisor {
                 self.scale(turn, id, to)?;
                 Ok((Want::Scaled, vec![id], None))
             }
-            Command::Signal { name, signal, wid, children } => {
+            Command::Signal {
+                name,
+                signal,
+                wid,
+                children,
+            } => {
                 let id = self.find(&name)?;
                 let sent = self.signal_workers(turn, id, signal, wid, children)?;
                 Ok((
                     Want::Scaled,
                     Vec::new(),
-                    Some(format!("sent to {sent} worker{}", if sent == 1 { "" } else { "s" })),
+                    Some(format!(
+                        "sent to {sent} worker{}",
+                        if sent == 1 { "" } else { "s" }
+                    )),
                 ))
             }
             Command::Shutdown => {
@@ -190,22 +216,38 @@ impl Supervisor {
     }
 
     fn find(&self, name: &str) -> Result<WatcherId, Refusal> {
-        self.names.get(name).copied().ok_or_else(|| Refusal::NoSuchWatcher { name: name.to_owned() })
+        self.names
+            .get(name)
+            .copied()
+            .ok_or_else(|| Refusal::NoSuchWatcher {
+                name: name.to_owned(),
+            })
     }
 
     /// The watchers of these names, each once, in start order; without names those that `all` chooses.
-    fn select(&self, names: &[String], all: impl Fn(&Self, WatcherId) -> bool) -> Result<Vec<WatcherId>, Refusal> {
+    fn select(
+        &self,
+        names: &[String],
+        all: impl Fn(&Self, WatcherId) -> bool,
+    ) -> Result<Vec<WatcherId>, Refusal> {
         if names.is_empty() {
             return Ok(self.watcher_ids().filter(|id| all(self, *id)).collect());
         }
-        let mut ids = names.iter().map(|name| self.find(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut ids = names
+            .iter()
+            .map(|name| self.find(name))
+            .collect::<Result<Vec<_>, _>>()?;
         ids.sort_unstable();
         ids.dedup();
         Ok(ids)
     }
 
     fn refuse_when_stopping(&self) -> Result<(), Refusal> {
-        if self.is_stopping() { Err(Refusal::ShuttingDown) } else { Ok(()) }
+        if self.is_stopping() {
+            Err(Refusal::ShuttingDown)
+        } else {
+            Ok(())
+        }
     }
 
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
@@ -217,8 +259,13 @@ impl Supervisor {
         names.dedup();
         match names.as_slice() {
             [] => None,
-            [name] => Some(format!("socket `{name}` stays open; clients wait in its queue")),
-            names => Some(format!("sockets `{}` stay open; clients wait in their queues", names.join("`, `"))),
+            [name] => Some(format!(
+                "socket `{name}` stays open; clients wait in its queue"
+            )),
+            names => Some(format!(
+                "sockets `{}` stay open; clients wait in their queues",
+                names.join("`, `")
+            )),
         }
     }
 
@@ -244,13 +291,19 @@ impl Supervisor {
         };
         let wanted = u32::try_from(wanted.max(0)).unwrap_or(u32::MAX);
         if watcher.spec.unit.singleton && wanted > 1 {
-            return Err(Refusal::Refused(format!("watcher `{name}` is a singleton: it has at most 1 worker")));
+            return Err(Refusal::Refused(format!(
+                "watcher `{name}` is a singleton: it has at most 1 worker"
+            )));
         }
         if wanted > MOST_WORKERS {
-            return Err(Refusal::Refused(format!("a watcher has at most {MOST_WORKERS} workers")));
+            return Err(Refusal::Refused(format!(
+                "a watcher has at most {MOST_WORKERS} workers"
+            )));
         }
         let before = watcher.wanted;
-        self.log(turn, LogLevel::Info, id, || format!("scaled from {before} to {wanted}"));
+        self.log(turn, LogLevel::Info, id, || {
+            format!("scaled from {before} to {wanted}")
+        });
         self.watcher_mut(id).wanted = wanted;
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
@@ -274,7 +327,9 @@ impl Supervisor {
     ) -> Result<usize, Refusal> {
         let watcher = self.watcher(id);
         let name = watcher.spec.name();
-        let chosen = (1u32..).zip(&watcher.slots).filter(|(number, _)| wid.is_none_or(|wid| wid == *number));
+        let chosen = (1u32..)
+            .zip(&watcher.slots)
+            .filter(|(number, _)| wid.is_none_or(|wid| wid == *number));
         let procs: Vec<_> = chosen
             .filter(|(_, slot)| !matches!(slot.state, State::Leaving { .. }))
             .filter_map(|(_, slot)| slot.state.worker().map(|worker| worker.proc))
@@ -286,7 +341,11 @@ impl Supervisor {
             }));
         }
         for proc in &procs {
-            turn.effects.push(Effect::Signal { proc: *proc, signal, group: children });
+            turn.effects.push(Effect::Signal {
+                proc: *proc,
+                signal,
+                group: children,
+            });
         }
         Ok(procs.len())
     }
@@ -294,7 +353,9 @@ impl Supervisor {
     pub(super) fn abandon(&mut self, request: RequestId) {
         if let Some(pending) = self.pending.remove(&request) {
             for id in pending.open.into_keys() {
-                self.watcher_mut(id).requests.retain(|other| *other != request);
+                self.watcher_mut(id)
+                    .requests
+                    .retain(|other| *other != request);
             }
         }
     }
@@ -305,17 +366,35 @@ impl Supervisor {
             return;
         }
         for request in self.watcher(id).requests.clone() {
-            let Some(pending) = self.pending.get(&request) else { continue };
+            let Some(pending) = self.pending.get(&request) else {
+                continue;
+            };
             let mark = pending.open.get(&id).copied().unwrap_or(0);
             let verdict = self.verdict(id, pending.want, mark);
             let watcher = self.watcher(id);
             if pending.progress {
-                let ready = if pending.want == Want::Stopped { watcher.tally.live() } else { watcher.tally.ready };
-                let (state, wanted, name) = (watcher.state(), watcher.wanted, watcher.spec.name().to_owned());
-                turn.effects.push(Effect::Progress { request, watcher: name, state, ready, wanted });
+                let ready = if pending.want == Want::Stopped {
+                    watcher.tally.live()
+                } else {
+                    watcher.tally.ready
+                };
+                let (state, wanted, name) = (
+                    watcher.state(),
+                    watcher.wanted,
+                    watcher.spec.name().to_owned(),
+                );
+                turn.effects.push(Effect::Progress {
+                    request,
+                    watcher: name,
+                    state,
+                    ready,
+                    wanted,
+                });
             }
             let name = self.watcher(id).spec.name().to_owned();
-            let Some(pending) = self.pending.get_mut(&request) else { continue };
+            let Some(pending) = self.pending.get_mut(&request) else {
+                continue;
+            };
             match verdict {
                 Verdict::Open => continue,
                 Verdict::Done => {}
@@ -324,7 +403,9 @@ impl Supervisor {
             }
             pending.open.remove(&id);
             let all_done = pending.open.is_empty();
-            self.watcher_mut(id).requests.retain(|other| *other != request);
+            self.watcher_mut(id)
+                .requests
+                .retain(|other| *other != request);
             if all_done {
                 self.answer(turn, request);
             }
@@ -335,7 +416,10 @@ impl Supervisor {
         let watcher = self.watcher(id);
         let name = watcher.spec.name();
         let failure = || {
-            let reason = watcher.mishap.as_ref().map_or("no reason is known", |mishap| mishap.text.as_str());
+            let reason = watcher
+                .mishap
+                .as_ref()
+                .map_or("no reason is known", |mishap| mishap.text.as_str());
             format!("watcher `{name}`: {reason}")
         };
         match (want, watcher.goal) {
@@ -362,11 +446,16 @@ impl Supervisor {
     }
 
     fn answer(&mut self, turn: &mut Turn<'_>, request: RequestId) {
-        let Some(pending) = self.pending.remove(&request) else { return };
+        let Some(pending) = self.pending.remove(&request) else {
+            return;
+        };
         let outcome = match pending.superseded {
             _ if !pending.problems.is_empty() => Err(Refusal::Failed(pending.problems.join("; "))),
             Some(_) if self.is_stopping() => Err(Refusal::ShuttingDown),
-            Some((name, by_stop)) => Err(Refusal::Superseded { name, by: if by_stop { "stop" } else { "start" } }),
+            Some((name, by_stop)) => Err(Refusal::Superseded {
+                name,
+                by: if by_stop { "stop" } else { "start" },
+            }),
             None => Ok(pending.message),
         };
         turn.effects.push(Effect::Reply { request, outcome });
@@ -376,7 +465,11 @@ impl Supervisor {
     pub(super) fn answer_all(&mut self, turn: &mut Turn<'_>) {
         for (request, pending) in std::mem::take(&mut self.pending) {
             let done = matches!(pending.want, Want::Over | Want::Stopped);
-            let outcome = if done { Ok(pending.message) } else { Err(Refusal::ShuttingDown) };
+            let outcome = if done {
+                Ok(pending.message)
+            } else {
+                Err(Refusal::ShuttingDown)
+            };
             turn.effects.push(Effect::Reply { request, outcome });
         }
         for watcher in &mut self.watchers {

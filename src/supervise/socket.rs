@@ -17,7 +17,10 @@ impl Supervisor {
         !self.is_stopping()
             && matches!(socket.binding, Binding::Bound)
             && socket.trigger.paused.is_none()
-            && socket.watchers.iter().any(|watcher| self.watcher(*watcher).goal == Goal::Waiting)
+            && socket
+                .watchers
+                .iter()
+                .any(|watcher| self.watcher(*watcher).goal == Goal::Waiting)
     }
 
     pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
@@ -25,7 +28,11 @@ impl Supervisor {
         let socket = &mut self.sockets[id.0 as usize];
         if socket.watched != must {
             socket.watched = must;
-            turn.effects.push(if must { Effect::Watch { socket: id } } else { Effect::Unwatch { socket: id } });
+            turn.effects.push(if must {
+                Effect::Watch { socket: id }
+            } else {
+                Effect::Unwatch { socket: id }
+            });
         }
     }
 
@@ -56,7 +63,9 @@ impl Supervisor {
         }
         for watcher in self.sockets[id.0 as usize].watchers.clone() {
             if self.watcher(watcher).goal == Goal::Waiting {
-                self.log(turn, LogLevel::Debug, watcher, || "started by traffic".into());
+                self.log(turn, LogLevel::Debug, watcher, || {
+                    "started by traffic".into()
+                });
                 self.start_watcher(turn, watcher);
             }
         }
@@ -69,7 +78,10 @@ impl Supervisor {
             self.stirred.insert(id);
         }
         let socket = &mut self.sockets[id.0 as usize];
-        if let Binding::Failed { error, attempts, .. } = &mut socket.binding {
+        if let Binding::Failed {
+            error, attempts, ..
+        } = &mut socket.binding
+        {
             let (error, attempts) = (std::mem::take(error), *attempts);
             socket.binding = Binding::Trying { error, attempts };
             turn.effects.push(Effect::Bind { socket: id });
@@ -78,16 +90,34 @@ impl Supervisor {
 
     pub(super) fn bind_failed(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String) {
         let socket = &mut self.sockets[id.0 as usize];
-        let Binding::Trying { attempts, .. } = socket.binding else { return };
+        let Binding::Trying { attempts, .. } = socket.binding else {
+            return;
+        };
         self.retry_bind(turn, id, error, attempts + 1);
     }
 
-    pub(super) fn retry_bind(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String, attempts: u32) {
+    pub(super) fn retry_bind(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: SocketId,
+        error: String,
+        attempts: u32,
+    ) {
         let delay = backoff(attempts + 1, SHORTEST_BIND_RETRY, LONGEST_BIND_RETRY);
         let retry = turn.now + delay;
-        let level = if attempts == 0 { LogLevel::Warn } else { LogLevel::Debug };
-        self.log_socket(turn, level, id, || format!("is not bound: {error}; next try in {delay:?}"));
-        self.sockets[id.0 as usize].binding = Binding::Failed { error, attempts, retry };
+        let level = if attempts == 0 {
+            LogLevel::Warn
+        } else {
+            LogLevel::Debug
+        };
+        self.log_socket(turn, level, id, || {
+            format!("is not bound: {error}; next try in {delay:?}")
+        });
+        self.sockets[id.0 as usize].binding = Binding::Failed {
+            error,
+            attempts,
+            retry,
+        };
         self.timers.set(Due::Socket(id), Some(retry));
     }
 

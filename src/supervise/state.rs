@@ -127,19 +127,38 @@ pub(super) enum State {
     /// To be spawned later, since something failed.
     Backoff { until: Time },
     /// The runtime was asked to spawn and has not answered; `cancelled` if it is not wanted any more.
-    Launching { proc: ProcId, since: Time, cancelled: bool },
+    Launching {
+        proc: ProcId,
+        since: Time,
+        cancelled: bool,
+    },
     /// It runs and is not ready.
-    Starting { worker: Worker, deadline: Option<Time> },
+    Starting {
+        worker: Worker,
+        deadline: Option<Time>,
+    },
     /// It is ready but for `ready_delay`.
     Settling { worker: Worker, until: Time },
     /// It serves.
-    Ready { worker: Worker, watchdog: Option<Time> },
+    Ready {
+        worker: Worker,
+        watchdog: Option<Time>,
+    },
     /// Its queue of connections is emptied before it is stopped, since its shard goes for good.
     Draining { worker: Worker, until: Option<Time> },
     /// It was asked to end (or said that it does); after `kill_at` it is killed. `None`: never, or killed already.
-    Stopping { worker: Worker, why: Why, kill_at: Option<Time> },
+    Stopping {
+        worker: Worker,
+        why: Why,
+        kill_at: Option<Time>,
+    },
     /// Its main process has ended, and what it left behind is being ended too.
-    Leaving { worker: Worker, why: Why, exit: Exit, kill_at: Option<Time> },
+    Leaving {
+        worker: Worker,
+        why: Why,
+        exit: Exit,
+        kill_at: Option<Time>,
+    },
 }
 
 /// Why a worker is being stopped.
@@ -233,9 +252,13 @@ impl Tally {
             State::Vacant => None,
             State::Due => Some(&mut self.due),
             State::Backoff { .. } => Some(&mut self.backoff),
-            State::Launching { .. } | State::Starting { .. } | State::Settling { .. } => Some(&mut self.starting),
+            State::Launching { .. } | State::Starting { .. } | State::Settling { .. } => {
+                Some(&mut self.starting)
+            }
             State::Ready { .. } => Some(&mut self.ready),
-            State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => Some(&mut self.stopping),
+            State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => {
+                Some(&mut self.stopping)
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point in time: nanoseconds of CLOCK_MONOTONIC, so that it keeps its meaning in a new manager of the same boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Time(u64);
 
 impl Time {
@@ -30,7 +32,10 @@ impl Add<Duration> for Time {
 
     /// Saturates: a deadline in 500 years is as good as none.
     fn add(self, duration: Duration) -> Time {
-        Time(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+        Time(
+            self.0
+                .saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 

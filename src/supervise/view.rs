@@ -116,8 +116,13 @@ impl Supervisor {
         View {
             starting: matches!(self.phase, Phase::New | Phase::Booting { .. }),
             stopping: self.is_stopping(),
-            sockets: (0..self.sockets.len() as u32).map(|index| self.view_socket(SocketId(index))).collect(),
-            watchers: self.watcher_ids().map(|id| self.view_watcher(id, now)).collect(),
+            sockets: (0..self.sockets.len() as u32)
+                .map(|index| self.view_socket(SocketId(index)))
+                .collect(),
+            watchers: self
+                .watcher_ids()
+                .map(|id| self.view_watcher(id, now))
+                .collect(),
         }
     }
 
@@ -129,13 +134,26 @@ impl Supervisor {
             }
             Binding::Bound if socket.trigger.paused.is_some() => (
                 SocketState::Paused,
-                Some("activated too often (`trigger_limit`); goes on by itself when the interval is over"),
+                Some(
+                    "activated too often (`trigger_limit`); goes on by itself when the interval is over",
+                ),
             ),
             Binding::Bound if socket.watched => (SocketState::Armed, None),
             Binding::Bound => (SocketState::Listening, None),
         };
-        let watchers = socket.watchers.iter().map(|watcher| self.watcher(*watcher).spec.name()).collect();
-        SocketView { id, name: socket.spec.name(), state, error, watchers, watched: socket.watched }
+        let watchers = socket
+            .watchers
+            .iter()
+            .map(|watcher| self.watcher(*watcher).spec.name())
+            .collect();
+        SocketView {
+            id,
+            name: socket.spec.name(),
+            state,
+            error,
+            watchers,
+            watched: socket.watched,
+        }
     }
 
     fn view_watcher(&self, id: WatcherId, now: Time) -> WatcherView<'_> {
@@ -148,7 +166,11 @@ impl Supervisor {
             ready: watcher.tally.ready,
             restarts: watcher.restarts,
             error: watcher.error(now),
-            sockets: watcher.sockets.iter().map(|socket| self.sockets[socket.0 as usize].spec.name()).collect(),
+            sockets: watcher
+                .sockets
+                .iter()
+                .map(|socket| self.sockets[socket.0 as usize].spec.name())
+                .collect(),
             workers: watcher.workers(),
         }
     }
@@ -158,7 +180,10 @@ impl Watcher {
     /// The last mishap, until its slot has proved itself again.
     fn error(&self, now: Time) -> Option<String> {
         let mishap = self.mishap.as_ref()?;
-        let slot = mishap.wid.checked_sub(1).and_then(|index| self.slots.get(index as usize));
+        let slot = mishap
+            .wid
+            .checked_sub(1)
+            .and_then(|index| self.slots.get(index as usize));
         match slot.map(|slot| &slot.state) {
             Some(State::Backoff { until }) => {
                 // Tenths are as exact as anybody needs.
@@ -166,7 +191,10 @@ impl Watcher {
                 Some(format!("{}; next try in {wait} s", mishap.text))
             }
             Some(State::Ready { worker, .. }) => {
-                let lived = worker.ready.map(|ready| now.since(ready)).unwrap_or_default();
+                let lived = worker
+                    .ready
+                    .map(|ready| now.since(ready))
+                    .unwrap_or_default();
                 (lived < self.spec.unit.restart_reset).then(|| mishap.text.clone())
             }
             _ => Some(mishap.text.clone()),
@@ -179,7 +207,9 @@ impl Watcher {
             .filter_map(|(wid, slot)| {
                 let worker = slot.state.worker()?;
                 let state = match slot.state {
-                    State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => WorkerState::Stopping,
+                    State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => {
+                        WorkerState::Stopping
+                    }
                     State::Ready { .. } if worker.reloading => WorkerState::Reloading,
                     State::Ready { .. } => WorkerState::Ready,
                     _ => WorkerState::Starting,

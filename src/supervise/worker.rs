@@ -33,8 +33,15 @@ struct End {
 
 impl End {
     fn of(exit: Exit, worker: &Worker) -> End {
-        let errno = worker.errno.map(|errno| format!(", ERRNO={errno}")).unwrap_or_default();
-        let early = if worker.ready.is_none() && !exit.is_clean() { " before it was ready" } else { "" };
+        let errno = worker
+            .errno
+            .map(|errno| format!(", ERRNO={errno}"))
+            .unwrap_or_default();
+        let early = if worker.ready.is_none() && !exit.is_clean() {
+            " before it was ready"
+        } else {
+            ""
+        };
         End {
             text: format!("{exit}{early}{errno}"),
             clean: exit.is_clean(),
@@ -71,14 +78,32 @@ impl Supervisor {
         let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
         slot.generation += 1;
         slot.ended_badly = None;
-        self.set_slot(id, wid, State::Launching { proc, since: turn.now, cancelled: false });
+        self.set_slot(
+            id,
+            wid,
+            State::Launching {
+                proc,
+                since: turn.now,
+                cancelled: false,
+            },
+        );
         let spec = Rc::clone(&self.watcher(id).spec);
-        turn.effects.push(Effect::Spawn { proc, watcher: id, wid, spec });
+        turn.effects.push(Effect::Spawn {
+            proc,
+            watcher: id,
+            wid,
+            spec,
+        });
     }
 
     pub(super) fn spawned(&mut self, turn: &mut Turn<'_>, proc: ProcId, pid: Pid) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
-        let State::Launching { cancelled, .. } = self.watcher(id).slots[wid as usize - 1].state else { return };
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        let State::Launching { cancelled, .. } = self.watcher(id).slots[wid as usize - 1].state
+        else {
+            return;
+        };
         let unit = &self.watcher(id).spec.unit;
         let worker = Worker {
             proc,
@@ -91,9 +116,18 @@ impl Supervisor {
             reloading: false,
         };
         let (kind, start_timeout) = (unit.kind, unit.start_timeout);
-        self.log(turn, LogLevel::Debug, id, || format!("worker {wid} started with pid {}", pid.0));
+        self.log(turn, LogLevel::Debug, id, || {
+            format!("worker {wid} started with pid {}", pid.0)
+        });
         if cancelled {
-            self.set_slot(id, wid, State::Starting { worker, deadline: None });
+            self.set_slot(
+                id,
+                wid,
+                State::Starting {
+                    worker,
+                    deadline: None,
+                },
+            );
             self.stop_slot(turn, id, wid, Why::Asked);
             return;
         }
@@ -116,7 +150,14 @@ impl Supervisor {
         if delay.is_zero() {
             self.make_ready(turn, id, wid, worker);
         } else {
-            self.set_slot(id, wid, State::Settling { worker, until: turn.now + delay });
+            self.set_slot(
+                id,
+                wid,
+                State::Settling {
+                    worker,
+                    until: turn.now + delay,
+                },
+            );
         }
     }
 
@@ -126,12 +167,24 @@ impl Supervisor {
         let watchdog = worker.watchdog.map(|interval| turn.now + interval);
         self.watcher_mut(id).failures = 0;
         self.set_slot(id, wid, State::Ready { worker, watchdog });
-        self.log(turn, LogLevel::Debug, id, || format!("worker {wid} is ready"));
+        self.log(turn, LogLevel::Debug, id, || {
+            format!("worker {wid} is ready")
+        });
     }
 
-    pub(super) fn spawn_failed(&mut self, turn: &mut Turn<'_>, proc: ProcId, failure: SpawnFailure) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
-        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Launching { .. }) {
+    pub(super) fn spawn_failed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        proc: ProcId,
+        failure: SpawnFailure,
+    ) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        if !matches!(
+            self.watcher(id).slots[wid as usize - 1].state,
+            State::Launching { .. }
+        ) {
             return;
         }
         self.take_slot(id, wid);
@@ -142,7 +195,14 @@ impl Supervisor {
                 turn,
                 id,
                 wid,
-                End { text, clean: false, succeeded: false, lived: false, ready: None, exit_code },
+                End {
+                    text,
+                    clean: false,
+                    succeeded: false,
+                    lived: false,
+                    ready: None,
+                    exit_code,
+                },
             );
         } else {
             self.vacate(id, wid);
@@ -150,15 +210,28 @@ impl Supervisor {
     }
 
     pub(super) fn spawn_cancelled(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
-        if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Launching { .. }) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        if matches!(
+            self.watcher(id).slots[wid as usize - 1].state,
+            State::Launching { .. }
+        ) {
             self.take_slot(id, wid);
             self.replace_or_vacate(turn, id, wid);
         }
     }
 
-    pub(super) fn notified(&mut self, turn: &mut Turn<'_>, proc: ProcId, sender: Sender, message: notify::Message) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+    pub(super) fn notified(
+        &mut self,
+        turn: &mut Turn<'_>,
+        proc: ProcId,
+        sender: Sender,
+        message: notify::Message,
+    ) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
         let access = self.watcher(id).spec.unit.notify_access;
         let refused = match (access, sender) {
             (unit::NotifyAccess::All, _) | (unit::NotifyAccess::Main, Sender::Main) => None,
@@ -166,22 +239,28 @@ impl Supervisor {
                 "worker {wid}: a notification of pid {} is ignored, since it is not the main process (`notify_access` is \"main\")",
                 pid.0
             )),
-            (unit::NotifyAccess::None, _) => {
-                Some(format!("worker {wid}: a notification is ignored, since `notify_access` is \"none\""))
-            }
+            (unit::NotifyAccess::None, _) => Some(format!(
+                "worker {wid}: a notification is ignored, since `notify_access` is \"none\""
+            )),
         };
         if let Some(text) = refused {
             self.log(turn, LogLevel::Warn, id, || text);
             return;
         }
-        let Some(worker) = self.watcher_mut(id).slots[wid as usize - 1].state.worker_mut() else { return };
+        let Some(worker) = self.watcher_mut(id).slots[wid as usize - 1]
+            .state
+            .worker_mut()
+        else {
+            return;
+        };
         let mut follow = None;
         if let Some(pid) = message.main_pid.filter(|pid| *pid != worker.pid.0) {
             worker.pid = Pid(pid);
             follow = Some(Pid(pid));
         }
         if let Some(status) = message.status {
-            worker.status = Some(status).filter(|text| !text.is_empty() && text.len() <= MAX_STATUS);
+            worker.status =
+                Some(status).filter(|text| !text.is_empty() && text.len() <= MAX_STATUS);
         }
         if message.errno.is_some() {
             worker.errno = message.errno;
@@ -197,7 +276,9 @@ impl Supervisor {
         }
         if let Some(pid) = follow {
             turn.effects.push(Effect::Follow { proc, pid });
-            self.log(turn, LogLevel::Info, id, || format!("the main process of worker {wid} is now pid {}", pid.0));
+            self.log(turn, LogLevel::Info, id, || {
+                format!("the main process of worker {wid} is now pid {}", pid.0)
+            });
         }
         self.touched.insert(id);
         self.advance_worker(turn, id, wid, message.ready, message.stopping);
@@ -210,11 +291,21 @@ impl Supervisor {
     }
 
     /// READY=1 and STOPPING=1; the latter wins, as in systemd.
-    fn advance_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, ready: bool, stopping: bool) {
+    fn advance_worker(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        wid: u32,
+        ready: bool,
+        stopping: bool,
+    ) {
         let unit = &self.watcher(id).spec.unit;
         let (kind, graceful) = (unit.kind, unit.graceful_timeout);
         let state = &self.watcher(id).slots[wid as usize - 1].state;
-        let alive = matches!(state, State::Starting { .. } | State::Settling { .. } | State::Ready { .. });
+        let alive = matches!(
+            state,
+            State::Starting { .. } | State::Settling { .. } | State::Ready { .. }
+        );
         if stopping && alive {
             let (State::Starting { mut worker, .. }
             | State::Settling { mut worker, .. }
@@ -224,8 +315,18 @@ impl Supervisor {
             };
             worker.since = turn.now;
             let kill_at = graceful.map(|timeout| turn.now + timeout);
-            self.set_slot(id, wid, State::Stopping { worker, why: Why::Itself, kill_at });
-            self.log(turn, LogLevel::Info, id, || format!("worker {wid} says that it is stopping"));
+            self.set_slot(
+                id,
+                wid,
+                State::Stopping {
+                    worker,
+                    why: Why::Itself,
+                    kill_at,
+                },
+            );
+            self.log(turn, LogLevel::Info, id, || {
+                format!("worker {wid} says that it is stopping")
+            });
         } else if ready && kind == WatcherKind::Notify && matches!(state, State::Starting { .. }) {
             if let State::Starting { worker, .. } = self.take_slot(id, wid) {
                 self.settle_worker(turn, id, wid, worker);
@@ -237,26 +338,48 @@ impl Supervisor {
     fn extend_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, extension: Duration) {
         let until = turn.now + extension;
         let state = match self.take_slot(id, wid) {
-            State::Starting { worker, deadline } => {
-                State::Starting { worker, deadline: deadline.map(|deadline| deadline.max(until)) }
-            }
-            State::Stopping { worker, why, kill_at } => {
-                State::Stopping { worker, why, kill_at: kill_at.map(|deadline| deadline.max(until)) }
-            }
-            State::Ready { worker, watchdog } => {
-                State::Ready { worker, watchdog: watchdog.map(|deadline| deadline.max(until)) }
-            }
+            State::Starting { worker, deadline } => State::Starting {
+                worker,
+                deadline: deadline.map(|deadline| deadline.max(until)),
+            },
+            State::Stopping {
+                worker,
+                why,
+                kill_at,
+            } => State::Stopping {
+                worker,
+                why,
+                kill_at: kill_at.map(|deadline| deadline.max(until)),
+            },
+            State::Ready { worker, watchdog } => State::Ready {
+                worker,
+                watchdog: watchdog.map(|deadline| deadline.max(until)),
+            },
             other => other,
         };
         self.set_slot(id, wid, state);
     }
 
-    fn feed_watchdog(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, said: Option<notify::Watchdog>) {
-        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Ready { .. }) {
+    fn feed_watchdog(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        wid: u32,
+        said: Option<notify::Watchdog>,
+    ) {
+        if !matches!(
+            self.watcher(id).slots[wid as usize - 1].state,
+            State::Ready { .. }
+        ) {
             return;
         }
         if said == Some(notify::Watchdog::Trigger) {
-            self.watchdog_ran_out(turn, id, wid, "asked for its own end by WATCHDOG=trigger".into());
+            self.watchdog_ran_out(
+                turn,
+                id,
+                wid,
+                "asked for its own end by WATCHDOG=trigger".into(),
+            );
         } else if let State::Ready { worker, .. } = self.take_slot(id, wid) {
             let watchdog = worker.watchdog.map(|interval| turn.now + interval);
             self.set_slot(id, wid, State::Ready { worker, watchdog });
@@ -271,7 +394,9 @@ impl Supervisor {
 
     pub(super) fn slot_due(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
         // What is scaled away takes its deadline along; this guards the index all the same.
-        let Some(slot) = self.watcher(id).slots.get(wid as usize - 1) else { return };
+        let Some(slot) = self.watcher(id).slots.get(wid as usize - 1) else {
+            return;
+        };
         let unit = &self.watcher(id).spec.unit;
         match &slot.state {
             State::Vacant | State::Due | State::Launching { .. } => {}
@@ -281,7 +406,9 @@ impl Supervisor {
             State::Starting { .. } => {
                 let timeout = unit.start_timeout.unwrap_or_default();
                 let text = format!("was not ready within {timeout:?} (`start_timeout`)");
-                self.log(turn, LogLevel::Warn, id, || format!("worker {wid} {text}; it is stopped"));
+                self.log(turn, LogLevel::Warn, id, || {
+                    format!("worker {wid} {text}; it is stopped")
+                });
                 self.stop_slot(turn, id, wid, Why::Failed(text));
             }
             State::Settling { .. } => {
@@ -291,7 +418,12 @@ impl Supervisor {
             }
             State::Ready { worker, .. } => {
                 let interval = worker.watchdog.unwrap_or_default();
-                self.watchdog_ran_out(turn, id, wid, format!("sent no WATCHDOG=1 for {interval:?}"));
+                self.watchdog_ran_out(
+                    turn,
+                    id,
+                    wid,
+                    format!("sent no WATCHDOG=1 for {interval:?}"),
+                );
             }
             State::Draining { .. } => self.stop_slot(turn, id, wid, Why::Asked),
             State::Stopping { .. } => {
@@ -315,7 +447,14 @@ impl Supervisor {
         self.stop_slot_by(turn, id, wid, why, signal);
     }
 
-    fn stop_slot_by(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, why: Why, signal: Signal) {
+    fn stop_slot_by(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        wid: u32,
+        why: Why,
+        signal: Signal,
+    ) {
         let unit = &self.watcher(id).spec.unit;
         let (graceful, group) = (unit.graceful_timeout, unit.stop_children);
         let state = match self.take_slot(id, wid) {
@@ -323,31 +462,65 @@ impl Supervisor {
                 self.vacate(id, wid);
                 return;
             }
-            State::Launching { proc, since, cancelled } => {
+            State::Launching {
+                proc,
+                since,
+                cancelled,
+            } => {
                 if !cancelled {
                     turn.effects.push(Effect::CancelSpawn { proc });
                 }
-                State::Launching { proc, since, cancelled: true }
+                State::Launching {
+                    proc,
+                    since,
+                    cancelled: true,
+                }
             }
             State::Starting { mut worker, .. }
             | State::Settling { mut worker, .. }
             | State::Ready { mut worker, .. }
             | State::Draining { mut worker, .. } => {
                 let proc = worker.proc;
-                turn.effects.push(Effect::Signal { proc, signal, group });
+                turn.effects.push(Effect::Signal {
+                    proc,
+                    signal,
+                    group,
+                });
                 if signal != SIGKILL {
                     // A stopped process could not act on it.
-                    turn.effects.push(Effect::Signal { proc, signal: SIGCONT, group });
+                    turn.effects.push(Effect::Signal {
+                        proc,
+                        signal: SIGCONT,
+                        group,
+                    });
                 }
                 worker.since = turn.now;
-                State::Stopping { worker, why, kill_at: graceful.map(|timeout| turn.now + timeout) }
+                State::Stopping {
+                    worker,
+                    why,
+                    kill_at: graceful.map(|timeout| turn.now + timeout),
+                }
             }
-            State::Stopping { worker, kill_at, why: before } => {
-                State::Stopping { worker, kill_at, why: stronger(before, why) }
-            }
-            State::Leaving { worker, exit, kill_at, why: before } => {
-                State::Leaving { worker, exit, kill_at, why: stronger(before, why) }
-            }
+            State::Stopping {
+                worker,
+                kill_at,
+                why: before,
+            } => State::Stopping {
+                worker,
+                kill_at,
+                why: stronger(before, why),
+            },
+            State::Leaving {
+                worker,
+                exit,
+                kill_at,
+                why: before,
+            } => State::Leaving {
+                worker,
+                exit,
+                kill_at,
+                why: stronger(before, why),
+            },
         };
         self.set_slot(id, wid, state);
     }
@@ -359,38 +532,69 @@ impl Supervisor {
                 self.vacate(id, wid);
                 return;
             }
-            State::Launching { proc, since, cancelled } => {
+            State::Launching {
+                proc,
+                since,
+                cancelled,
+            } => {
                 if !cancelled {
                     turn.effects.push(Effect::CancelSpawn { proc });
                 }
-                State::Launching { proc, since, cancelled: true }
+                State::Launching {
+                    proc,
+                    since,
+                    cancelled: true,
+                }
             }
             State::Starting { worker, .. }
             | State::Settling { worker, .. }
             | State::Ready { worker, .. }
             | State::Draining { worker, .. } => {
                 turn.effects.push(Effect::Kill { proc: worker.proc });
-                State::Stopping { worker, why: Why::Asked, kill_at: None }
+                State::Stopping {
+                    worker,
+                    why: Why::Asked,
+                    kill_at: None,
+                }
             }
             State::Stopping { worker, why, .. } => {
                 turn.effects.push(Effect::Kill { proc: worker.proc });
-                State::Stopping { worker, why, kill_at: None }
-            }
-            State::Leaving { worker, why, exit, kill_at } => {
-                if kill_at.is_some() {
-                    turn.effects.push(Effect::KillLeftovers { proc: worker.proc });
+                State::Stopping {
+                    worker,
+                    why,
+                    kill_at: None,
                 }
-                State::Leaving { worker, why, exit, kill_at: None }
+            }
+            State::Leaving {
+                worker,
+                why,
+                exit,
+                kill_at,
+            } => {
+                if kill_at.is_some() {
+                    turn.effects
+                        .push(Effect::KillLeftovers { proc: worker.proc });
+                }
+                State::Leaving {
+                    worker,
+                    why,
+                    exit,
+                    kill_at: None,
+                }
             }
         };
         self.set_slot(id, wid, state);
     }
 
     pub(super) fn exited(&mut self, turn: &mut Turn<'_>, proc: ProcId, exit: Exit) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
         self.log(turn, LogLevel::Debug, id, || format!("worker {wid} {exit}"));
         match self.take_slot(id, wid) {
-            State::Starting { worker, .. } | State::Settling { worker, .. } | State::Ready { worker, .. } => {
+            State::Starting { worker, .. }
+            | State::Settling { worker, .. }
+            | State::Ready { worker, .. } => {
                 // Nobody waits for these leftovers: they are killed and the slot goes on.
                 turn.effects.push(Effect::KillLeftovers { proc });
                 let end = End::of(exit, &worker);
@@ -398,16 +602,39 @@ impl Supervisor {
             }
             State::Draining { worker, .. } => {
                 turn.effects.push(Effect::KillLeftovers { proc });
-                self.set_slot(id, wid, State::Leaving { worker, why: Why::Asked, exit, kill_at: None });
+                self.set_slot(
+                    id,
+                    wid,
+                    State::Leaving {
+                        worker,
+                        why: Why::Asked,
+                        exit,
+                        kill_at: None,
+                    },
+                );
             }
-            State::Stopping { worker, why, kill_at } => {
+            State::Stopping {
+                worker,
+                why,
+                kill_at,
+            } => {
                 // With `stop_children` the others have had the signal too, and have as long to heed it.
-                let kill_at = kill_at.filter(|at| self.watcher(id).spec.unit.stop_children && *at > turn.now);
+                let kill_at =
+                    kill_at.filter(|at| self.watcher(id).spec.unit.stop_children && *at > turn.now);
                 turn.effects.push(match kill_at {
                     Some(_) => Effect::AwaitLeftovers { proc },
                     None => Effect::KillLeftovers { proc },
                 });
-                self.set_slot(id, wid, State::Leaving { worker, why, exit, kill_at });
+                self.set_slot(
+                    id,
+                    wid,
+                    State::Leaving {
+                        worker,
+                        why,
+                        exit,
+                        kill_at,
+                    },
+                );
             }
             other => {
                 self.set_slot(id, wid, other);
@@ -416,11 +643,21 @@ impl Supervisor {
     }
 
     pub(super) fn gone(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
-        if !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Leaving { .. }) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        if !matches!(
+            self.watcher(id).slots[wid as usize - 1].state,
+            State::Leaving { .. }
+        ) {
             return;
         }
-        let State::Leaving { worker, why, exit, .. } = self.take_slot(id, wid) else { return };
+        let State::Leaving {
+            worker, why, exit, ..
+        } = self.take_slot(id, wid)
+        else {
+            return;
+        };
         match why {
             Why::Asked => self.replace_or_vacate(turn, id, wid),
             Why::Itself if self.is_wanted(id, wid) => {
@@ -428,7 +665,12 @@ impl Supervisor {
                 self.ended(turn, id, wid, end);
             }
             Why::Failed(text) if self.is_wanted(id, wid) => {
-                let end = End { text, clean: false, succeeded: false, ..End::of(exit, &worker) };
+                let end = End {
+                    text,
+                    clean: false,
+                    succeeded: false,
+                    ..End::of(exit, &worker)
+                };
                 self.ended(turn, id, wid, end);
             }
             Why::Itself | Why::Failed(_) => self.vacate(id, wid),
@@ -436,20 +678,35 @@ impl Supervisor {
     }
 
     pub(super) fn drained(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else { return };
-        if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Draining { .. }) {
+        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        if matches!(
+            self.watcher(id).slots[wid as usize - 1].state,
+            State::Draining { .. }
+        ) {
             self.stop_slot(turn, id, wid, Why::Asked);
         }
     }
 
     /// Takes a slot out of use that is scaled away. With shards of its own it serves what waits in them first.
     pub(super) fn retire_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        if !self.has_shards(id) || !matches!(self.watcher(id).slots[wid as usize - 1].state, State::Ready { .. }) {
+        if !self.has_shards(id)
+            || !matches!(
+                self.watcher(id).slots[wid as usize - 1].state,
+                State::Ready { .. }
+            )
+        {
             self.stop_slot(turn, id, wid, Why::Asked);
             return;
         }
         if let State::Ready { worker, .. } = self.take_slot(id, wid) {
-            let until = self.watcher(id).spec.unit.graceful_timeout.map(|timeout| turn.now + timeout);
+            let until = self
+                .watcher(id)
+                .spec
+                .unit
+                .graceful_timeout
+                .map(|timeout| turn.now + timeout);
             turn.effects.push(Effect::Drain { proc: worker.proc });
             self.set_slot(id, wid, State::Draining { worker, until });
         }
@@ -458,7 +715,9 @@ impl Supervisor {
     /// Whether its workers have kernel queues of their own.
     pub(super) fn has_shards(&self, id: WatcherId) -> bool {
         let sockets = &self.watcher(id).sockets;
-        sockets.iter().any(|socket| self.sockets[socket.0 as usize].spec.unit.so_reuseport.value)
+        sockets
+            .iter()
+            .any(|socket| self.sockets[socket.0 as usize].spec.unit.so_reuseport.value)
     }
 
     fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {
@@ -503,7 +762,11 @@ impl Supervisor {
         let watcher = self.watcher_mut(id);
         if failed || again {
             let text = format!("worker {wid} {}", end.text);
-            watcher.mishap = Some(Mishap { text, wid, exit_code: end.exit_code });
+            watcher.mishap = Some(Mishap {
+                text,
+                wid,
+                exit_code: end.exit_code,
+            });
         }
         if failed {
             watcher.failures_ever += 1;
@@ -511,20 +774,41 @@ impl Supervisor {
         if failed_start {
             watcher.failures = watcher.failures.saturating_add(1);
         }
-        let given_up = failed_start && unit.max_retry.is_some_and(|most| watcher.failures >= most.max(1));
+        let given_up = failed_start
+            && unit
+                .max_retry
+                .is_some_and(|most| watcher.failures >= most.max(1));
         if again && given_up {
-            let text =
-                format!("worker {wid} {}; given up after {} failed starts (`max_retry`)", end.text, watcher.failures);
+            let text = format!(
+                "worker {wid} {}; given up after {} failed starts (`max_retry`)",
+                end.text, watcher.failures
+            );
             self.vacate(id, wid);
-            self.give_up(turn, id, Mishap { text, wid, exit_code: end.exit_code });
+            self.give_up(
+                turn,
+                id,
+                Mishap {
+                    text,
+                    wid,
+                    exit_code: end.exit_code,
+                },
+            );
         } else if again {
             self.restart_slot(turn, id, wid, &end);
         } else {
-            self.log(turn, if failed { LogLevel::Warn } else { LogLevel::Info }, id, || {
-                format!("worker {wid} {}; it is not restarted", end.text)
-            });
+            self.log(
+                turn,
+                if failed {
+                    LogLevel::Warn
+                } else {
+                    LogLevel::Info
+                },
+                id,
+                || format!("worker {wid} {}; it is not restarted", end.text),
+            );
             self.vacate(id, wid);
-            self.watcher_mut(id).slots[wid as usize - 1].ended_badly = failed.then_some(end.exit_code);
+            self.watcher_mut(id).slots[wid as usize - 1].ended_badly =
+                failed.then_some(end.exit_code);
             if self.watcher(id).tally.busy() == 0 {
                 self.ran_out(turn, id, &end, failed, wid);
             }
@@ -535,7 +819,10 @@ impl Supervisor {
         let spec = Rc::clone(&self.watcher(id).spec);
         let unit = &spec.unit;
         let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
-        if end.ready.is_some_and(|ready| turn.now.since(ready) >= unit.restart_reset) {
+        if end
+            .ready
+            .is_some_and(|ready| turn.now.since(ready) >= unit.restart_reset)
+        {
             slot.attempt = 0;
         }
         let delay = backoff(slot.attempt, unit.restart_delay, unit.restart_max_delay);
@@ -544,10 +831,20 @@ impl Supervisor {
         let level = LogLevel::Warn;
         if delay.is_zero() {
             self.set_slot(id, wid, State::Due);
-            self.log(turn, level, id, || format!("worker {wid} {}; it is restarted", end.text));
+            self.log(turn, level, id, || {
+                format!("worker {wid} {}; it is restarted", end.text)
+            });
         } else {
-            self.set_slot(id, wid, State::Backoff { until: turn.now + delay });
-            self.log(turn, level, id, || format!("worker {wid} {}; next try in {delay:?}", end.text));
+            self.set_slot(
+                id,
+                wid,
+                State::Backoff {
+                    until: turn.now + delay,
+                },
+            );
+            self.log(turn, level, id, || {
+                format!("worker {wid} {}; next try in {delay:?}", end.text)
+            });
         }
     }
 
@@ -559,19 +856,42 @@ impl Supervisor {
             self.set_goal(id, Goal::Waiting);
             return;
         }
-        let worst = self.watcher(id).slots.iter().position(|slot| slot.ended_badly.is_some());
+        let worst = self
+            .watcher(id)
+            .slots
+            .iter()
+            .position(|slot| slot.ended_badly.is_some());
         if failed {
             let text = format!("worker {wid} {}", end.text);
-            self.give_up(turn, id, Mishap { text, wid, exit_code: end.exit_code });
+            self.give_up(
+                turn,
+                id,
+                Mishap {
+                    text,
+                    wid,
+                    exit_code: end.exit_code,
+                },
+            );
         } else if let Some(index) = worst {
             // Another of its workers ended badly before this one ended well.
             let exit_code = self.watcher(id).slots[index].ended_badly.unwrap_or(1);
             let text = format!("worker {} ended badly", index + 1);
-            self.give_up(turn, id, Mishap { text, wid: index as u32 + 1, exit_code });
+            self.give_up(
+                turn,
+                id,
+                Mishap {
+                    text,
+                    wid: index as u32 + 1,
+                    exit_code,
+                },
+            );
         } else {
             self.set_goal(id, Goal::Ended);
             if self.watcher(id).spec.unit.critical {
-                let reason = format!("the critical watcher `{}` has ended", self.watcher(id).spec.name());
+                let reason = format!(
+                    "the critical watcher `{}` has ended",
+                    self.watcher(id).spec.name()
+                );
                 self.end_with(turn, end.exit_code, reason);
             }
         }
@@ -580,7 +900,9 @@ impl Supervisor {
     /// The watcher has failed for good: what is left of it is stopped, and so is what requires it.
     pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, id: WatcherId, mishap: Mishap) {
         let code = mishap.exit_code;
-        self.log(turn, LogLevel::Error, id, || format!("failed: {}", mishap.text));
+        self.log(turn, LogLevel::Error, id, || {
+            format!("failed: {}", mishap.text)
+        });
         let watcher = self.watcher_mut(id);
         watcher.mishap = Some(mishap);
         watcher.failures_ever += 1;
@@ -593,11 +915,23 @@ impl Supervisor {
             let goal = self.watcher(dependent).goal;
             if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
                 let text = format!("it requires `{name}`, which failed");
-                self.give_up(turn, dependent, Mishap { text, wid: 0, exit_code: 1 });
+                self.give_up(
+                    turn,
+                    dependent,
+                    Mishap {
+                        text,
+                        wid: 0,
+                        exit_code: 1,
+                    },
+                );
             }
         }
         if self.watcher(id).spec.unit.critical {
-            self.end_with(turn, code, format!("the critical watcher `{name}` has failed"));
+            self.end_with(
+                turn,
+                code,
+                format!("the critical watcher `{name}` has failed"),
+            );
         }
     }
 }
@@ -612,10 +946,15 @@ fn stronger(before: Why, now: Why) -> Why {
 
 /// Delay before the restart after `attempt` restarts in a row: the first is at once, then doubling from `shortest`.
 pub(super) fn backoff(attempt: u32, shortest: Duration, longest: Duration) -> Duration {
-    let Some(doublings) = attempt.checked_sub(1) else { return Duration::ZERO };
+    let Some(doublings) = attempt.checked_sub(1) else {
+        return Duration::ZERO;
+    };
     let shortest = shortest.max(SHORTEST_BACKOFF);
     let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-    shortest.checked_mul(factor).unwrap_or(Duration::MAX).min(longest.max(shortest))
+    shortest
+        .checked_mul(factor)
+        .unwrap_or(Duration::MAX)
+        .min(longest.max(shortest))
 }
 
 #[cfg(test)]
@@ -625,8 +964,15 @@ mod tests {
     #[test]
     fn the_first_restart_is_at_once_and_the_others_double_up_to_the_longest() {
         let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
-        let delays: Vec<u128> = (0..12).map(|attempt| backoff(attempt, shortest, longest).as_millis()).collect();
-        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
+        let delays: Vec<u128> = (0..12)
+            .map(|attempt| backoff(attempt, shortest, longest).as_millis())
+            .collect();
+        assert_eq!(
+            delays,
+            [
+                0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000
+            ]
+        );
         assert_eq!(backoff(u32::MAX, shortest, longest), longest);
     }
 
