@@ -5,8 +5,26 @@
 //! spawned: which socket is which fd, what the words of a command are, in which order watchers start.
 //! [`Watcher::invocation`] then says what one worker (a wid) is exec'd with.
 
-use crate::unit::{self, Finding, Limit, Mode, Name, Resource, Units};
+mod address;
+mod environment;
+mod identity;
+mod invocation;
+mod nearest;
+mod option;
+mod order;
+mod preview;
+mod settle;
+mod substitute;
+#[cfg(test)]
+mod testing;
+
+pub use preview::{PlannedFd, PlannedWorker};
+pub use settle::Templates;
+
+use crate::unit::{self, Finding, Limit, Mode, Name, Resource, Severity, Units};
+use nearest::Hints;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -41,7 +59,7 @@ pub struct User {
 /// Everything that is to run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The `[manager]` table.
+    /// The `[manager]` table, the substitutions in its `env` filled in.
     pub manager: unit::Manager,
     /// Group of the control socket, looked up.
     pub control_gid: Option<u32>,
@@ -87,7 +105,8 @@ pub struct Watcher {
     pub level: u32,
     /// What the workers run as; `None` stays what the manager is.
     pub identity: Option<Identity>,
-    // The implementation adds its templates here.
+    /// Its texts with substitutions, taken apart.
+    pub templates: Templates,
 }
 
 /// One of a watcher's sockets.
@@ -112,10 +131,134 @@ pub struct Identity {
     pub groups: Option<Vec<u32>>,
 }
 
-/// Plans `units`. The findings hold every error and warning; there is a plan only if none is an error.
-pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
-    let _ = (units, host);
-    (None, Vec::new())
+/// Plans `units`. The findings hold every error and warning, in order of place; there is a plan only if none is an error.
+///
+/// Names that differ by case alone, and values that are wrong in themselves, are left to the loader.
+pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
+    units
+        .sockets
+        .sort_by(|a, b| a.name.value.cmp(&b.name.value));
+    units
+        .watchers
+        .sort_by(|a, b| a.name.value.cmp(&b.name.value));
+    let own = host.environment();
+    let hints = Hints::new();
+    let mut findings = Vec::new();
+
+    settle::fold_manager_env(&mut units.manager.env, &own, &mut findings);
+    let control_group = units.manager.control_group.as_ref();
+    let control_gid = control_group.and_then(|group| {
+        let (key, owner) = ("control_group", "`[manager]`");
+        identity::find_group(key, group, owner, host, &mut findings).ok()
+    });
+    address::find_collisions(&units.sockets, &mut findings);
+    find_bad_fd_names(&units.sockets, &mut findings);
+    let owners: Vec<_> = units
+        .sockets
+        .iter()
+        .map(|socket| identity::of_socket(socket, host, &mut findings))
+        .collect();
+    let levels = order::start_levels(&units.watchers, &hints, &mut findings);
+    let world = settle::World::new(&units.sockets, &units.manager.env, &own, &hints);
+    let settled: Vec<_> = units
+        .watchers
+        .iter()
+        .map(|watcher| settle::settle(watcher, &world, host, &mut findings))
+        .collect();
+    find_unused(&units.sockets, &settled, &mut findings);
+
+    findings.sort_by_key(|finding| finding.place);
+    let refused = findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Error);
+    let (false, Some(levels)) = (refused, levels) else {
+        return (None, findings);
+    };
+    let sockets: Vec<Rc<Socket>> = units
+        .sockets
+        .into_iter()
+        .zip(owners)
+        .map(|(unit, (uid, gid))| Rc::new(Socket { unit, uid, gid }))
+        .collect();
+    let mut watchers: Vec<Rc<Watcher>> = units
+        .watchers
+        .into_iter()
+        .zip(settled)
+        .zip(levels)
+        .map(|((unit, settled), level)| Rc::new(watcher(unit, settled, level, &sockets)))
+        .collect();
+    // They are in order of name, and a stable sort keeps that.
+    watchers.sort_by_key(|watcher| (watcher.level, Reverse(watcher.unit.priority)));
+    let plan = Plan {
+        manager: units.manager,
+        control_gid,
+        sockets,
+        watchers,
+    };
+    (Some(plan), findings)
+}
+
+fn watcher(
+    mut unit: unit::Watcher,
+    settled: settle::Settled,
+    level: u32,
+    sockets: &[Rc<Socket>],
+) -> Watcher {
+    let name = |index: &usize| sockets[*index].name().to_string();
+    // A plan is kept for as long as the manager runs: nothing that grew while it was read stays larger than it is.
+    unit.after.shrink_to_fit();
+    unit.requires.shrink_to_fit();
+    unit.env.shrink_to_fit();
+    unit.rlimits.shrink_to_fit();
+    Watcher {
+        unit,
+        sockets: settled
+            .sockets
+            .iter()
+            .map(|index| PassedSocket {
+                name: name(index),
+                fd_name: sockets[*index].fd_name().to_string(),
+            })
+            .collect(),
+        listens: settled.listens.iter().map(name).collect(),
+        level,
+        identity: settled.identity,
+        templates: settled.templates,
+    }
+}
+
+/// LISTEN_FDNAMES is one text of names with colons between them (sd_listen_fds(3)).
+fn find_bad_fd_names(sockets: &[unit::Socket], findings: &mut Vec<Finding>) {
+    for socket in sockets {
+        let name = &socket.name.value;
+        let fd_name = socket.fd_name.as_ref().unwrap_or(name);
+        if fd_name.contains(|c: char| c == ':' || c.is_control()) {
+            findings.push(Finding::error(
+                socket.name.place,
+                format!(
+                    "socket `{name}`: `{}` can't stand in LISTEN_FDNAMES, where a colon ends a name; give it an `fd_name` \
+                     without one",
+                    environment::shorten(fd_name)
+                ),
+            ));
+        }
+    }
+}
+
+fn find_unused(sockets: &[unit::Socket], settled: &[settle::Settled], findings: &mut Vec<Finding>) {
+    let mut used = vec![false; sockets.len()];
+    for index in settled.iter().flat_map(|watcher| &watcher.listens) {
+        used[*index] = true;
+    }
+    for (socket, _) in sockets.iter().zip(used).filter(|(_, used)| !used) {
+        findings.push(Finding::warning(
+            socket.name.place,
+            format!(
+                "socket `{}` is bound, but no watcher uses it: its clients would wait for ever",
+                socket.name.value
+            ),
+        ));
+    }
 }
 
 /// What one worker is exec'd with.
@@ -182,18 +325,6 @@ impl Watcher {
     /// The unit's name.
     pub fn name(&self) -> &str {
         &self.unit.name.value
-    }
-
-    /// Path of the `env_file` of worker `wid`, and whether it may be missing.
-    pub fn env_file(&self, wid: u32) -> Option<(PathBuf, bool)> {
-        let _ = wid;
-        None
-    }
-
-    /// What worker `wid` is exec'd with, or why it can't be (a substituted socket is not bound, a bad line in `env_file`).
-    pub fn invocation(&self, moment: &Moment<'_>) -> Result<Invocation, String> {
-        let _ = moment;
-        Err("not built".into())
     }
 
     /// umask, nice and the rest that need no substitution, as the unit has them.

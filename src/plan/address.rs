@@ -1,0 +1,360 @@
+//! Which sockets can't be bound beside each other.
+//!
+//! The rules are the kernel's (`inet_csk_bind_conflict` and `unix_bind_*`): two listening sockets of one type and port
+//! collide when their addresses overlap, a wildcard overlapping every address of its family, and `[::]` every address
+//! of both; different interfaces keep them apart, and so does SO_REUSEPORT if both have it. Each socket is entered under
+//! the few keys it occupies and asks for the few keys it would collide with, so the work grows with the sockets and not
+//! with their pairs.
+
+use crate::unit::{Address, Family, Finding, Socket, SocketKind};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+/// Adds an error for every socket whose address an earlier one takes.
+pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
+    let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
+    for socket in sockets {
+        let (occupied, asked) = scopes(socket);
+        let other = asked
+            .iter()
+            .find_map(|key| taken.get(key)?.conflict(socket));
+        if let Some(other) = other {
+            findings.push(Finding::error(
+                socket.address.place,
+                collision(socket, other),
+            ));
+        }
+        for key in occupied {
+            taken.entry(key).or_default().add(socket);
+        }
+    }
+}
+
+/// What a listening socket occupies.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key<'a> {
+    Inet(Inet, Kind, u16),
+    Path(PathBuf),
+    Abstract(&'a str, Kind),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Inet {
+    V4(Ipv4Addr),
+    /// With the scope id.
+    V6(Ipv6Addr, u32),
+    Host(String),
+    WildV4,
+    WildV6,
+    /// All addresses of both families.
+    WildBoth,
+    AnyV4,
+    AnyV6,
+    AnyHost,
+}
+
+/// Of [`SocketKind`], as a part of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Stream,
+    Dgram,
+    Seqpacket,
+}
+
+/// The keys that `socket` occupies, and those that must be free of others.
+fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
+    use Inet::*;
+    let kind = match socket.kind {
+        SocketKind::Stream => Kind::Stream,
+        SocketKind::Dgram => Kind::Dgram,
+        SocketKind::Seqpacket => Kind::Seqpacket,
+    };
+    let (port, occupied, asked) = match &socket.address.value {
+        Address::Path(path) => {
+            let key = Key::Path(plain(path));
+            return (vec![key.clone()], vec![key]);
+        }
+        // The kernel keeps one table of abstract names for each type.
+        Address::Abstract(name) => {
+            let key = Key::Abstract(name, kind);
+            return (vec![key.clone()], vec![key]);
+        }
+        Address::Port(port) => match socket.family {
+            Some(Family::Inet) => (*port, vec![WildV4, AnyV4], vec![AnyV4]),
+            _ => (*port, both(), vec![AnyV4, AnyV6, AnyHost]),
+        },
+        Address::Ip(address) => match address.ip().to_canonical() {
+            IpAddr::V4(ip) if ip.is_unspecified() => {
+                (address.port(), vec![WildV4, AnyV4], vec![AnyV4])
+            }
+            IpAddr::V4(ip) => (address.port(), vec![V4(ip), AnyV4], vec![V4(ip), WildV4]),
+            IpAddr::V6(ip) if ip.is_unspecified() => {
+                (address.port(), both(), vec![AnyV4, AnyV6, AnyHost])
+            }
+            IpAddr::V6(ip) => {
+                let scope = match address {
+                    std::net::SocketAddr::V6(address) => address.scope_id(),
+                    std::net::SocketAddr::V4(_) => 0,
+                };
+                let own = V6(ip, scope);
+                (address.port(), vec![own.clone(), AnyV6], vec![own, WildV6])
+            }
+        },
+        // What a host name stands for is known when it is bound; all that is sure is that it stands for itself, and
+        // that it is one of all addresses.
+        Address::Host(host, port) => {
+            let own = Host(host.to_ascii_lowercase());
+            (*port, vec![own.clone(), AnyHost], vec![own, WildBoth])
+        }
+    };
+    // Every socket on port 0 gets a port of its own.
+    if port == 0 {
+        return (Vec::new(), Vec::new());
+    }
+    let keys = |scopes: Vec<Inet>| {
+        scopes
+            .into_iter()
+            .map(|scope| Key::Inet(scope, kind, port))
+            .collect()
+    };
+    (keys(occupied), keys(asked))
+}
+
+/// What a dual-stack wildcard occupies.
+fn both() -> Vec<Inet> {
+    vec![
+        Inet::WildV4,
+        Inet::WildV6,
+        Inet::WildBoth,
+        Inet::AnyV4,
+        Inet::AnyV6,
+    ]
+}
+
+/// `path` without `.` and doubled slashes; links are not followed.
+fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+/// The sockets under one key, as many as it takes to answer for all of them.
+#[derive(Default)]
+struct Cell<'a> {
+    any: Pick<'a>,
+    by_interface: HashMap<Option<&'a str>, Pick<'a>>,
+}
+
+/// The first socket of each sort.
+#[derive(Default)]
+struct Pick<'a> {
+    exclusive: Option<&'a Socket>,
+    shared: Option<&'a Socket>,
+}
+
+impl<'a> Cell<'a> {
+    fn add(&mut self, socket: &'a Socket) {
+        self.any.add(socket);
+        self.by_interface
+            .entry(interface(socket))
+            .or_default()
+            .add(socket);
+    }
+
+    /// A socket here that can't be beside `socket`.
+    fn conflict(&self, socket: &Socket) -> Option<&'a Socket> {
+        match interface(socket) {
+            None => self.any.conflict(socket),
+            on => [on, None]
+                .into_iter()
+                .find_map(|on| self.by_interface.get(&on)?.conflict(socket)),
+        }
+    }
+}
+
+impl<'a> Pick<'a> {
+    fn add(&mut self, socket: &'a Socket) {
+        let sort = if socket.so_reuseport.value {
+            &mut self.shared
+        } else {
+            &mut self.exclusive
+        };
+        sort.get_or_insert(socket);
+    }
+
+    fn conflict(&self, socket: &Socket) -> Option<&'a Socket> {
+        match socket.so_reuseport.value {
+            true => self.exclusive,
+            false => self.exclusive.or(self.shared),
+        }
+    }
+}
+
+fn interface(socket: &Socket) -> Option<&str> {
+    socket.interface.as_ref().map(|at| at.value.as_str())
+}
+
+fn collision(socket: &Socket, other: &Socket) -> String {
+    let (ours, theirs) = (spell(&socket.address.value), spell(&other.address.value));
+    let (name, other_name) = (&socket.name.value, &other.name.value);
+    if ours == theirs {
+        return format!(
+            "sockets `{name}` and `{other_name}` both listen on {ours}; a watcher can use one socket of another \
+             watcher, so one of them is enough"
+        );
+    }
+    format!(
+        "socket `{name}` on {ours} can't be bound beside socket `{other_name}` on {theirs}: one address covers the other"
+    )
+}
+
+/// An address as a user writes it.
+fn spell(address: &Address) -> String {
+    match address {
+        Address::Port(port) => format!("port {port} of all addresses"),
+        Address::Ip(address) => format!("`{address}`"),
+        Address::Host(host, port) => format!("`{host}:{port}`"),
+        Address::Path(path) => format!("`{}`", plain(path).display()),
+        Address::Abstract(name) => format!("`@{}`", name.escape_debug()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::socket;
+    use super::*;
+    use crate::unit::At;
+
+    fn ip(name: &str, address: &str) -> Socket {
+        let mut made = socket(name);
+        made.address = At::nowhere(Address::Ip(address.parse().expect("an address")));
+        made
+    }
+
+    fn port(name: &str, port: u16, family: Option<Family>) -> Socket {
+        let mut made = socket(name);
+        made.address = At::nowhere(Address::Port(port));
+        made.family = family;
+        made
+    }
+
+    fn at(name: &str, address: Address) -> Socket {
+        let mut made = socket(name);
+        made.address = At::nowhere(address);
+        made
+    }
+
+    fn on(mut socket: Socket, interface: &str) -> Socket {
+        socket.interface = Some(At::nowhere(interface.into()));
+        socket
+    }
+
+    fn shared(mut socket: Socket) -> Socket {
+        socket.so_reuseport.value = true;
+        socket
+    }
+
+    fn dgram(mut socket: Socket) -> Socket {
+        socket.kind = SocketKind::Dgram;
+        socket
+    }
+
+    /// Whether the two collide; in both orders, since a collision has no direction.
+    fn collide(a: Socket, b: Socket) -> bool {
+        let count = |pair: [Socket; 2]| {
+            let mut findings = Vec::new();
+            find_collisions(&pair, &mut findings);
+            findings.len()
+        };
+        let forth = count([a.clone(), b.clone()]);
+        assert_eq!(forth, count([b, a]), "order must not matter");
+        forth == 1
+    }
+
+    #[test]
+    fn addresses_of_one_port_collide_where_one_covers_the_other() {
+        let inet = Some(Family::Inet);
+        let inet6 = Some(Family::Inet6);
+        let a = |text| ip("a", text);
+        let b = |text| ip("b", text);
+        for (one, two, wanted) in [
+            (a("127.0.0.1:80"), b("127.0.0.1:80"), true),
+            (a("127.0.0.1:80"), b("127.0.0.2:80"), false),
+            (a("127.0.0.1:80"), b("127.0.0.1:81"), false),
+            (a("127.0.0.1:0"), b("127.0.0.1:0"), false),
+            (a("0.0.0.0:80"), b("127.0.0.1:80"), true),
+            (a("0.0.0.0:80"), b("[::1]:80"), false),
+            (a("[::]:80"), b("127.0.0.1:80"), true),
+            (a("[::]:80"), b("0.0.0.0:80"), true),
+            (a("[::]:80"), b("[::1]:80"), true),
+            (a("[::ffff:127.0.0.1]:80"), b("127.0.0.1:80"), true),
+            (a("[fe80::1%1]:80"), b("[fe80::1%2]:80"), false),
+            (a("[fe80::1%1]:80"), b("[fe80::1%1]:80"), true),
+            (port("a", 8000, None), b("127.0.0.1:8000"), true),
+            (port("a", 8000, None), b("[::1]:8000"), true),
+            (port("a", 8000, inet), b("[::1]:8000"), false),
+            (port("a", 8000, inet), b("10.0.0.1:8000"), true),
+            (port("a", 8000, inet6), b("0.0.0.0:8000"), true),
+            (port("a", 0, None), port("b", 0, None), false),
+            (port("a", 80, None), dgram(port("b", 80, None)), false),
+            (dgram(a("0.0.0.0:53")), dgram(b("127.0.0.1:53")), true),
+        ] {
+            let says = format!("{:?} {:?}", one.address.value, two.address.value);
+            assert_eq!(collide(one, two), wanted, "{says}");
+        }
+    }
+
+    #[test]
+    fn interfaces_and_a_shared_port_keep_sockets_apart() {
+        let a = || ip("a", "0.0.0.0:80");
+        let b = || ip("b", "0.0.0.0:80");
+        assert!(!collide(on(a(), "eth0"), on(b(), "eth1")));
+        assert!(collide(on(a(), "eth0"), on(b(), "eth0")));
+        assert!(collide(on(a(), "eth0"), b()));
+        assert!(!collide(shared(a()), shared(b())));
+        assert!(collide(shared(a()), b()));
+    }
+
+    #[test]
+    fn host_names_collide_with_themselves_and_with_all_addresses() {
+        let host = |name: &str, host: &str| at(name, Address::Host(host.into(), 80));
+        assert!(collide(host("a", "localhost"), host("b", "LOCALHOST")));
+        assert!(!collide(host("a", "localhost"), host("b", "example.org")));
+        assert!(collide(host("a", "localhost"), port("b", 80, None)));
+        assert!(collide(host("a", "localhost"), ip("b", "[::]:80")));
+        assert!(!collide(host("a", "localhost"), ip("b", "0.0.0.0:80")));
+    }
+
+    #[test]
+    fn unix_paths_are_one_space_and_abstract_names_one_for_each_type() {
+        let path = |name: &str, path: &str| at(name, Address::Path(path.into()));
+        assert!(collide(path("a", "/run/x"), path("b", "/run//./x")));
+        assert!(collide(path("a", "/run/x"), dgram(path("b", "/run/x"))));
+        assert!(!collide(path("a", "/run/x"), path("b", "/run/y")));
+        let name = |name: &str, text: &str| at(name, Address::Abstract(text.into()));
+        assert!(collide(name("a", "x"), name("b", "x")));
+        assert!(!collide(name("a", "x"), dgram(name("b", "x"))));
+        assert!(!collide(name("a", "/run/x"), path("b", "/run/x")));
+    }
+
+    #[test]
+    fn each_socket_is_reported_once_and_names_the_other() {
+        let sockets = [
+            ip("a", "127.0.0.1:80"),
+            ip("b", "127.0.0.1:80"),
+            port("c", 80, None),
+        ];
+        let mut findings = Vec::new();
+        find_collisions(&sockets, &mut findings);
+        assert_eq!(findings.len(), 2);
+        assert!(
+            findings[0]
+                .message
+                .starts_with("sockets `b` and `a` both listen on `127.0.0.1:80`")
+        );
+        assert!(
+            findings[1]
+                .message
+                .contains("`c` on port 80 of all addresses can't be bound beside socket `a`")
+        );
+    }
+}

@@ -1,0 +1,436 @@
+//! The environment of a worker, and the text of an `env_file`.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+
+/// PATH where nobody sets one.
+pub(super) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the manager says to each worker anew, and must not hand on from its own parent: sd_listen_fds(3), sd_notify(3),
+/// sd_watchdog_enabled(3).
+const PROTOCOL: [&str; 7] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
+
+/// Why a unit may not set `name` itself, if so.
+pub(super) fn refusal(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        return Some("a variable needs a name");
+    }
+    if name.contains('=') || name.contains('\0') {
+        return Some("the name of a variable has no `=` and no NUL byte");
+    }
+    (PROTOCOL.contains(&name) || name == "TENTPOLE_WATCHER" || name == "TENTPOLE_WID")
+        .then_some("the manager sets it for each worker")
+}
+
+/// An environment in the making: what is copied keeps its order, what is added comes after it in order of name.
+pub(super) struct Environment {
+    copied: Vec<(OsString, OsString)>,
+    added: Vec<(OsString, OsString)>,
+}
+
+impl Environment {
+    /// The manager's own where it is to be copied, else a PATH and nothing more.
+    pub(super) fn new(copy: bool, own: &[(OsString, OsString)]) -> Self {
+        let mut made = Environment {
+            copied: Vec::new(),
+            added: Vec::new(),
+        };
+        if !copy {
+            made.set("PATH", DEFAULT_PATH);
+            return made;
+        }
+        // Of two that are named alike the first counts, as for getenv(3).
+        let mut seen = HashSet::with_capacity(own.len());
+        made.copied.reserve(own.len() + 8);
+        for (name, value) in own {
+            let protocol = PROTOCOL.iter().any(|known| name == known);
+            if !protocol && !name.is_empty() && seen.insert(name.as_os_str()) {
+                made.copied.push((name.clone(), value.clone()));
+            }
+        }
+        made
+    }
+
+    /// Sets `name`, whatever it was.
+    pub(super) fn set(&mut self, name: impl AsRef<OsStr>, value: impl Into<OsString>) {
+        let (name, value) = (name.as_ref(), value.into());
+        let known = self.entries().position(|(known, _)| known == name);
+        match known {
+            Some(at) if at < self.copied.len() => self.copied[at].1 = value,
+            Some(at) => self.added[at - self.copied.len()].1 = value,
+            None => self.added.push((name.to_os_string(), value)),
+        }
+    }
+
+    /// Takes `name` away.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.copied.retain(|(known, _)| known != name);
+        self.added.retain(|(known, _)| known != name);
+    }
+
+    /// The value of exactly `name`.
+    pub(super) fn value(&self, name: &str) -> Option<&OsStr> {
+        self.entries()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_os_str())
+    }
+
+    /// The value of `name`, or of a name that differs by case: substitutions take any case, as in Circus.
+    pub(super) fn value_in_any_case(&self, name: &str) -> Option<&OsStr> {
+        self.value(name).or_else(|| {
+            self.entries()
+                .find(|(known, _)| known.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.as_os_str())
+        })
+    }
+
+    /// All of it.
+    pub(super) fn into_entries(mut self) -> Vec<(OsString, OsString)> {
+        self.added.sort_unstable();
+        self.copied.append(&mut self.added);
+        self.copied
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &(OsString, OsString)> {
+        self.copied.iter().chain(&self.added)
+    }
+}
+
+/// Reads the text of an `env_file`: KEY=VALUE lines with the quoting of systemd's EnvironmentFile= (systemd.exec(5)),
+/// and `export` before a key, which it takes from files that are made for shells. The later of two like names wins.
+///
+/// Unlike systemd, a line that can't be read is an error and not ignored; it starts with the line's number.
+pub(super) fn parse_env_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut reader = Reader {
+        rest: text.strip_prefix('\u{feff}').unwrap_or(text),
+        line: 1,
+    };
+    let mut entries = Vec::new();
+    while reader.skip_to_key() {
+        let line = reader.line;
+        let at_line = |message: String| format!("line {line}: {message}");
+        let name = reader.key().map_err(at_line)?;
+        if let Some(why) = refusal(name) {
+            return Err(at_line(format!("`{name}` can't be set here: {why}")));
+        }
+        let value = reader.value().map_err(at_line)?;
+        entries.push((name.to_string(), value));
+    }
+    Ok(entries)
+}
+
+/// Walks through the text of an `env_file`.
+struct Reader<'t> {
+    rest: &'t str,
+    line: usize,
+}
+
+impl<'t> Reader<'t> {
+    /// Takes blanks, empty lines and comments; false at the end of the text.
+    fn skip_to_key(&mut self) -> bool {
+        loop {
+            match self.rest.chars().next() {
+                None => return false,
+                Some('#' | ';') => {
+                    let end = self.rest.find('\n').unwrap_or(self.rest.len());
+                    self.rest = &self.rest[end..];
+                }
+                Some(' ' | '\t' | '\r' | '\n') => {
+                    self.take();
+                }
+                Some(_) => return true,
+            }
+        }
+    }
+
+    /// Takes a key and its `=`.
+    fn key(&mut self) -> Result<&'t str, String> {
+        let end = self.rest.find('\n').unwrap_or(self.rest.len());
+        let line = &self.rest[..end];
+        let Some(equals) = line.find('=') else {
+            return Err(format!(
+                "`{}` is not KEY=VALUE; a comment starts with `#`",
+                shorten(line.trim_end())
+            ));
+        };
+        let written = line[..equals].trim();
+        let name = match written.strip_prefix("export") {
+            Some(name) if name.starts_with([' ', '\t']) => name.trim_start(),
+            _ => written,
+        };
+        let mut letters = name.chars();
+        let starts_well = letters
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        if !starts_well || !letters.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(format!(
+                "`{}` is no name of a variable: letters, digits and `_`, not a digit first",
+                shorten(name)
+            ));
+        }
+        self.rest = &self.rest[equals + 1..];
+        Ok(name)
+    }
+
+    /// Takes a value and the end of its line.
+    fn value(&mut self) -> Result<String, String> {
+        let mut value = String::new();
+        // Blanks at the end fall away unless they are quoted: what is before this byte stays.
+        let mut kept = 0;
+        while let Some(c) = self.take() {
+            match c {
+                '\n' => break,
+                '\'' => loop {
+                    match self.take() {
+                        None => return Err("the `'` is never closed".into()),
+                        Some('\'') => break,
+                        Some(c) => value.push(c),
+                    }
+                },
+                '"' => self.double_quoted(&mut value)?,
+                '\\' => match self.take() {
+                    Some('\n') => {}
+                    Some(c) => value.push(c),
+                    None => value.push('\\'),
+                },
+                '\r' if self.rest.is_empty() => {}
+                ' ' | '\t' | '\r' => {
+                    if !value.is_empty() || kept > 0 {
+                        value.push(c);
+                    }
+                    continue;
+                }
+                c => value.push(c),
+            }
+            kept = value.len();
+        }
+        value.truncate(kept);
+        if value.contains('\0') {
+            return Err("a value has no NUL byte".into());
+        }
+        Ok(value)
+    }
+
+    /// Takes what follows a `"`, and the closing one. As in a shell, a backslash only hides what would have a meaning.
+    fn double_quoted(&mut self, value: &mut String) -> Result<(), String> {
+        loop {
+            match self.take() {
+                None => return Err("the `\"` is never closed".into()),
+                Some('"') => return Ok(()),
+                Some('\\') => match self.take() {
+                    None => return Err("the `\"` is never closed".into()),
+                    Some('\n') => {}
+                    Some(c @ ('"' | '\\' | '$' | '`')) => value.push(c),
+                    Some(c) => value.extend(['\\', c]),
+                },
+                Some(c) => value.push(c),
+            }
+        }
+    }
+
+    /// Takes one character; the two that end a line on Windows are one.
+    fn take(&mut self) -> Option<char> {
+        if let Some(rest) = self.rest.strip_prefix("\r\n") {
+            self.rest = rest;
+            self.line += 1;
+            return Some('\n');
+        }
+        let c = self.rest.chars().next()?;
+        self.rest = &self.rest[c.len_utf8()..];
+        self.line += usize::from(c == '\n');
+        Some(c)
+    }
+}
+
+/// The start of what may be long, for a message; control characters can't reach the terminal.
+pub(super) fn shorten(text: &str) -> String {
+    const SHOWN: usize = 60;
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn own(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    #[test]
+    fn copied_variables_keep_their_order_and_added_ones_are_sorted() {
+        let mut made = Environment::new(true, &own(&[("Z", "1"), ("A", "2")]));
+        made.set("M", "3");
+        made.set("Z", "4");
+        made.set("B", "5");
+        made.set("M", "6");
+        assert_eq!(
+            made.into_entries(),
+            own(&[("Z", "4"), ("A", "2"), ("B", "5"), ("M", "6")])
+        );
+    }
+
+    #[test]
+    fn what_was_meant_for_the_manager_is_not_copied_and_doubles_are_dropped() {
+        let made = Environment::new(
+            true,
+            &own(&[
+                ("LISTEN_FDS", "1"),
+                ("LISTEN_PID", "1"),
+                ("LISTEN_PIDFDID", "1"),
+                ("LISTEN_FDNAMES", "x"),
+                ("NOTIFY_SOCKET", "/x"),
+                ("WATCHDOG_PID", "1"),
+                ("A", "first"),
+                ("WATCHDOG_USEC", "1"),
+                ("A", "second"),
+                ("LISTEN_ADDRESS", "0.0.0.0"),
+                ("", "nameless"),
+            ]),
+        );
+        assert_eq!(
+            made.into_entries(),
+            own(&[("A", "first"), ("LISTEN_ADDRESS", "0.0.0.0")])
+        );
+    }
+
+    #[test]
+    fn without_the_copy_there_is_a_path_and_nothing_more() {
+        let made = Environment::new(false, &own(&[("A", "1")]));
+        assert_eq!(made.into_entries(), own(&[("PATH", DEFAULT_PATH)]));
+    }
+
+    #[test]
+    fn exact_case_goes_before_any_case() {
+        let made = Environment::new(true, &own(&[("path", "a"), ("PATH", "b"), ("Home", "c")]));
+        assert_eq!(made.value_in_any_case("PATH"), Some(OsStr::new("b")));
+        assert_eq!(made.value_in_any_case("Path"), Some(OsStr::new("a")));
+        assert_eq!(made.value_in_any_case("HOME"), Some(OsStr::new("c")));
+        assert_eq!(made.value("HOME"), None);
+    }
+
+    fn parsed(text: &str) -> Vec<(String, String)> {
+        parse_env_file(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
+    #[test]
+    fn values_are_read_with_the_quoting_of_systemd() {
+        for (text, value) in [
+            ("A=b", "b"),
+            ("A=", ""),
+            ("A= b c \t", "b c"),
+            ("A=b # no comment", "b # no comment"),
+            ("A=b=c", "b=c"),
+            ("A = b", "b"),
+            ("export A=b", "b"),
+            ("A='b  c '  ", "b  c "),
+            ("A=''", ""),
+            ("A='  '", "  "),
+            ("A=\"b c\"", "b c"),
+            ("A=b'c d'\"e f\"g", "bc de fg"),
+            (r#"A="a\"b\\c\$d\`e\nf""#, r#"a"b\c$d`e\nf"#),
+            (r"A=a\ \ b\'c\\", r"a  b'c\"),
+            ("A='a\\b'", "a\\b"),
+            ("A=one\\\n  two", "one  two"),
+            ("A=\"one\\\ntwo\"", "onetwo"),
+            ("A='one\ntwo'", "one\ntwo"),
+            ("A=b\\", "b\\"),
+            ("A=b\r\n", "b"),
+            ("A=b\r", "b"),
+            ("\u{feff}A=b", "b"),
+            ("A=$B ${C} $(d)", "$B ${C} $(d)"),
+        ] {
+            assert_eq!(
+                parsed(text),
+                [("A".to_string(), value.to_string())],
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn comments_and_empty_lines_are_skipped() {
+        let text = "# one\n\n  ; two\nA=1\n\t# three \\\nB=2\n";
+        assert_eq!(
+            parsed(text),
+            [("A".into(), "1".into()), ("B".into(), "2".into())]
+        );
+        assert_eq!(parsed(""), []);
+        assert_eq!(parsed("# no newline"), []);
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_with_its_number() {
+        for (text, message) in [
+            (
+                "A=1\nwhat\n",
+                "line 2: `what` is not KEY=VALUE; a comment starts with `#`",
+            ),
+            (
+                "A='1\n2'\n\n2X=1",
+                "line 4: `2X` is no name of a variable: letters, digits and `_`, not a digit first",
+            ),
+            (
+                "=1",
+                "line 1: `` is no name of a variable: letters, digits and `_`, not a digit first",
+            ),
+            ("\nA='1\n2", "line 2: the `'` is never closed"),
+            ("A=\"1\\", "line 1: the `\"` is never closed"),
+            ("A=1\0", "line 1: a value has no NUL byte"),
+            (
+                "LISTEN_FDS=1",
+                "line 1: `LISTEN_FDS` can't be set here: the manager sets it for each worker",
+            ),
+            (
+                "export TENTPOLE_WID=1",
+                "line 1: `TENTPOLE_WID` can't be set here: the manager sets it for each worker",
+            ),
+        ] {
+            assert_eq!(parse_env_file(text), Err(message.into()), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[A-C=\"'\\\\ \t\r\n#;$\u{e4}\0]{0,80}|\\PC{0,80}") {
+            if let Ok(entries) = parse_env_file(&text) {
+                for (name, value) in entries {
+                    prop_assert!(refusal(&name).is_none());
+                    prop_assert!(!value.contains('\0'));
+                }
+            }
+        }
+
+        #[test]
+        fn a_quoted_value_comes_back_as_it_was(value in "[^\0\r]{0,40}") {
+            let quoted: String = value
+                .chars()
+                .flat_map(|c| match c {
+                    '"' | '\\' | '$' | '`' => vec!['\\', c],
+                    c => vec![c],
+                })
+                .collect();
+            prop_assert_eq!(parsed(&format!("A=\"{quoted}\"\nB=1")), [("A".into(), value), ("B".into(), "1".into())]);
+        }
+    }
+}

@@ -1,0 +1,1014 @@
+//! One watcher: which sockets it passes, whom it runs as, and its texts taken apart.
+
+use super::environment::{self, Environment, shorten};
+use super::nearest::Hints;
+use super::option::{self, Value};
+use super::substitute::{
+    Builder, Piece, Quote, Reference, ShellText, Template, TextOption, pieces,
+};
+use super::{Host, Identity, identity};
+use crate::unit::{self, At, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words};
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+
+/// The texts of a watcher that are not literal, and its command.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Templates {
+    /// argv, each word ended.
+    pub(super) argv: Template,
+    /// Options with substitutions; the unit has the others.
+    pub(super) options: Box<[(TextOption, Template)]>,
+    /// Values with substitutions, by their index in the unit's `env`.
+    pub(super) env: Box<[(u32, Template)]>,
+}
+
+/// What is settled of one watcher. Sockets are indices into the units' sockets.
+pub(super) struct Settled {
+    pub(super) sockets: Vec<usize>,
+    pub(super) listens: Vec<usize>,
+    pub(super) identity: Option<Identity>,
+    pub(super) templates: Templates,
+}
+
+/// What all watchers are checked against.
+pub(super) struct World<'a> {
+    sockets: &'a [unit::Socket],
+    by_name: HashMap<&'a str, usize>,
+    by_any_case: HashMap<String, usize>,
+    manager_env: &'a [(String, At<String>)],
+    own: &'a [(OsString, OsString)],
+    own_in_lower_case: HashSet<OsString>,
+    hints: &'a Hints,
+}
+
+impl<'a> World<'a> {
+    /// `own` is the manager's own environment.
+    pub(super) fn new(
+        sockets: &'a [unit::Socket],
+        manager_env: &'a [(String, At<String>)],
+        own: &'a [(OsString, OsString)],
+        hints: &'a Hints,
+    ) -> Self {
+        let names = || {
+            sockets
+                .iter()
+                .enumerate()
+                .map(|(index, socket)| (socket.name.value.as_str(), index))
+        };
+        World {
+            sockets,
+            by_name: names().collect(),
+            by_any_case: names()
+                .map(|(name, index)| (name.to_lowercase(), index))
+                .collect(),
+            manager_env,
+            own,
+            own_in_lower_case: Environment::new(true, own)
+                .into_entries()
+                .into_iter()
+                .map(|(name, _)| name.to_ascii_lowercase())
+                .collect(),
+            hints,
+        }
+    }
+
+    /// The environment that a watcher starts from.
+    fn base(&self, copy: bool) -> Environment {
+        let mut base = Environment::new(copy, self.own);
+        for (name, value) in self.manager_env {
+            base.set(name, &value.value);
+        }
+        base
+    }
+
+    fn socket_hint(&self, name: &str) -> String {
+        let names = self.sockets.iter().map(|socket| socket.name.value.as_str());
+        self.hints.nearest(name, names)
+    }
+}
+
+/// Fills `$(circus.env.X)` into the values of `[manager] env`, which are the same for all watchers.
+pub(super) fn fold_manager_env(
+    env: &mut [(String, At<String>)],
+    own: &[(OsString, OsString)],
+    findings: &mut Vec<Finding>,
+) {
+    let mut environment = Environment::new(true, own);
+    for (key, value) in env {
+        let mut filled = String::with_capacity(value.value.len());
+        let mut refuse = |what: String| {
+            findings.push(Finding::error(value.place, format!("`[manager]`: {what}")))
+        };
+        if let Some(why) = environment::refusal(key) {
+            refuse(format!("`{}` can't be set in `env`: {why}", shorten(key)));
+            continue;
+        }
+        for piece in pieces(&value.value) {
+            match piece {
+                Piece::Text(text) => filled.push_str(text),
+                Piece::Unclosed(rest) => refuse(format!("`{}` is not closed", shorten(rest))),
+                Piece::Reference(Reference { raw, name }) => {
+                    let Some(name) = strip_prefix(name, "env.") else {
+                        refuse(format!(
+                            "`{}` can't stand in `env`, which is the same for all watchers and knows `$(circus.env.NAME)` \
+                             only; put it into the `env` of a watcher",
+                            shorten(raw)
+                        ));
+                        continue;
+                    };
+                    match environment
+                        .value_in_any_case(name)
+                        .map(|found| found.to_str())
+                    {
+                        Some(Some(found)) => filled.push_str(found),
+                        Some(None) => refuse(format!("`{}` is not UTF-8", shorten(raw))),
+                        None => refuse(format!(
+                            "`{}` is neither in the manager's environment nor earlier in `env`",
+                            shorten(raw)
+                        )),
+                    }
+                }
+            }
+        }
+        if filled.contains('\0') {
+            refuse(format!("`{key}` in `env` has a NUL byte"));
+        }
+        environment.set(&*key, &filled);
+        value.value = filled;
+    }
+}
+
+/// Settles `watcher`. What comes back is of use only if no error was added to `findings`.
+pub(super) fn settle(
+    watcher: &unit::Watcher,
+    world: &World<'_>,
+    host: &dyn Host,
+    findings: &mut Vec<Finding>,
+) -> Settled {
+    let identity = identity::of_watcher(watcher, host, findings);
+    find_contradictions(watcher, findings);
+    let mut compiler = Compiler::new(watcher, world, identity.as_ref().ok(), findings);
+    compiler.list_sockets();
+    let templates = compiler.compile();
+    compiler.judge_sockets();
+    let Compiler {
+        passed,
+        stdin_socket,
+        ..
+    } = compiler;
+    let mut listens = passed.clone();
+    listens.extend(stdin_socket.filter(|index| !passed.contains(index)));
+    Settled {
+        sockets: passed,
+        listens,
+        identity: identity.unwrap_or(None),
+        templates,
+    }
+}
+
+/// Options that are right each by itself and wrong together.
+fn find_contradictions(watcher: &unit::Watcher, findings: &mut Vec<Finding>) {
+    let name = &watcher.name.value;
+    let mut refuse = |place: Place, what: &str| {
+        findings.push(Finding::error(place, format!("watcher `{name}`: {what}")));
+    };
+    let own_place = watcher.name.place;
+    if let (Some(sockets), true) = (&watcher.sockets, watcher.use_sockets) {
+        refuse(
+            sockets.first().map_or(own_place, |at| at.place),
+            "`sockets` passes those it lists and `use_sockets` all of them; keep one of the two",
+        );
+    }
+    if let (Some(socket), Stdin::File(_)) = (&watcher.stdin_socket, &watcher.stdin) {
+        refuse(
+            socket.place,
+            "fd 0 can't be both `stdin_socket` and the file of `stdin`; keep one of the two",
+        );
+    }
+    if watcher.notify_access == NotifyAccess::None {
+        if watcher.kind == WatcherKind::Notify {
+            refuse(
+                own_place,
+                "`type = \"notify\"` waits for READY=1, which `notify_access = \"none\"` ignores",
+            );
+        }
+        if watcher.watchdog.is_some() {
+            refuse(
+                own_place,
+                "`watchdog` waits for WATCHDOG=1, which `notify_access = \"none\"` ignores",
+            );
+        }
+    }
+    if watcher.singleton && watcher.numprocesses.value > 1 {
+        refuse(
+            watcher.numprocesses.place,
+            "`singleton = true` allows no more than one worker in `numprocesses`",
+        );
+    }
+    for (key, value) in &watcher.env {
+        if let Some(why) = environment::refusal(key) {
+            refuse(
+                value.place,
+                &format!("`{}` can't be set in `env`: {why}", shorten(key)),
+            );
+        }
+    }
+    let mut warn = |place: Place, what: &str| {
+        findings.push(Finding::warning(place, format!("watcher `{name}`: {what}")));
+    };
+    if let (Some(args), false) = (&watcher.shell_args, watcher.shell) {
+        warn(
+            args.place,
+            "`shell_args` does nothing without `shell = true`",
+        );
+    }
+    if watcher.restart_delay > watcher.restart_max_delay {
+        warn(
+            own_place,
+            "`restart_delay` is longer than `restart_max_delay`, which caps it",
+        );
+    }
+    if watcher
+        .start_timeout
+        .is_some_and(|limit| watcher.ready_delay >= limit)
+    {
+        warn(
+            own_place,
+            "no worker can be ready before `start_timeout`, which is not longer than `ready_delay`",
+        );
+    }
+}
+
+/// Takes the texts of one watcher apart.
+struct Compiler<'a, 'f> {
+    unit: &'a unit::Watcher,
+    world: &'a World<'a>,
+    /// `None` where it could not be found, which is reported.
+    identity: Option<&'a Option<Identity>>,
+    findings: &'f mut Vec<Finding>,
+    /// Sockets in fd order.
+    passed: Vec<usize>,
+    /// Where each of them is in `passed`.
+    positions: HashMap<usize, u32>,
+    stdin_socket: Option<usize>,
+    /// Whether a reference to a socket passes it.
+    collects: bool,
+    /// Whether any text refers to a socket.
+    refers: bool,
+}
+
+/// A text, and how it is spoken of.
+struct Text<'a> {
+    text: &'a str,
+    key: &'a str,
+    place: Place,
+    /// The whole value that `place` covers, where that is one text.
+    whole: Option<&'a str>,
+    sees: Sees,
+}
+
+/// Which variables `$(circus.env.NAME)` can name.
+#[derive(Clone, Copy, PartialEq)]
+enum Sees {
+    /// The manager's and `[manager] env`: they are known already, and filled in.
+    Manager,
+    /// Those too, `env_file`, and this many of the unit's own.
+    Own(usize),
+    /// All that the worker gets.
+    All,
+}
+
+/// Whose words a text is.
+enum Language<'s> {
+    /// Nobody's: it arrives as it is.
+    None,
+    /// A shell's.
+    Shell(&'s mut ShellText),
+    /// A shell's, in single quotes.
+    Quoted,
+}
+
+impl<'a, 'f> Compiler<'a, 'f> {
+    fn new(
+        unit: &'a unit::Watcher,
+        world: &'a World<'a>,
+        identity: Option<&'a Option<Identity>>,
+        findings: &'f mut Vec<Finding>,
+    ) -> Self {
+        Compiler {
+            unit,
+            world,
+            identity,
+            findings,
+            passed: Vec::new(),
+            positions: HashMap::new(),
+            stdin_socket: None,
+            collects: unit.sockets.is_none() && !unit.use_sockets,
+            refers: false,
+        }
+    }
+
+    /// The sockets that the unit names outside of substitutions.
+    fn list_sockets(&mut self) {
+        let unit = self.unit;
+        if let Some(name) = &unit.stdin_socket {
+            self.stdin_socket = self.find_socket(name, "stdin_socket");
+        }
+        if unit.use_sockets {
+            for index in 0..self.world.sockets.len() {
+                self.pass(index);
+            }
+            return;
+        }
+        for name in unit.sockets.iter().flatten() {
+            if let Some(index) = self.find_socket(name, "sockets")
+                && !self.pass(index)
+            {
+                self.error(
+                    name.place,
+                    format!("socket `{}` is in `sockets` twice", name.value),
+                );
+            }
+        }
+    }
+
+    fn find_socket(&mut self, name: &At<String>, key: &str) -> Option<usize> {
+        let found = self.world.by_name.get(name.value.as_str()).copied();
+        if found.is_none() {
+            let hint = self.world.socket_hint(&name.value);
+            self.error(
+                name.place,
+                format!("unknown socket `{}` in `{key}`{hint}", name.value),
+            );
+        }
+        found
+    }
+
+    /// Adds a socket to those that are passed, unless it is there.
+    fn pass(&mut self, index: usize) -> bool {
+        if self.positions.contains_key(&index) {
+            return false;
+        }
+        self.positions.insert(index, index32(self.passed.len()));
+        self.passed.push(index);
+        true
+    }
+
+    /// All texts. The order is that in which sockets are collected.
+    fn compile(&mut self) -> Templates {
+        let unit = self.unit;
+        let argv = self.compile_argv();
+        let mut options: Vec<(TextOption, Template)> = Vec::new();
+        options.extend(self.compile_option(TextOption::Executable));
+        let mut env = Vec::new();
+        for (index, (key, value)) in unit.env.iter().enumerate() {
+            let key = format!("env.{key}");
+            let sees = Sees::Own(index);
+            let template = self.compile_value(&value.value, &key, value.place, sees);
+            env.extend(template.map(|template| (index32(index), template)));
+        }
+        self.collects = false;
+        for option in TextOption::ALL {
+            if option != TextOption::Executable {
+                options.extend(self.compile_option(option));
+            }
+        }
+        self.find_circles(&argv, &options, &env);
+        Templates {
+            argv,
+            options: options.into(),
+            env: env.into(),
+        }
+    }
+
+    /// The words that are exec'd.
+    fn compile_argv(&mut self) -> Template {
+        let unit = self.unit;
+        let mut builder = Builder::default();
+        let mut words = 0;
+        if unit.shell {
+            for word in ["/bin/sh", "-c"] {
+                builder.push_text(word);
+                builder.end_word();
+            }
+            words = self.compile_shell_text(&mut builder);
+            builder.end_word();
+            if let Some(args) = &unit.shell_args {
+                self.compile_words(&mut builder, args, "shell_args");
+            }
+        } else {
+            words += self.compile_words(&mut builder, &unit.cmd, "cmd");
+            if words > 0 && first_word_is_empty(&unit.cmd.value) && unit.executable.is_none() {
+                self.error(unit.cmd.place, "the first word of `cmd` is empty".into());
+            }
+            if let Some(args) = &unit.args {
+                self.compile_words(&mut builder, args, "args");
+            }
+        }
+        if words == 0 {
+            self.error(
+                unit.cmd.place,
+                "`cmd` is empty: there is nothing to run".into(),
+            );
+        }
+        builder.finish()
+    }
+
+    /// Adds the words of `words`, each ended, and counts them. A text that can't be split counts as one.
+    fn compile_words(&mut self, builder: &mut Builder, words: &At<Words>, key: &str) -> usize {
+        let (split, whole) = match &words.value {
+            Words::List(list) => (list.clone(), None),
+            Words::Text(text) => match shell_words::split(text) {
+                Ok(split) => (split, Some(text.as_str())),
+                Err(_) => {
+                    self.error(
+                        words.place,
+                        format!("`{key}` has a quote that is never closed"),
+                    );
+                    return 1;
+                }
+            },
+        };
+        for word in &split {
+            let text = Text {
+                text: word,
+                key,
+                place: words.place,
+                whole,
+                sees: Sees::All,
+            };
+            self.compile_text(builder, &text, &mut Language::None);
+            builder.end_word();
+        }
+        split.len()
+    }
+
+    /// Adds what `sh -c` runs: `cmd` and `args`, their texts as they are and their lists as quoted words. Answers 0 where
+    /// it is empty.
+    fn compile_shell_text(&mut self, builder: &mut Builder) -> usize {
+        let unit = self.unit;
+        let mut shell = ShellText::new();
+        let mut words = 0;
+        let keys = [("cmd", Some(&unit.cmd)), ("args", unit.args.as_ref())];
+        for (key, value) in keys {
+            let Some(At { value, place }) = value else {
+                continue;
+            };
+            if key == "args" {
+                if !shell.is_bare() {
+                    self.error(
+                        *place,
+                        "`args` can't be put behind this `cmd`: it ends within quotes or a comment, or holds a command \
+                         substitution or a here-document; write the arguments into `cmd`"
+                            .into(),
+                    );
+                    break;
+                }
+                builder.push_text(" ");
+                shell.read(" ");
+            }
+            match value {
+                Words::Text(whole) => {
+                    // A newline at the end, as a multi-line string has one, would make `args` a command of its own.
+                    let has_args = key == "cmd" && unit.args.is_some();
+                    let text = if has_args { whole.trim_end() } else { whole };
+                    words += usize::from(!text.trim().is_empty());
+                    let text = Text {
+                        text,
+                        key,
+                        place: *place,
+                        whole: Some(whole),
+                        sees: Sees::All,
+                    };
+                    self.compile_text(builder, &text, &mut Language::Shell(&mut shell));
+                }
+                Words::List(list) => {
+                    words += list.len();
+                    for (n, word) in list.iter().enumerate() {
+                        let text = Text {
+                            text: word,
+                            key,
+                            place: *place,
+                            whole: None,
+                            sees: Sees::All,
+                        };
+                        builder.push_text(if n == 0 { "'" } else { " '" });
+                        self.compile_text(builder, &text, &mut Language::Quoted);
+                        builder.push_text("'");
+                    }
+                }
+            }
+        }
+        words
+    }
+
+    /// The template of an option that has substitutions.
+    fn compile_option(&mut self, option: TextOption) -> Option<(TextOption, Template)> {
+        let unit = self.unit;
+        let text = option::text(unit, option)?;
+        let at = |at: &Option<At<String>>| at.as_ref().map(|at| at.place);
+        let (place, sees) = match option {
+            TextOption::Executable => (at(&unit.executable), Sees::All),
+            TextOption::WorkingDir => (at(&unit.working_dir), Sees::All),
+            TextOption::EnvFile => (at(&unit.env_file), Sees::Manager),
+            TextOption::Virtualenv => (at(&unit.virtualenv), Sees::Own(unit.env.len())),
+            TextOption::Stdin | TextOption::Stdout | TextOption::Stderr => (None, Sees::All),
+        };
+        let place = place.unwrap_or(unit.name.place);
+        if text.is_empty() {
+            self.error(place, format!("`{}` is empty", option.key()));
+        }
+        self.compile_value(text, option.key(), place, sees)
+            .map(|template| (option, template))
+    }
+
+    /// The template of a value that has substitutions.
+    fn compile_value(
+        &mut self,
+        text: &str,
+        key: &str,
+        place: Place,
+        sees: Sees,
+    ) -> Option<Template> {
+        let mut builder = Builder::default();
+        let spoken_of = Text {
+            text,
+            key,
+            place,
+            whole: Some(text),
+            sees,
+        };
+        let has_any = self.compile_text(&mut builder, &spoken_of, &mut Language::None);
+        builder.end_word();
+        has_any.then(|| builder.finish())
+    }
+
+    /// Adds `text` to the word that is being built; true if it has a substitution.
+    fn compile_text(
+        &mut self,
+        builder: &mut Builder,
+        text: &Text<'_>,
+        language: &mut Language<'_>,
+    ) -> bool {
+        if text.text.contains('\0') {
+            self.error(
+                text.place,
+                format!(
+                    "`{}` has a NUL byte, which no program can be given",
+                    text.key
+                ),
+            );
+        }
+        let mut has_any = false;
+        for piece in pieces(text.text) {
+            match (piece, &mut *language) {
+                (Piece::Text(literal), Language::None) => builder.push_text(literal),
+                (Piece::Text(literal), Language::Shell(shell)) => {
+                    shell.read(literal);
+                    builder.push_text(literal);
+                }
+                (Piece::Text(literal), Language::Quoted) => {
+                    push_quoted(builder, literal, Quote::Single);
+                }
+                (Piece::Unclosed(rest), _) => {
+                    has_any = true;
+                    let closing = if rest.starts_with('$') { ")" } else { "))" };
+                    self.refuse(
+                        text,
+                        rest,
+                        format!(
+                            "`{}` has no `{closing}`; a name with blanks needs quotes around its word",
+                            shorten(rest)
+                        ),
+                    );
+                }
+                (Piece::Reference(reference), language) => {
+                    has_any = true;
+                    let quote = match language {
+                        Language::None => Quote::Whole,
+                        Language::Quoted => Quote::Single,
+                        Language::Shell(shell) => shell.insert(),
+                    };
+                    self.compile_reference(builder, text, &reference, quote);
+                }
+            }
+        }
+        has_any
+    }
+
+    fn compile_reference(
+        &mut self,
+        builder: &mut Builder,
+        text: &Text<'_>,
+        reference: &Reference<'_>,
+        quote: Quote,
+    ) {
+        let name = reference.name;
+        let socket = strip_prefix(name, "sockets.").or_else(|| strip_prefix(name, "socket."));
+        if let Some(socket) = socket {
+            return self.compile_socket(builder, text, reference, socket);
+        }
+        if let Some(variable) = strip_prefix(name, "env.") {
+            return self.compile_variable(builder, text, reference, variable, quote);
+        }
+        if name.eq_ignore_ascii_case("wid") {
+            return builder.push_wid();
+        }
+        let raw = shorten(reference.raw);
+        let identity = self.identity.and_then(Option::as_ref);
+        match option::value(self.unit, identity, name) {
+            Value::Text(option) => builder.push_option(option, quote),
+            Value::Fixed(value) => {
+                if !push_quoted(builder, &value, quote) {
+                    self.refuse(
+                        text,
+                        reference.raw,
+                        format!(
+                            "`{raw}` is `{}`, which can't be quoted where it stands in the text of a shell",
+                            shorten(&value)
+                        ),
+                    );
+                }
+            }
+            // An identity that was not found is reported already.
+            Value::Unset if self.identity.is_none() => {}
+            Value::Unset => self.refuse(
+                text,
+                reference.raw,
+                format!("`{raw}`: the watcher sets no `{}`", shorten(name)),
+            ),
+            Value::Many => self.refuse(
+                text,
+                reference.raw,
+                match name.to_ascii_lowercase().as_str() {
+                    "socket" | "sockets" => {
+                        format!("`{raw}` lacks a name: `$(circus.socket.NAME)`")
+                    }
+                    "env" => format!("`{raw}` lacks a name: `$(circus.env.NAME)`"),
+                    _ => format!("`{raw}` is not a single value, and can't be filled in"),
+                },
+            ),
+            Value::Unknown => {
+                let hint = match name.split_once('.') {
+                    None => self.world.hints.nearest(name, option::NAMES),
+                    Some((kind, _)) => {
+                        let kinds = ["socket", "sockets", "env", "rlimits"];
+                        self.world.hints.nearest(kind, kinds)
+                    }
+                };
+                self.refuse(
+                    text,
+                    reference.raw,
+                    format!("unknown substitution `{raw}`{hint}"),
+                );
+            }
+        }
+    }
+
+    fn compile_socket(
+        &mut self,
+        builder: &mut Builder,
+        text: &Text<'_>,
+        reference: &Reference<'_>,
+        name: &str,
+    ) {
+        self.refers = true;
+        let raw = shorten(reference.raw);
+        let Some(&index) = self.world.by_any_case.get(&name.to_lowercase()) else {
+            let hint = self.world.socket_hint(name);
+            return self.refuse(
+                text,
+                reference.raw,
+                format!("unknown socket `{}` in `{raw}`{hint}", shorten(name)),
+            );
+        };
+        if let Some(&position) = self.positions.get(&index) {
+            return builder.push_socket(position);
+        }
+        if self.stdin_socket == Some(index) {
+            return builder.push_stdin();
+        }
+        if self.collects {
+            self.pass(index);
+            return builder.push_socket(index32(self.passed.len() - 1));
+        }
+        let known = &self.world.sockets[index].name.value;
+        self.refuse(
+            text,
+            reference.raw,
+            format!(
+                "socket `{known}` is not passed to the worker, so `{raw}` has no fd to name; add it to `sockets`"
+            ),
+        );
+    }
+
+    fn compile_variable(
+        &mut self,
+        builder: &mut Builder,
+        text: &Text<'_>,
+        reference: &Reference<'_>,
+        name: &str,
+        quote: Quote,
+    ) {
+        let raw = shorten(reference.raw);
+        if text.sees == Sees::Manager {
+            let base = self.world.base(self.unit.copy_env);
+            let why = match base.value_in_any_case(name).map(|value| value.to_str()) {
+                Some(Some(value)) => return builder.push_text(value),
+                Some(None) => format!("`{raw}` is not UTF-8"),
+                None => format!(
+                    "`{raw}`: before the file is read there is the manager's environment only, and it has no such variable"
+                ),
+            };
+            return self.refuse(text, reference.raw, why);
+        }
+        if [
+            "LISTEN_PID",
+            "LISTEN_PIDFDID",
+            "WATCHDOG_PID",
+            "NOTIFY_SOCKET",
+        ]
+        .contains(&name)
+        {
+            return self.refuse(
+                text,
+                reference.raw,
+                format!("`{raw}` is known to the worker alone, when it runs"),
+            );
+        }
+        // What the file holds is known when it is read, at each spawn.
+        if self.unit.env_file.is_none() && !self.has_variable(name, text.sees) {
+            let hint = self.variable_hint(name, text.sees);
+            return self.refuse(
+                text,
+                reference.raw,
+                format!("`{raw}` is not in the worker's environment{hint}"),
+            );
+        }
+        builder.push_variable(name, quote);
+    }
+
+    /// Whether a worker has this variable, in any case.
+    fn has_variable(&self, name: &str, sees: Sees) -> bool {
+        let lower = OsString::from(name.to_ascii_lowercase());
+        (self.unit.copy_env && self.world.own_in_lower_case.contains(&lower))
+            || self
+                .set_variables(sees)
+                .any(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// The variables that are set for the worker, besides the manager's own.
+    fn set_variables(&self, sees: Sees) -> impl Iterator<Item = &str> {
+        let unit = self.unit;
+        let passes = unit.listen_fds && !self.passed.is_empty();
+        let has_user = self
+            .identity
+            .and_then(Option::as_ref)
+            .is_some_and(|identity| identity.user.is_some());
+        let all = sees == Sees::All;
+        let own = match sees {
+            Sees::Manager => 0,
+            Sees::Own(count) => count,
+            Sees::All => unit.env.len(),
+        };
+        let conditional: [(bool, &[&str]); 6] = [
+            (
+                !unit.copy_env || (all && unit.virtualenv.is_some()),
+                &["PATH"],
+            ),
+            (has_user, &["USER", "LOGNAME", "HOME", "SHELL"]),
+            (all && unit.virtualenv.is_some(), &["VIRTUAL_ENV"]),
+            (all, &["TENTPOLE_WATCHER", "TENTPOLE_WID"]),
+            (all && passes, &["LISTEN_FDS", "LISTEN_FDNAMES"]),
+            (all && unit.watchdog.is_some(), &["WATCHDOG_USEC"]),
+        ];
+        conditional
+            .into_iter()
+            .filter(|(there, _)| *there)
+            .flat_map(|(_, names)| names.iter().copied())
+            .chain(self.world.manager_env.iter().map(|(name, _)| name.as_str()))
+            .chain(unit.env[..own].iter().map(|(name, _)| name.as_str()))
+    }
+
+    fn variable_hint(&self, name: &str, sees: Sees) -> String {
+        let own = self.world.own.iter().filter(|_| self.unit.copy_env);
+        let known = own
+            .filter_map(|(name, _)| name.to_str())
+            .chain(self.set_variables(sees));
+        self.world.hints.nearest(name, known)
+    }
+
+    /// Errors for options that refer to themselves, or to each other so often that filling them in would never end.
+    fn find_circles(
+        &mut self,
+        argv: &Template,
+        options: &[(TextOption, Template)],
+        env: &[(u32, Template)],
+    ) {
+        const MOST: usize = 10_000;
+        let mut costs = Costs {
+            options,
+            known: [Cost::Unknown; TextOption::ALL.len()],
+        };
+        for (option, _) in options {
+            let place = match option {
+                TextOption::Executable => &self.unit.executable,
+                TextOption::WorkingDir => &self.unit.working_dir,
+                TextOption::EnvFile => &self.unit.env_file,
+                TextOption::Virtualenv => &self.unit.virtualenv,
+                TextOption::Stdin | TextOption::Stdout | TextOption::Stderr => &None,
+            };
+            let place = place.as_ref().map_or(self.unit.name.place, |at| at.place);
+            if costs.of(*option).is_none() {
+                let key = option.key();
+                self.error(
+                    place,
+                    format!("`{key}` refers to itself, or to an option that refers back to it"),
+                );
+                return;
+            }
+        }
+        let all = env.iter().map(|(_, template)| template);
+        let all = all.chain(options.iter().map(|(_, template)| template));
+        for template in all.chain([argv]) {
+            let cost = template
+                .options()
+                .filter_map(|option| costs.of(option))
+                .fold(0, usize::saturating_add);
+            if cost > MOST {
+                let place = self.unit.name.place;
+                self.error(
+                    place,
+                    format!("its options refer to each other in more than {MOST} places"),
+                );
+                return;
+            }
+        }
+    }
+
+    /// What is to be said of the sockets once all of them are known.
+    fn judge_sockets(&mut self) {
+        let unit = self.unit;
+        let place = match unit.sockets.as_ref().and_then(|names| names.first()) {
+            Some(first) => first.place,
+            None => unit.name.place,
+        };
+        let passes = !self.passed.is_empty();
+        if unit.on_demand.value && !passes && self.stdin_socket.is_none() {
+            self.error(
+                unit.on_demand.place,
+                "`on_demand` waits for traffic, but the watcher has no socket; name one in `sockets`".into(),
+            );
+        }
+        if passes && !unit.listen_fds && !self.refers {
+            self.warning(
+                place,
+                "nothing tells the worker of its sockets: `listen_fds` is false, and no `$(circus.socket.NAME)` names one"
+                    .into(),
+            );
+        }
+        if passes && unit.listen_fds && unit.shell && !has_exec(&unit.cmd.value) {
+            self.warning(
+                unit.cmd.place,
+                "LISTEN_PID will be the shell's, so a program that the shell starts does not take the sockets; start it \
+                 with `exec`"
+                    .into(),
+            );
+        }
+        if !unit.listen_fds {
+            return;
+        }
+        let mut names: HashMap<&str, usize> = HashMap::new();
+        for (position, &index) in self.passed.clone().iter().enumerate() {
+            let socket = &self.world.sockets[index];
+            let fd_name = socket.fd_name.as_ref().unwrap_or(&socket.name.value);
+            if let Some(other) = names.insert(fd_name, index) {
+                let listed = unit.sockets.as_ref().and_then(|names| names.get(position));
+                self.warning(
+                    listed.map_or(unit.name.place, |at| at.place),
+                    format!(
+                        "sockets `{}` and `{}` are both called `{fd_name}` in LISTEN_FDNAMES",
+                        self.world.sockets[other].name.value, socket.name.value
+                    ),
+                );
+            }
+        }
+    }
+
+    /// An error at the substitution `raw` in `text`.
+    fn refuse(&mut self, text: &Text<'_>, raw: &str, message: String) {
+        let place = text
+            .whole
+            .and_then(|whole| within(text.place, whole, raw))
+            .unwrap_or(text.place);
+        self.error(place, format!("{message} (in `{}`)", text.key));
+    }
+
+    fn error(&mut self, place: Place, message: String) {
+        let message = format!("watcher `{}`: {message}", self.unit.name.value);
+        self.findings.push(Finding::error(place, message));
+    }
+
+    fn warning(&mut self, place: Place, message: String) {
+        let message = format!("watcher `{}`: {message}", self.unit.name.value);
+        self.findings.push(Finding::warning(place, message));
+    }
+}
+
+/// How many parts it takes to fill in an option, with all that it refers to.
+struct Costs<'a> {
+    options: &'a [(TextOption, Template)],
+    known: [Cost; TextOption::ALL.len()],
+}
+
+#[derive(Clone, Copy)]
+enum Cost {
+    Unknown,
+    /// It is being counted: who meets it again is in a circle.
+    Open,
+    Known(usize),
+}
+
+impl Costs<'_> {
+    /// `None` for a circle.
+    fn of(&mut self, option: TextOption) -> Option<usize> {
+        let slot = option as usize;
+        match self.known[slot] {
+            Cost::Known(cost) => return Some(cost),
+            Cost::Open => return None,
+            Cost::Unknown => self.known[slot] = Cost::Open,
+        }
+        let options = self.options;
+        let mut cost = 1usize;
+        if let Some((_, template)) = options.iter().find(|(known, _)| *known == option) {
+            cost = template.part_count();
+            for other in template.options() {
+                cost = cost.saturating_add(self.of(other)?);
+            }
+        }
+        self.known[slot] = Cost::Known(cost);
+        Some(cost)
+    }
+}
+
+/// `name` without `prefix`, which may be in any case.
+fn strip_prefix<'t>(name: &'t str, prefix: &str) -> Option<&'t str> {
+    let (start, rest) = name.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Adds `value` in quotes; false where it can't be quoted.
+fn push_quoted(builder: &mut Builder, value: &str, quote: Quote) -> bool {
+    let quoted = quote.apply(value.as_bytes());
+    // Quoting adds ASCII only, so text stays text.
+    let quoted = quoted
+        .as_ref()
+        .and_then(|bytes| std::str::from_utf8(bytes).ok());
+    builder.push_text(quoted.unwrap_or_default());
+    quoted.is_some()
+}
+
+/// Where `part` stands in a value that covers `place`, if the value is written without escapes: between two quotes, or
+/// bare.
+fn within(place: Place, value: &str, part: &str) -> Option<Place> {
+    let written = (place.end.checked_sub(place.start)?) as usize;
+    let quote = match written.checked_sub(value.len())? {
+        0 => 0,
+        2 => 1,
+        _ => return None,
+    };
+    let start = place.start + quote + index32(value.find(part)?);
+    Some(Place {
+        file: place.file,
+        start,
+        end: start + index32(part.len()),
+    })
+}
+
+/// Whether a command is known to begin with an empty word, which can't be run.
+fn first_word_is_empty(words: &Words) -> bool {
+    match words {
+        Words::List(list) => list.first().is_some_and(String::is_empty),
+        Words::Text(text) => {
+            shell_words::split(text).is_ok_and(|words| words.first().is_some_and(String::is_empty))
+        }
+    }
+}
+
+/// Whether the shell is asked to become the program.
+fn has_exec(words: &Words) -> bool {
+    let in_text = |text: &str| {
+        text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '-')
+            .any(|word| word == "exec")
+    };
+    match words {
+        Words::Text(text) => in_text(text),
+        Words::List(list) => list.iter().any(|word| in_text(word)),
+    }
+}
+
+/// Files are counted in 32 bits, so nothing that is counted in one is larger.
+fn index32(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}

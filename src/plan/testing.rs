@@ -1,0 +1,218 @@
+//! Units and hosts made by hand, for the tests of this module.
+
+use super::{Host, Plan, User, plan};
+use crate::unit::{self, *};
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// A value that stands in no file.
+pub(super) fn at(text: &str) -> At<String> {
+    At::nowhere(text.into())
+}
+
+/// A socket with every default, on a path of its own.
+pub(super) fn socket(name: &str) -> unit::Socket {
+    unit::Socket {
+        name: at(name),
+        address: At::nowhere(Address::Path(format!("/run/{name}.sock").into())),
+        kind: SocketKind::Stream,
+        family: None,
+        backlog: 4096,
+        interface: None,
+        so_reuseport: At::nowhere(false),
+        blocking: true,
+        umask: None,
+        user: None,
+        group: None,
+        mode: None,
+        directory_mode: Mode(0o755),
+        replace: true,
+        optional: false,
+        remove_on_stop: true,
+        fd_name: None,
+        inherit: Inherit::Auto,
+        trigger_limit: TriggerLimit {
+            burst: 20,
+            interval: Duration::from_secs(2),
+        },
+    }
+}
+
+/// A watcher with every default, in the folder `/etc/units`.
+pub(super) fn watcher(name: &str, cmd: &str) -> unit::Watcher {
+    unit::Watcher {
+        name: at(name),
+        folder: "/etc/units".into(),
+        cmd: At::nowhere(Words::Text(cmd.into())),
+        args: None,
+        executable: None,
+        shell: false,
+        shell_args: None,
+        sockets: None,
+        use_sockets: false,
+        listen_fds: true,
+        stdin: Stdin::Null,
+        stdin_socket: None,
+        numprocesses: At::nowhere(1),
+        singleton: false,
+        kind: WatcherKind::Exec,
+        warmup_delay: Duration::ZERO,
+        ready_delay: Duration::ZERO,
+        start_timeout: Some(Duration::from_secs(90)),
+        watchdog: None,
+        watchdog_signal: Signal(6),
+        notify_access: NotifyAccess::Main,
+        autostart: true,
+        on_demand: At::nowhere(false),
+        restart: Restart::Always,
+        restart_delay: Duration::from_millis(100),
+        restart_max_delay: Duration::from_secs(30),
+        restart_reset: Duration::from_secs(10),
+        max_retry: None,
+        stop_signal: Signal(15),
+        graceful_timeout: Some(Duration::from_secs(30)),
+        stop_children: false,
+        critical: false,
+        priority: 0,
+        after: Vec::new(),
+        requires: Vec::new(),
+        user: None,
+        group: None,
+        supplementary_groups: None,
+        umask: None,
+        working_dir: None,
+        nice: None,
+        oom_score_adj: None,
+        cpu_affinity: None,
+        rlimits: Vec::new(),
+        env: Vec::new(),
+        env_file: None,
+        copy_env: true,
+        virtualenv: None,
+        stdout: Output::Inherit,
+        stderr: Output::Inherit,
+    }
+}
+
+/// `[env]` of a unit.
+pub(super) fn env(pairs: &[(&str, &str)]) -> Vec<(String, At<String>)> {
+    pairs
+        .iter()
+        .map(|(name, value)| (name.to_string(), at(value)))
+        .collect()
+}
+
+/// A machine with the users root and deploy (1000, groups deploy and docker) and the group www (33).
+pub(super) struct Machine {
+    /// Answers [`Host::environment`].
+    pub(super) environment: Vec<(OsString, OsString)>,
+    /// Answers [`Host::is_root`].
+    pub(super) root: bool,
+}
+
+impl Machine {
+    /// Root's, with PATH, HOME and LANG.
+    pub(super) fn new() -> Self {
+        Machine {
+            environment: [
+                ("LANG", "C.UTF-8"),
+                ("PATH", "/usr/bin:/bin"),
+                ("HOME", "/root"),
+            ]
+            .map(|(name, value)| (name.into(), value.into()))
+            .into(),
+            root: true,
+        }
+    }
+}
+
+impl Host for Machine {
+    fn user_by_name(&self, name: &str) -> Option<User> {
+        let user = |uid, home: &str, shell: &str| User {
+            name: name.into(),
+            uid,
+            gid: uid,
+            home: home.into(),
+            shell: shell.into(),
+        };
+        match name {
+            "root" => Some(user(0, "/root", "/bin/bash")),
+            "deploy" => Some(user(1000, "/home/deploy", "/bin/sh")),
+            _ => None,
+        }
+    }
+
+    fn user_by_id(&self, uid: u32) -> Option<User> {
+        match uid {
+            0 => self.user_by_name("root"),
+            1000 => self.user_by_name("deploy"),
+            _ => None,
+        }
+    }
+
+    fn group_by_name(&self, name: &str) -> Option<u32> {
+        match name {
+            "root" => Some(0),
+            "www" => Some(33),
+            "deploy" => Some(1000),
+            "docker" => Some(998),
+            _ => None,
+        }
+    }
+
+    fn groups_of(&self, user: &str, gid: u32) -> Vec<u32> {
+        match user {
+            "deploy" => vec![gid, 998],
+            _ => vec![gid],
+        }
+    }
+
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        self.environment.clone()
+    }
+
+    fn is_root(&self) -> bool {
+        self.root
+    }
+}
+
+/// Units of these sockets and watchers.
+pub(super) fn units(
+    sockets: impl Into<Vec<unit::Socket>>,
+    watchers: impl Into<Vec<unit::Watcher>>,
+) -> Units {
+    Units {
+        manager: Manager::default(),
+        sockets: sockets.into(),
+        watchers: watchers.into(),
+    }
+}
+
+/// The plan of units that are right, whatever the warnings.
+pub(super) fn planned(units: Units) -> Plan {
+    let (plan, findings) = plan(units, &Machine::new());
+    plan.unwrap_or_else(|| panic!("no plan: {findings:?}"))
+}
+
+/// The errors for `units`.
+pub(super) fn errors(units: Units) -> Vec<String> {
+    let (plan, findings) = plan(units, &Machine::new());
+    let errors = messages(&findings, Severity::Error);
+    assert_eq!(plan.is_none(), !errors.is_empty());
+    errors
+}
+
+/// The warnings for `units`, which have no error.
+pub(super) fn warnings(units: Units) -> Vec<String> {
+    let (_, findings) = plan(units, &Machine::new());
+    assert_eq!(messages(&findings, Severity::Error), Vec::<String>::new());
+    messages(&findings, Severity::Warning)
+}
+
+fn messages(findings: &[Finding], severity: Severity) -> Vec<String> {
+    findings
+        .iter()
+        .filter(|finding| finding.severity == severity)
+        .map(|finding| finding.message.clone())
+        .collect()
+}
