@@ -1,6 +1,7 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
-use std::fmt;
+use std::cell::OnceCell;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// A stretch of bytes in one of the [`Sources`].
@@ -16,7 +17,11 @@ pub struct Place {
 
 impl Place {
     /// Of what was not written anywhere, such as a default.
-    pub const NOWHERE: Place = Place { file: u32::MAX, start: 0, end: 0 };
+    pub const NOWHERE: Place = Place {
+        file: u32::MAX,
+        start: 0,
+        end: 0,
+    };
 }
 
 impl Default for Place {
@@ -48,36 +53,140 @@ pub struct Finding {
 impl Finding {
     /// An error at `place`.
     pub fn error(place: Place, message: impl Into<String>) -> Self {
-        Finding { severity: Severity::Error, place, message: message.into() }
+        Finding {
+            severity: Severity::Error,
+            place,
+            message: message.into(),
+        }
     }
 
     /// A warning at `place`.
     pub fn warning(place: Place, message: impl Into<String>) -> Self {
-        Finding { severity: Severity::Warning, place, message: message.into() }
+        Finding {
+            severity: Severity::Warning,
+            place,
+            message: message.into(),
+        }
     }
 }
 
 /// The texts that places point into. Kept only while findings are made.
 #[derive(Debug, Default)]
 pub struct Sources {
-    files: Vec<(PathBuf, String)>,
+    files: Vec<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    text: String,
+    /// Where each line starts: made when the first finding is shown, so that ten thousand findings cost one scan.
+    lines: OnceCell<Vec<u32>>,
 }
 
 impl Sources {
     /// Adds a text; the answer is its [`Place::file`].
     pub fn add(&mut self, path: &Path, text: String) -> u32 {
-        self.files.push((path.to_path_buf(), text));
+        self.files.push(Source {
+            path: path.to_path_buf(),
+            text,
+            lines: OnceCell::new(),
+        });
         (self.files.len() - 1) as u32
     }
 
     /// The text that was added as `file`.
     pub fn text(&self, file: u32) -> &str {
-        self.files.get(file as usize).map_or("", |(_, text)| text)
+        self.files
+            .get(file as usize)
+            .map_or("", |source| &source.text)
     }
 
-    /// `finding` as a user reads it: `FILE:LINE:COLUMN: message`, then the line and a caret.
+    /// The path that `file` was added with.
+    pub fn path(&self, file: u32) -> Option<&Path> {
+        self.files
+            .get(file as usize)
+            .map(|source| source.path.as_path())
+    }
+
+    /// `place` as `FILE:LINE:COLUMN`, both from 1, the column in characters; `FILE` alone where the place is a whole
+    /// file, and nothing for [`Place::NOWHERE`].
+    pub fn locate(&self, place: Place) -> impl fmt::Display + '_ {
+        Located {
+            sources: self,
+            place,
+        }
+    }
+
+    /// `finding` as a user reads it: `FILE:LINE:COLUMN: message`, then the line and a caret. Warnings say so before
+    /// the message. Control characters of the file never reach the terminal.
     pub fn render<'a>(&'a self, finding: &'a Finding) -> impl fmt::Display + 'a {
-        Rendered { sources: self, finding }
+        Rendered {
+            sources: self,
+            finding,
+        }
+    }
+}
+
+impl Source {
+    /// The line that `place` starts on; `None` if the place is the whole file.
+    fn line(&self, place: Place) -> Option<Line<'_>> {
+        if self.text.is_empty() && place.start == 0 && place.end == 0 {
+            return None;
+        }
+        let start = floor_char_boundary(&self.text, place.start as usize);
+        let end = floor_char_boundary(&self.text, place.end as usize).max(start);
+        let lines = self.lines.get_or_init(|| {
+            let newlines = self
+                .text
+                .bytes()
+                .enumerate()
+                .filter(|(_, byte)| *byte == b'\n');
+            std::iter::once(0)
+                .chain(newlines.map(|(at, _)| at as u32 + 1))
+                .collect()
+        });
+        // The first line starts at 0, so at least one line starts at or before any place.
+        let number = lines.partition_point(|&line| line as usize <= start);
+        let line_start = lines[number - 1] as usize;
+        let rest = &self.text[line_start..];
+        let text = rest.split('\n').next().unwrap_or(rest);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        // A place may be the newline itself, or reach into further lines.
+        let before = floor_char_boundary(text, start - line_start);
+        let within = floor_char_boundary(text, end - line_start);
+        Some(Line {
+            number,
+            text,
+            first: text[..before].chars().count(),
+            last: text[..within].chars().count(),
+        })
+    }
+}
+
+/// A line of a file, and the span in it, in characters.
+struct Line<'a> {
+    number: usize,
+    text: &'a str,
+    first: usize,
+    last: usize,
+}
+
+struct Located<'a> {
+    sources: &'a Sources,
+    place: Place,
+}
+
+impl fmt::Display for Located<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(source) = self.sources.files.get(self.place.file as usize) else {
+            return Ok(());
+        };
+        write_harmless(f, &source.path.to_string_lossy())?;
+        match source.line(self.place) {
+            Some(line) => write!(f, ":{}:{}", line.number, line.first + 1),
+            None => Ok(()),
+        }
     }
 }
 
@@ -88,7 +197,225 @@ struct Rendered<'a> {
 
 impl fmt::Display for Rendered<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let _ = self.sources;
-        f.write_str(&self.finding.message)
+        let place = self.finding.place;
+        let source = self.sources.files.get(place.file as usize);
+        if source.is_some() {
+            write!(f, "{}: ", self.sources.locate(place))?;
+        }
+        if self.finding.severity == Severity::Warning {
+            f.write_str("warning: ")?;
+        }
+        write_harmless(f, &self.finding.message)?;
+        match source.and_then(|source| source.line(place)) {
+            Some(line) => line.write_snippet(f),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How much of a long line is shown, in characters.
+const WINDOW: usize = 160;
+/// How much of it stands before the span.
+const LEAD: usize = 40;
+/// What a tab is shown as.
+const TAB: &str = "    ";
+
+impl Line<'_> {
+    fn write_snippet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = if self.text.chars().nth(WINDOW).is_some() {
+            self.first.saturating_sub(LEAD)
+        } else {
+            0
+        };
+        let mut shown = String::new();
+        let mut carets = String::new();
+        if from > 0 {
+            shown.push_str("...");
+            carets.push_str("   ");
+        }
+        let mut chars = self.text.chars().enumerate().skip(from);
+        for (at, c) in chars.by_ref().take(WINDOW) {
+            let under = if (self.first..self.last).contains(&at) {
+                '^'
+            } else {
+                ' '
+            };
+            if at == self.first && self.last == self.first {
+                carets.push('^');
+            }
+            if c == '\t' {
+                shown.push_str(TAB);
+                carets.extend(TAB.chars().map(|_| under));
+            } else {
+                shown.push(harmless(c));
+                carets.push(under);
+            }
+        }
+        if chars.next().is_some() {
+            shown.push_str("...");
+        }
+        if !carets.contains('^') {
+            carets.push('^');
+        }
+        let number = self.number.to_string();
+        write!(
+            f,
+            "\n{number} | {}\n{:width$} | {}",
+            shown.trim_end(),
+            "",
+            carets.trim_end(),
+            width = number.len()
+        )
+    }
+}
+
+fn write_harmless(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    text.chars().try_for_each(|c| f.write_char(harmless(c)))
+}
+
+/// A character that a terminal can be trusted with: control characters become their pictures, and what reorders text
+/// (so that a line would read as another than it is) a replacement character.
+fn harmless(c: char) -> char {
+    match c {
+        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or(char::REPLACEMENT_CHARACTER),
+        '\x7f' => '\u{2421}',
+        c if is_deceptive(c) => char::REPLACEMENT_CHARACTER,
+        c => c,
+    }
+}
+
+/// Whether `c` does something to the text around it instead of being seen.
+pub(super) fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The last place up to `at` where a character of `text` begins or ends.
+pub(super) fn floor_char_boundary(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(text: &str, start: usize, end: usize, message: &str) -> String {
+        let mut sources = Sources::default();
+        let file = sources.add(Path::new("web.toml"), text.to_string());
+        let place = Place {
+            file,
+            start: start as u32,
+            end: end as u32,
+        };
+        sources.render(&Finding::error(place, message)).to_string()
+    }
+
+    #[test]
+    fn a_finding_names_file_line_and_column_and_marks_the_span() {
+        let text = "[socket.web]\nlisten = 1\n\nbacklag = 5\n";
+        assert_eq!(
+            render(
+                text,
+                25,
+                32,
+                "unknown key `backlag` in `[socket]`; did you mean `backlog`?"
+            ),
+            "web.toml:4:1: unknown key `backlag` in `[socket]`; did you mean `backlog`?\n\
+             4 | backlag = 5\n\
+             \x20 | ^^^^^^^"
+        );
+    }
+
+    #[test]
+    fn columns_count_characters_and_warnings_say_so() {
+        let mut sources = Sources::default();
+        let file = sources.add(Path::new("a.toml"), "\u{e4}\u{f6} = 1".to_string());
+        let place = Place {
+            file,
+            start: 7,
+            end: 8,
+        };
+        assert_eq!(
+            sources.render(&Finding::warning(place, "hm")).to_string(),
+            "a.toml:1:6: warning: hm\n1 | \u{e4}\u{f6} = 1\n  |      ^"
+        );
+    }
+
+    #[test]
+    fn a_place_that_is_no_place_renders_the_message_alone() {
+        let sources = Sources::default();
+        assert_eq!(
+            sources
+                .render(&Finding::error(Place::NOWHERE, "no"))
+                .to_string(),
+            "no"
+        );
+        assert_eq!(
+            sources
+                .render(&Finding::warning(Place::NOWHERE, "no"))
+                .to_string(),
+            "warning: no"
+        );
+    }
+
+    #[test]
+    fn a_whole_file_renders_without_a_line() {
+        assert_eq!(render("", 0, 0, "gone"), "web.toml: gone");
+    }
+
+    #[test]
+    fn a_span_over_several_lines_is_marked_on_its_first() {
+        assert_eq!(
+            render("a = [\n1,\n2]\n", 4, 11, "x"),
+            "web.toml:1:5: x\n1 | a = [\n  |     ^"
+        );
+    }
+
+    #[test]
+    fn an_empty_span_and_the_end_of_the_text_get_one_caret() {
+        assert_eq!(render("ab", 2, 2, "x"), "web.toml:1:3: x\n1 | ab\n  |   ^");
+        assert_eq!(
+            render("ab\r\ncd", 3, 3, "x"),
+            "web.toml:1:3: x\n1 | ab\n  |   ^"
+        );
+        assert_eq!(render("a b", 1, 1, "x"), "web.toml:1:2: x\n1 | a b\n  |  ^");
+        assert_eq!(render("ab\n", 3, 3, "x"), "web.toml:2:1: x\n2 | \n  | ^");
+    }
+
+    #[test]
+    fn a_place_outside_the_text_or_inside_a_character_is_no_panic() {
+        assert_eq!(
+            render("\u{e4}", 1, 900, "x"),
+            "web.toml:1:1: x\n1 | \u{e4}\n  | ^"
+        );
+        assert_eq!(
+            render("ab", 900, 1, "x"),
+            "web.toml:1:3: x\n1 | ab\n  |   ^"
+        );
+    }
+
+    #[test]
+    fn tabs_and_control_characters_are_shown_and_the_caret_stays_below() {
+        assert_eq!(
+            render("\ta\u{1b}[2J = 1", 1, 6, "\u{1b}[31m\u{202e}"),
+            "web.toml:1:2: \u{241b}[31m\u{fffd}\n1 |     a\u{241b}[2J = 1\n  |     ^^^^^"
+        );
+    }
+
+    #[test]
+    fn a_huge_line_is_cut_to_a_window_around_the_span() {
+        let text = format!("{}HERE{}", "a".repeat(100_000), "b".repeat(100_000));
+        let shown = render(&text, 100_000, 100_004, "x");
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[0], "web.toml:1:100001: x");
+        assert_eq!(
+            lines[1],
+            format!("1 | ...{}HERE{}...", "a".repeat(40), "b".repeat(116))
+        );
+        assert_eq!(lines[2], format!("  | {}^^^^", " ".repeat(43)));
     }
 }

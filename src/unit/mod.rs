@@ -3,13 +3,18 @@
 //! A *front door* (here: TOML) reads text and yields [`Units`]. Everything downstream works on these types and never
 //! looks at text again. Every mistake is a [`Finding`] with a [`Place`]; all of a file's mistakes are reported at once.
 
+mod address;
+mod field;
 mod finding;
+mod keys;
 mod load;
+mod nearest;
 mod toml;
 mod value;
 
+pub use address::parse_address;
 pub use finding::{Finding, Place, Severity, Sources};
-pub use load::{Loaded, Search, load};
+pub use load::{Loaded, Search, load, read_text};
 pub use value::{parse_duration, parse_signal, signal_name};
 
 use serde::{Deserialize, Serialize};
@@ -36,7 +41,10 @@ impl<T: PartialEq> PartialEq for At<T> {
 impl<T> At<T> {
     /// A value that stands in no file, such as a default.
     pub fn nowhere(value: T) -> Self {
-        At { value, place: Place::NOWHERE }
+        At {
+            value,
+            place: Place::NOWHERE,
+        }
     }
 }
 
@@ -168,6 +176,33 @@ pub struct Socket {
     pub trigger_limit: TriggerLimit,
 }
 
+impl Socket {
+    /// A socket of which nothing but its name and address was written.
+    pub fn new(name: At<Name>, address: At<Address>) -> Self {
+        Socket {
+            name,
+            address,
+            kind: SocketKind::Stream,
+            family: None,
+            backlog: 4096,
+            interface: None,
+            so_reuseport: At::nowhere(false),
+            blocking: true,
+            umask: None,
+            user: None,
+            group: None,
+            mode: None,
+            directory_mode: Mode(0o755),
+            replace: true,
+            optional: false,
+            remove_on_stop: true,
+            fd_name: None,
+            inherit: Inherit::Auto,
+            trigger_limit: TriggerLimit::default(),
+        }
+    }
+}
+
 /// What a socket listens on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Address {
@@ -222,6 +257,15 @@ pub struct TriggerLimit {
     pub burst: u32,
     /// Length of the interval; zero is no limit.
     pub interval: Duration,
+}
+
+impl Default for TriggerLimit {
+    fn default() -> Self {
+        TriggerLimit {
+            burst: 20,
+            interval: Duration::from_secs(2),
+        }
+    }
 }
 
 /// A `[watcher.NAME]` table.
@@ -327,6 +371,64 @@ pub struct Watcher {
     pub stdout: Output,
     /// fd 2.
     pub stderr: Output,
+}
+
+impl Watcher {
+    /// A watcher of which nothing but its name and command was written, in a file that stands in `folder`.
+    pub fn new(name: At<Name>, folder: PathBuf, cmd: At<Words>) -> Self {
+        Watcher {
+            name,
+            folder,
+            cmd,
+            args: None,
+            executable: None,
+            shell: false,
+            shell_args: None,
+            sockets: None,
+            use_sockets: false,
+            listen_fds: true,
+            stdin: Stdin::Null,
+            stdin_socket: None,
+            numprocesses: At::nowhere(1),
+            singleton: false,
+            kind: WatcherKind::Exec,
+            warmup_delay: Duration::ZERO,
+            ready_delay: Duration::ZERO,
+            start_timeout: Some(Duration::from_secs(90)),
+            watchdog: None,
+            watchdog_signal: Signal(libc::SIGABRT),
+            notify_access: NotifyAccess::Main,
+            autostart: true,
+            on_demand: At::nowhere(false),
+            restart: Restart::Always,
+            restart_delay: Duration::from_millis(100),
+            restart_max_delay: Duration::from_secs(30),
+            restart_reset: Duration::from_secs(10),
+            max_retry: None,
+            stop_signal: Signal(libc::SIGTERM),
+            graceful_timeout: Some(Duration::from_secs(30)),
+            stop_children: false,
+            critical: false,
+            priority: 0,
+            after: Vec::new(),
+            requires: Vec::new(),
+            user: None,
+            group: None,
+            supplementary_groups: None,
+            umask: None,
+            working_dir: None,
+            nice: None,
+            oom_score_adj: None,
+            cpu_affinity: None,
+            rlimits: Vec::new(),
+            env: Vec::new(),
+            env_file: None,
+            copy_env: true,
+            virtualenv: None,
+            stdout: Output::Inherit,
+            stderr: Output::Inherit,
+        }
+    }
 }
 
 /// A command as it was written.

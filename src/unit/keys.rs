@@ -1,0 +1,1056 @@
+//! Every key that a unit file may have: one line each, with how its value is read and where it goes.
+//!
+//! A key of the design that is not built yet has its line too, so that it is refused as such.
+
+use super::address::{unix_path, with_host};
+use super::field::{Field, Label, Vocabulary};
+use super::nearest::nearest;
+use super::value::clipped;
+use super::{
+    Address, At, Family, Finding, Inherit, LogFormat, LogLevel, Manager, NotifyAccess, Output,
+    Place, Principal, Restart, Socket, SocketKind, Stdin, TriggerLimit, Watcher, WatcherKind,
+    Words,
+};
+use std::path::Path;
+use std::time::Duration;
+use toml::de::{DeTable, DeValue};
+
+/// A kind of table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub(super) enum Kind {
+    Manager,
+    Socket,
+    Watcher,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 3] = [Kind::Manager, Kind::Socket, Kind::Watcher];
+
+    /// As it is written in a header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Manager => "manager",
+            Kind::Socket => "socket",
+            Kind::Watcher => "watcher",
+        }
+    }
+
+    /// The names of its keys.
+    fn keys(self) -> Box<dyn Iterator<Item = &'static str>> {
+        match self {
+            Kind::Manager => Box::new(MANAGER.iter().map(|key| key.name)),
+            Kind::Socket => Box::new(SOCKET.iter().map(|key| key.name)),
+            Kind::Watcher => Box::new(WATCHER.iter().map(|key| key.name)),
+        }
+    }
+
+    /// The keys that `key` stands instead of: a drop-in that has it takes them away.
+    pub fn replaced_by(self, key: &str) -> &'static [&'static str] {
+        fn of<D>(keys: &[Key<D>], name: &str) -> &'static [&'static str] {
+            keys.iter()
+                .find(|key| key.name == name)
+                .map_or(&[], |key| key.instead_of)
+        }
+        match self {
+            Kind::Manager => of(MANAGER, key),
+            Kind::Socket => of(SOCKET, key),
+            Kind::Watcher => of(WATCHER, key),
+        }
+    }
+}
+
+/// A key, and how its value gets into the draft `D`.
+pub(super) struct Key<D: 'static> {
+    name: &'static str,
+    /// `None` is a key that is not built yet.
+    read: Option<Read<D>>,
+    instead_of: &'static [&'static str],
+}
+
+type Read<D> = fn(&mut D, &mut Field<'_, '_>);
+
+/// `KEY => READER => WHERE IT GOES;`, then the keys that are not built yet.
+macro_rules! keys {
+    (
+        $table:ident: $draft:ty = |$d:ident, $f:ident| {
+            $($name:literal $(instead of [$($other:literal),*])? => $value:expr => $slot:expr;)*
+        }
+        unbuilt: $($unbuilt:literal),*;
+    ) => {
+        const $table: &[Key<$draft>] = &[
+            $(Key {
+                name: $name,
+                read: Some(|$d, $f| {
+                    // Not every key has a place in the draft.
+                    let _ = &$d;
+                    if let Some(value) = $value {
+                        $slot.fill(value, $f.place);
+                    }
+                }),
+                instead_of: &[$($($other),*)?],
+            },)*
+            $(Key { name: $unbuilt, read: None, instead_of: &[] },)*
+        ];
+    };
+}
+
+/// Where a value goes: alone or with its place, certain or optional.
+trait Slot<T> {
+    fn fill(&mut self, value: T, place: Place);
+}
+
+impl<T> Slot<T> for T {
+    fn fill(&mut self, value: T, _place: Place) {
+        *self = value;
+    }
+}
+
+impl<T> Slot<T> for Option<T> {
+    fn fill(&mut self, value: T, _place: Place) {
+        *self = Some(value);
+    }
+}
+
+impl<T> Slot<T> for At<T> {
+    fn fill(&mut self, value: T, place: Place) {
+        *self = At { value, place };
+    }
+}
+
+impl<T> Slot<T> for Option<At<T>> {
+    fn fill(&mut self, value: T, place: Place) {
+        *self = Some(At { value, place });
+    }
+}
+
+keys! {
+    MANAGER: Manager = |m, f| {
+        "control" => control_path(f) => m.control;
+        "control_group" => f.principal() => m.control_group;
+        "control_mode" => f.mode(0o7777) => m.control_mode;
+        "warmup_delay" => f.duration() => m.warmup_delay;
+        "shutdown_timeout" => f.timeout() => m.shutdown_timeout;
+        "log_level" => f.word(LOG_LEVELS) => m.log_level;
+        "log_format" => f.word(LOG_FORMATS) => m.log_format;
+        "check_delay" => needless(f) => ();
+        "env" => f.environment() => m.env;
+    }
+    unbuilt:
+        "endpoint", "pubsub_endpoint", "stats_endpoint", "metrics";
+}
+
+keys! {
+    SOCKET: SocketDraft = |d, f| {
+        "listen" instead of ["host", "port", "path"] => f.address() => d.listen;
+        "host" instead of ["listen", "path"] => f.filled_text() => d.host;
+        "port" instead of ["listen", "path"] => f.integer(0..=u16::MAX) => d.port;
+        "path" instead of ["listen", "host", "port"] => circus_path(f) => d.path;
+        "type" => f.prefixed_word("SOCK_", SOCKET_KINDS) => d.socket.kind;
+        "family" => f.prefixed_word("AF_", FAMILIES) => d.socket.family;
+        "backlog" => f.integer(0..=i32::MAX as u32) => d.socket.backlog;
+        "interface" => interface(f) => d.socket.interface;
+        "so_reuseport" => f.boolean() => d.socket.so_reuseport;
+        "blocking" => f.boolean() => d.socket.blocking;
+        "umask" => f.mode(0o777) => d.socket.umask;
+        "user" => f.principal() => d.socket.user;
+        "group" => f.principal() => d.socket.group;
+        "mode" => f.mode(0o7777) => d.socket.mode;
+        "directory_mode" => f.mode(0o7777) => d.socket.directory_mode;
+        "replace" => f.boolean() => d.socket.replace;
+        "optional" => f.boolean() => d.socket.optional;
+        "remove_on_stop" => f.boolean() => d.socket.remove_on_stop;
+        "fd_name" => fd_name(f) => d.socket.fd_name;
+        "inherit" => f.word(INHERITS) => d.socket.inherit;
+        "trigger_limit" => trigger_limit(f) => d.socket.trigger_limit;
+    }
+    unbuilt:
+        "proto", "symlinks", "bind_ipv6_only", "free_bind",
+        "transparent", "broadcast", "mark", "priority",
+        "ip_tos", "ip_ttl", "receive_buffer", "send_buffer",
+        "keep_alive", "keep_alive_time", "keep_alive_interval", "keep_alive_probes",
+        "no_delay", "defer_accept", "fast_open", "congestion",
+        "pass_credentials", "pass_pidfd", "pass_security", "pass_packet_info",
+        "timestamping", "pipe_size", "message_queue_max_messages", "message_queue_message_size",
+        "writable", "flush_pending";
+}
+
+keys! {
+    WATCHER: WatcherDraft = |d, f| {
+        "cmd" => f.words() => d.cmd;
+        "args" => f.split_words() => d.watcher.args;
+        "executable" => f.filled_text() => d.watcher.executable;
+        "shell" => f.boolean() => d.watcher.shell;
+        "shell_args" => f.split_words() => d.watcher.shell_args;
+        "sockets" => f.names() => d.watcher.sockets;
+        "use_sockets" => f.boolean() => d.watcher.use_sockets;
+        "listen_fds" => f.boolean() => d.watcher.listen_fds;
+        "stdin" => stdin(f) => d.watcher.stdin;
+        "stdin_socket" => f.filled_text() => d.watcher.stdin_socket;
+        "numprocesses" => f.integer(0..=100_000) => d.watcher.numprocesses;
+        "singleton" => f.boolean() => d.watcher.singleton;
+        "type" => f.word(WATCHER_KINDS) => d.watcher.kind;
+        "warmup_delay" => f.duration() => d.watcher.warmup_delay;
+        "ready_delay" => f.duration() => d.watcher.ready_delay;
+        "start_timeout" => f.timeout_or_zero() => d.watcher.start_timeout;
+        "watchdog" => f.interval_or_off() => d.watcher.watchdog;
+        "watchdog_signal" => f.signal() => d.watcher.watchdog_signal;
+        "notify_access" => f.word(NOTIFY_ACCESSES) => d.watcher.notify_access;
+        "autostart" => f.boolean() => d.watcher.autostart;
+        "on_demand" => f.boolean() => d.watcher.on_demand;
+        "restart" instead of ["respawn"] => f.word(RESTARTS) => d.restart;
+        "respawn" instead of ["restart"] => f.boolean() => d.respawn;
+        "restart_delay" => f.tick() => d.watcher.restart_delay;
+        "restart_max_delay" => f.tick() => d.restart_max_delay;
+        "restart_reset" => f.tick() => d.watcher.restart_reset;
+        "max_retry" => max_retry(f) => d.watcher.max_retry;
+        "stop_signal" => f.signal() => d.watcher.stop_signal;
+        "graceful_timeout" => f.timeout() => d.watcher.graceful_timeout;
+        "stop_children" => f.boolean() => d.watcher.stop_children;
+        "critical" => f.boolean() => d.watcher.critical;
+        "priority" => f.integer(i32::MIN..=i32::MAX) => d.watcher.priority;
+        "after" => f.names() => d.watcher.after;
+        "requires" => f.names() => d.watcher.requires;
+        "user" instead of ["uid"] => f.principal() => d.watcher.user;
+        "uid" instead of ["user"] => f.principal() => d.watcher.user;
+        "group" instead of ["gid"] => f.principal() => d.watcher.group;
+        "gid" instead of ["group"] => f.principal() => d.watcher.group;
+        "supplementary_groups" => groups(f) => d.watcher.supplementary_groups;
+        "umask" => f.mode(0o777) => d.watcher.umask;
+        "working_dir" => f.filled_text() => d.watcher.working_dir;
+        "nice" => f.integer(-20..=19) => d.watcher.nice;
+        "oom_score_adj" => f.integer(-1000..=1000) => d.watcher.oom_score_adj;
+        "cpu_affinity" => cpu_affinity(f) => d.watcher.cpu_affinity;
+        "rlimits" => f.limits() => d.watcher.rlimits;
+        "env" => f.environment() => d.watcher.env;
+        "env_file" => env_file(f) => d.watcher.env_file;
+        "copy_env" => f.boolean() => d.watcher.copy_env;
+        "virtualenv" => f.filled_text() => d.watcher.virtualenv;
+        "stdout" => output(f) => d.watcher.stdout;
+        "stderr" => output(f) => d.watcher.stderr;
+    }
+    unbuilt:
+        "idle_timeout", "accept", "max_connections", "max_connections_per_source",
+        "autoscale", "reload", "send_hup", "reload_surge",
+        "max_age", "max_age_variance", "no_new_privileges", "capabilities",
+        "ambient_capabilities", "read_only_paths", "read_write_paths", "system_call_filter",
+        "hooks", "fdstore_max", "healthcheck";
+}
+
+const LOG_LEVELS: Vocabulary<LogLevel> = &[
+    ("error", Some(LogLevel::Error)),
+    ("warn", Some(LogLevel::Warn)),
+    ("warning", Some(LogLevel::Warn)),
+    ("info", Some(LogLevel::Info)),
+    ("debug", Some(LogLevel::Debug)),
+    ("trace", Some(LogLevel::Trace)),
+];
+
+const LOG_FORMATS: Vocabulary<LogFormat> = &[
+    ("text", Some(LogFormat::Text)),
+    ("json", Some(LogFormat::Json)),
+];
+
+const SOCKET_KINDS: Vocabulary<SocketKind> = &[
+    ("stream", Some(SocketKind::Stream)),
+    ("dgram", Some(SocketKind::Dgram)),
+    ("seqpacket", Some(SocketKind::Seqpacket)),
+    ("fifo", None),
+    ("special", None),
+    ("netlink", None),
+    ("mqueue", None),
+];
+
+const FAMILIES: Vocabulary<Family> = &[
+    ("inet", Some(Family::Inet)),
+    ("inet6", Some(Family::Inet6)),
+    ("unix", Some(Family::Unix)),
+    ("vsock", None),
+];
+
+const INHERITS: Vocabulary<Inherit> = &[
+    ("auto", Some(Inherit::Auto)),
+    ("require", Some(Inherit::Require)),
+    ("never", Some(Inherit::Never)),
+];
+
+const WATCHER_KINDS: Vocabulary<WatcherKind> = &[
+    ("exec", Some(WatcherKind::Exec)),
+    ("notify", Some(WatcherKind::Notify)),
+    ("oneshot", Some(WatcherKind::Oneshot)),
+];
+
+const NOTIFY_ACCESSES: Vocabulary<NotifyAccess> = &[
+    ("none", Some(NotifyAccess::None)),
+    ("main", Some(NotifyAccess::Main)),
+    ("all", Some(NotifyAccess::All)),
+];
+
+const RESTARTS: Vocabulary<Restart> = &[
+    ("always", Some(Restart::Always)),
+    ("on-failure", Some(Restart::OnFailure)),
+    ("never", Some(Restart::Never)),
+];
+
+/// A path has a table of its own.
+#[derive(Clone, Copy)]
+enum OutputWord {
+    Inherit,
+    Null,
+}
+
+const OUTPUTS: Vocabulary<OutputWord> = &[
+    ("inherit", Some(OutputWord::Inherit)),
+    ("null", Some(OutputWord::Null)),
+    ("journal", None),
+    ("prefix", None),
+];
+
+/// What others call our keys: the names of systemd, supervisord, Docker and habit, in snake_case.
+const FOREIGN: &[(&str, &str)] = &[
+    ("command", "cmd"),
+    ("exec", "cmd"),
+    ("exec_start", "cmd"),
+    ("execstart", "cmd"),
+    ("run", "cmd"),
+    ("entrypoint", "cmd"),
+    ("arguments", "args"),
+    ("environment", "env"),
+    ("environment_file", "env_file"),
+    ("environmentfile", "env_file"),
+    ("cwd", "working_dir"),
+    ("chdir", "working_dir"),
+    ("directory", "working_dir"),
+    ("working_directory", "working_dir"),
+    ("workingdirectory", "working_dir"),
+    ("workers", "numprocesses"),
+    ("processes", "numprocesses"),
+    ("numprocs", "numprocesses"),
+    ("instances", "numprocesses"),
+    ("replicas", "numprocesses"),
+    ("kill_signal", "stop_signal"),
+    ("killsignal", "stop_signal"),
+    ("stopsignal", "stop_signal"),
+    ("stop_timeout", "graceful_timeout"),
+    ("timeout_stop_sec", "graceful_timeout"),
+    ("timeoutstopsec", "graceful_timeout"),
+    ("stopwaitsecs", "graceful_timeout"),
+    ("timeout_start_sec", "start_timeout"),
+    ("timeoutstartsec", "start_timeout"),
+    ("startsecs", "ready_delay"),
+    ("restart_sec", "restart_delay"),
+    ("restartsec", "restart_delay"),
+    ("autorestart", "restart"),
+    ("startretries", "max_retry"),
+    ("watchdog_sec", "watchdog"),
+    ("watchdogsec", "watchdog"),
+    ("socket", "sockets"),
+    ("listen_stream", "listen"),
+    ("listenstream", "listen"),
+    ("listen_datagram", "listen"),
+    ("listendatagram", "listen"),
+    ("address", "listen"),
+    ("bind", "listen"),
+    ("addr", "listen"),
+    ("socket_mode", "mode"),
+    ("socketmode", "mode"),
+    ("socket_user", "user"),
+    ("socketuser", "user"),
+    ("socket_group", "group"),
+    ("socketgroup", "group"),
+    ("reuse_port", "so_reuseport"),
+    ("reuseport", "so_reuseport"),
+    ("bind_to_device", "interface"),
+    ("bindtodevice", "interface"),
+    ("file_descriptor_name", "fd_name"),
+    ("filedescriptorname", "fd_name"),
+    ("loglevel", "log_level"),
+    ("close_child_stdin", "stdin"),
+    ("close_child_stdout", "stdout"),
+    ("close_child_stderr", "stderr"),
+    ("stdout_stream", "stdout"),
+    ("stderr_stream", "stderr"),
+    ("stdout_logfile", "stdout"),
+    ("stderr_logfile", "stderr"),
+];
+
+/// A `[manager]`, `[socket.NAME]` or `[watcher.NAME]` table, with its drop-ins laid over it.
+pub(super) struct Table<'v> {
+    pub kind: Kind,
+    /// Empty for the manager.
+    pub name: &'v str,
+    /// Where its header stands.
+    pub header: Place,
+    /// Folder of the main file.
+    pub folder: &'v Path,
+    /// Its keys, each once.
+    pub entries: Vec<Entry<'v>>,
+    /// Syntax errors may have cost it some of its keys.
+    pub is_partial: bool,
+}
+
+/// A key of a table and its value.
+pub(super) struct Entry<'v> {
+    pub key: &'v str,
+    pub key_place: Place,
+    pub value: &'v DeValue<'v>,
+    pub place: Place,
+    /// Tables of the same key that this one is laid over, the lowest first.
+    pub under: Vec<(u32, &'v DeTable<'v>)>,
+}
+
+impl<'v> Table<'v> {
+    fn label(&self) -> Label<'v> {
+        Label {
+            kind: self.kind.name(),
+            name: self.name,
+        }
+    }
+
+    /// Where the value of `key` stands, if it was written.
+    fn place(&self, key: &str) -> Option<Place> {
+        self.entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.place)
+    }
+
+    /// Where `key` stands, if it was written.
+    fn key_place(&self, key: &str) -> Option<Place> {
+        self.entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.key_place)
+    }
+
+    /// Reads each key into `draft`; `false` if there was a mistake.
+    fn read<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> bool {
+        let before = findings.len();
+        for entry in &self.entries {
+            let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
+                findings.push(self.unknown(entry));
+                continue;
+            };
+            let Some(read) = key.read else {
+                let message = format!("key `{}` is not built yet", key.name);
+                findings.push(Finding::error(entry.key_place, message));
+                continue;
+            };
+            let value = (entry.value, entry.place);
+            let mut field = Field::new(
+                value,
+                &entry.under,
+                entry.key,
+                self.label(),
+                self.folder,
+                findings,
+            );
+            read(draft, &mut field);
+        }
+        !has_error(&findings[before..])
+    }
+
+    /// What to say of a key that this kind of table does not have.
+    fn unknown(&self, entry: &Entry<'_>) -> Finding {
+        let hint = if matches!(entry.value, DeValue::Table(_))
+            && !self.name.is_empty()
+            && !entry.key.is_empty()
+        {
+            // `[socket.web.example]`: TOML takes each dot for a table in a table.
+            let full = clipped(&format!("{}.{}", self.name, entry.key));
+            match self.meant(entry.key) {
+                Some(near) => format!("; did you mean {near}?"),
+                None => format!(
+                    "; a name with a dot needs quotes: `[{}.\"{full}\"]`",
+                    self.kind.name()
+                ),
+            }
+        } else if let Some(resource) = entry.key.strip_prefix("rlimit_") {
+            format!("; write `rlimits = {{ {} = ... }}`", clipped(resource))
+        } else if let Some(near) = self.meant(entry.key) {
+            format!("; did you mean {near}?")
+        } else {
+            String::new()
+        };
+        let message = match home_of(entry.key, Some(self.kind)) {
+            Some(home) => format!(
+                "unknown key `{}` in `[{}]`; it belongs in {home}",
+                clipped(entry.key),
+                self.kind.name()
+            ),
+            None => format!(
+                "unknown key `{}` in `[{}]`{hint}",
+                clipped(entry.key),
+                self.kind.name()
+            ),
+        };
+        Finding::error(entry.key_place, message)
+    }
+
+    /// The key that was probably meant.
+    fn meant(&self, key: &str) -> Option<String> {
+        let lower = key.to_ascii_lowercase().replace('-', "_");
+        let foreign = FOREIGN
+            .iter()
+            .find(|(theirs, ours)| *theirs == lower && self.kind.keys().any(|key| key == *ours))
+            .map(|(_, ours)| *ours);
+        let meant = foreign.or_else(|| nearest(key, self.kind.keys()))?;
+        Some(format!("`{meant}`"))
+    }
+}
+
+/// The table that has `key`, other than `not`, in backticks.
+pub(super) fn home_of(key: &str, not: Option<Kind>) -> Option<String> {
+    let kind = Kind::ALL
+        .into_iter()
+        .find(|kind| Some(*kind) != not && kind.keys().any(|known| known == key))?;
+    Some(header_of(kind))
+}
+
+/// How the header of a table of this kind is written.
+pub(super) fn header_of(kind: Kind) -> String {
+    match kind {
+        Kind::Manager => "`[manager]`".to_string(),
+        kind => format!("`[{}.NAME]`", kind.name()),
+    }
+}
+
+pub(super) fn has_error(findings: &[Finding]) -> bool {
+    findings
+        .iter()
+        .any(|finding| finding.severity == super::Severity::Error)
+}
+
+/// The `[manager]` table, unless it has a mistake.
+pub(super) fn manager(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Manager> {
+    let mut manager = Manager::default();
+    let is_good = table.read(MANAGER, &mut manager, findings);
+    (is_good && !table.is_partial).then_some(manager)
+}
+
+/// A socket before its keys are held against each other.
+struct SocketDraft {
+    socket: Socket,
+    listen: Option<At<Address>>,
+    host: Option<At<String>>,
+    port: Option<u16>,
+    path: Option<At<Address>>,
+}
+
+/// The `[socket.NAME]` table, unless it has a mistake.
+pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Socket> {
+    let before = findings.len();
+    let name = At {
+        value: table.name.to_string(),
+        place: table.header,
+    };
+    let mut draft = SocketDraft {
+        // Replaced by what `socket_address` finds, without which there is no socket.
+        socket: Socket::new(name, At::nowhere(Address::Port(0))),
+        listen: None,
+        host: None,
+        port: None,
+        path: None,
+    };
+    table.read(SOCKET, &mut draft, findings);
+    if table.is_partial {
+        return None;
+    }
+    if table.name.contains(':') && table.place("fd_name").is_none() {
+        findings.push(Finding::error(
+            table.header,
+            format!(
+                "{} has a `:` in its name, which parts the names in LISTEN_FDNAMES; give it an `fd_name`",
+                table.label()
+            ),
+        ));
+    }
+    let address = socket_address(table, &mut draft, findings);
+    let mut socket = draft.socket;
+    socket.address = address?;
+    check_socket(table, &socket, findings);
+    (!has_error(&findings[before..])).then_some(socket)
+}
+
+/// The address, in the one way in which it was written.
+fn socket_address(
+    table: &Table<'_>,
+    draft: &mut SocketDraft,
+    findings: &mut Vec<Finding>,
+) -> Option<At<Address>> {
+    let label = table.label();
+    let ways = ["listen", "host", "port", "path"];
+    let written: Vec<&str> = ways
+        .into_iter()
+        .filter(|way| table.place(way).is_some())
+        .collect();
+    match written[..] {
+        [] => {
+            let message = format!("{label} has no address; write `listen = \"127.0.0.1:8000\"`");
+            findings.push(Finding::error(table.header, message));
+            None
+        }
+        ["listen"] => draft.listen.take(),
+        ["path"] => draft.path.take(),
+        ["host"] => {
+            let message = format!("{label} has a `host` and no `port`; write `port = 8000`");
+            findings.push(Finding::error(table.place("host")?, message));
+            None
+        }
+        // Circus's default host; the other choice would open the port to the world.
+        ["port"] => Some(At {
+            value: Address::Host("localhost".to_string(), draft.port?),
+            place: table.place("port")?,
+        }),
+        ["host", "port"] => {
+            let host = draft.host.take()?;
+            match with_host(&host.value, draft.port?) {
+                Ok(value) => Some(At {
+                    value,
+                    place: host.place,
+                }),
+                Err(why) => {
+                    let message = format!("`host` of {label} {why}");
+                    findings.push(Finding::error(host.place, message));
+                    None
+                }
+            }
+        }
+        [first, .., last] => {
+            let message = format!(
+                "{label} has both `{first}` and `{last}`; keep one way to write the address"
+            );
+            findings.push(Finding::error(table.key_place(last)?, message));
+            None
+        }
+        // All four ways are above.
+        [_] => None,
+    }
+}
+
+/// What does not go together in a socket.
+fn check_socket(table: &Table<'_>, socket: &Socket, findings: &mut Vec<Finding>) {
+    let label = table.label();
+    let (is_file, is_unix) = match &socket.address.value {
+        Address::Path(_) => (true, true),
+        Address::Abstract(_) => (false, true),
+        Address::Port(_) | Address::Ip(_) | Address::Host(..) => (false, false),
+    };
+    let what = match (is_file, is_unix) {
+        (true, _) => "a unix socket",
+        (false, true) => "an abstract socket",
+        (false, false) => "a network socket",
+    };
+    let mut report = |key: &str, message: String| {
+        if let Some(place) = table.key_place(key) {
+            findings.push(Finding::error(place, message));
+        }
+    };
+    if let Some(family) = socket.family
+        && !fits(family, &socket.address.value)
+    {
+        let family = match family {
+            Family::Inet => "inet",
+            Family::Inet6 => "inet6",
+            Family::Unix => "unix",
+        };
+        report(
+            "family",
+            format!(
+                "`family = \"{family}\"` of {label} contradicts its address; remove `family`, which follows from it"
+            ),
+        );
+    }
+    if socket.kind == SocketKind::Seqpacket && !is_unix {
+        report(
+            "type",
+            format!("`type = \"seqpacket\"` of {label} needs a unix socket; it listens on {what}"),
+        );
+    }
+    if is_unix && socket.so_reuseport.value {
+        report(
+            "so_reuseport",
+            format!("`so_reuseport` of {label} needs a network socket; it listens on {what}"),
+        );
+    }
+    if is_unix && socket.interface.is_some() {
+        report(
+            "interface",
+            format!("`interface` of {label} needs a network socket; it listens on {what}"),
+        );
+    }
+    if !is_file {
+        for key in ["mode", "user", "group", "umask", "directory_mode"] {
+            report(
+                key,
+                format!(
+                    "`{key}` of {label} needs a unix socket's path; it listens on {what}, which has no file"
+                ),
+            );
+        }
+        for key in ["replace", "remove_on_stop"] {
+            if let Some(place) = table.key_place(key) {
+                let message =
+                    format!("`{key}` of {label} has no effect on {what}, which has no file");
+                findings.push(Finding::warning(place, message));
+            }
+        }
+    }
+    if socket.kind == SocketKind::Dgram
+        && let Some(place) = table.key_place("backlog")
+    {
+        let message = format!(
+            "`backlog` of {label} has no effect: a datagram socket has no queue of connections"
+        );
+        findings.push(Finding::warning(place, message));
+    }
+}
+
+fn fits(family: Family, address: &Address) -> bool {
+    match address {
+        Address::Ip(ip) if ip.is_ipv4() => family == Family::Inet,
+        Address::Ip(_) => family == Family::Inet6,
+        Address::Port(_) | Address::Host(..) => family != Family::Unix,
+        Address::Path(_) | Address::Abstract(_) => family == Family::Unix,
+    }
+}
+
+/// A watcher before its keys are held against each other.
+struct WatcherDraft {
+    watcher: Watcher,
+    cmd: Option<At<Words>>,
+    restart: Option<At<Restart>>,
+    respawn: Option<At<bool>>,
+    restart_max_delay: Option<At<Duration>>,
+}
+
+/// The `[watcher.NAME]` table, unless it has a mistake.
+pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Watcher> {
+    let before = findings.len();
+    let name = At {
+        value: table.name.to_string(),
+        place: table.header,
+    };
+    let no_cmd = At::nowhere(Words::List(Vec::new()));
+    let mut draft = WatcherDraft {
+        // The command is replaced below, or there is no watcher.
+        watcher: Watcher::new(name, table.folder.to_path_buf(), no_cmd),
+        cmd: None,
+        restart: None,
+        respawn: None,
+        restart_max_delay: None,
+    };
+    table.read(WATCHER, &mut draft, findings);
+    if table.is_partial {
+        return None;
+    }
+    check_command(table, &draft, findings);
+    settle_restart(table, &mut draft, findings);
+    check_watcher(table, &draft.watcher, findings);
+    draft.watcher.cmd = draft.cmd?;
+    (!has_error(&findings[before..])).then_some(draft.watcher)
+}
+
+fn check_command(table: &Table<'_>, draft: &WatcherDraft, findings: &mut Vec<Finding>) {
+    let label = table.label();
+    if table.place("cmd").is_none() {
+        let message = format!("{label} has no command; write `cmd = \"...\"`");
+        findings.push(Finding::error(table.header, message));
+    }
+    let Some(cmd) = &draft.cmd else { return };
+    let fault = match &cmd.value {
+        // The shell splits it, by rules of its own.
+        Words::Text(text) if draft.watcher.shell => {
+            text.trim().is_empty().then(|| "is empty".to_string())
+        }
+        Words::Text(text) => match shell_words::split(text) {
+            Err(why) => Some(format!("cannot be split into words: {why}")),
+            Ok(words) => fault_of_words(&words),
+        },
+        Words::List(words) => fault_of_words(words),
+    };
+    if let Some(fault) = fault {
+        findings.push(Finding::error(
+            cmd.place,
+            format!("`cmd` of {label} {fault}"),
+        ));
+    }
+}
+
+fn fault_of_words(words: &[String]) -> Option<String> {
+    match words.first() {
+        None => Some("is empty; write a program and its arguments".to_string()),
+        Some(first) if first.trim().is_empty() => {
+            Some("has an empty first word; write a program there".to_string())
+        }
+        Some(_) => None,
+    }
+}
+
+/// Brings `restart`, Circus's `respawn`, the type and the delays together.
+fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec<Finding>) {
+    let label = table.label();
+    let watcher = &mut draft.watcher;
+    let is_oneshot = watcher.kind == WatcherKind::Oneshot;
+    watcher.restart = match (&draft.restart, &draft.respawn) {
+        (Some(restart), Some(respawn)) => {
+            if respawn.value == (restart.value == Restart::Never) {
+                let message = format!(
+                    "`respawn = {}` of {label} contradicts its `restart`; remove `respawn`",
+                    respawn.value
+                );
+                findings.push(Finding::error(respawn.place, message));
+            }
+            restart.value
+        }
+        (Some(restart), None) => restart.value,
+        (None, Some(respawn)) if !respawn.value => Restart::Never,
+        (None, _) if is_oneshot => Restart::OnFailure,
+        (None, _) => Restart::Always,
+    };
+    if let Some(restart) = &draft.restart
+        && is_oneshot
+        && restart.value == Restart::Always
+    {
+        let message = format!(
+            "`restart = \"always\"` of {label} would run a `oneshot` for ever; write `\"on-failure\"` or `\"never\"`"
+        );
+        findings.push(Finding::error(restart.place, message));
+    }
+    match &draft.restart_max_delay {
+        Some(most) if most.value < watcher.restart_delay => {
+            let message =
+                format!("`restart_max_delay` of {label} is shorter than its `restart_delay`");
+            findings.push(Finding::error(most.place, message));
+        }
+        Some(most) => watcher.restart_max_delay = most.value,
+        None => watcher.restart_max_delay = watcher.restart_max_delay.max(watcher.restart_delay),
+    }
+}
+
+/// What does not go together in a watcher.
+fn check_watcher(table: &Table<'_>, watcher: &Watcher, findings: &mut Vec<Finding>) {
+    let label = table.label();
+    for (ours, circus) in [("user", "uid"), ("group", "gid")] {
+        if let (Some(_), Some(place)) = (table.place(ours), table.key_place(circus)) {
+            let message =
+                format!("{label} has both `{ours}` and `{circus}`, which are the same; keep one");
+            findings.push(Finding::error(place, message));
+        }
+    }
+    let numprocesses = watcher.numprocesses.value;
+    if watcher.singleton && numprocesses > 1 {
+        let message = format!(
+            "`numprocesses` of {label} is {numprocesses}, and `singleton` forbids more than 1"
+        );
+        findings.push(Finding::error(watcher.numprocesses.place, message));
+    }
+    if watcher.use_sockets
+        && let Some(place) = table.key_place("sockets")
+    {
+        let message = format!(
+            "{label} has `sockets`, and `use_sockets`, which passes every socket; keep one"
+        );
+        findings.push(Finding::error(place, message));
+    }
+    if let (Some(_), Some(place)) = (table.place("stdin_socket"), table.key_place("stdin")) {
+        let message = format!("{label} has both `stdin` and `stdin_socket`; keep one");
+        findings.push(Finding::error(place, message));
+    }
+    if watcher.notify_access == NotifyAccess::None
+        && let Some(place) = table.place("notify_access")
+    {
+        let needs = if watcher.kind == WatcherKind::Notify {
+            Some("`type = \"notify\"`")
+        } else {
+            watcher.watchdog.map(|_| "`watchdog`")
+        };
+        if let Some(needs) = needs {
+            let message = format!(
+                "`notify_access = \"none\"` of {label} shuts out what its {needs} waits for"
+            );
+            findings.push(Finding::error(place, message));
+        }
+    }
+    if !watcher.shell
+        && let Some(place) = table.key_place("shell_args")
+    {
+        let message = format!("`shell_args` of {label} has no effect without `shell = true`");
+        findings.push(Finding::warning(place, message));
+    }
+}
+
+// Readers of single keys.
+
+fn control_path(field: &mut Field<'_, '_>) -> Option<std::path::PathBuf> {
+    let text = field.filled_text()?;
+    if text.starts_with('@') {
+        field.refuse(
+            "must be a path: an abstract socket has no file whose mode could keep others out",
+        );
+        return None;
+    }
+    match unix_path(&text, field.folder) {
+        Ok(Address::Path(path)) => Some(path),
+        Ok(_) => None,
+        Err(why) => {
+            field.refuse(why);
+            None
+        }
+    }
+}
+
+fn needless(field: &mut Field<'_, '_>) -> Option<()> {
+    // Circus takes -1 for "no timer", so a number is not looked at.
+    if !field.is_number() {
+        field.duration()?;
+    }
+    field.warn("is needless: nothing is polled");
+    Some(())
+}
+
+fn circus_path(field: &mut Field<'_, '_>) -> Option<Address> {
+    let text = field.text()?;
+    if let Some(name) = text.strip_prefix('@') {
+        field.refuse(format_args!(
+            "begins with `@`; write `listen = \"@{0}\"` for an abstract socket, or `\"./@{0}\"` for a file",
+            clipped(name)
+        ));
+        return None;
+    }
+    match unix_path(text, field.folder) {
+        Ok(address) => Some(address),
+        Err(why) => {
+            field.refuse(why);
+            None
+        }
+    }
+}
+
+/// At most 15 bytes (IFNAMSIZ less a NUL byte), without blanks and `/`; see netdevice(7).
+fn interface(field: &mut Field<'_, '_>) -> Option<String> {
+    let name = field.filled_text()?;
+    let is_name = name.len() <= 15
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    if !is_name {
+        field.refuse("is no interface's name: at most 15 bytes without blanks, `/` and `:`");
+        return None;
+    }
+    Some(name)
+}
+
+/// As sd_listen_fds_with_names(3) can give it back.
+fn fd_name(field: &mut Field<'_, '_>) -> Option<String> {
+    let name = field.text()?;
+    if name.is_empty() || name.len() > 255 {
+        field.refuse("must have 1 to 255 bytes");
+        return None;
+    }
+    if !name
+        .bytes()
+        .all(|byte| (32..127).contains(&byte) && byte != b':')
+    {
+        field.refuse("may have printable ASCII characters only, and no `:`");
+        return None;
+    }
+    Some(name.to_string())
+}
+
+fn trigger_limit(field: &mut Field<'_, '_>) -> Option<TriggerLimit> {
+    let table = field.table(
+        "{ burst = 20, interval = \"2s\" }",
+        &["burst", "interval"],
+        &[],
+    )?;
+    let mut limit = TriggerLimit::default();
+    if let Some(mut burst) = field.part(table, "burst") {
+        limit.burst = burst.integer(0..=u32::MAX)?;
+    }
+    if let Some(mut interval) = field.part(table, "interval") {
+        limit.interval = interval.duration()?;
+    }
+    Some(limit)
+}
+
+fn stdin(field: &mut Field<'_, '_>) -> Option<Stdin> {
+    match field.text()? {
+        "null" => Some(Stdin::Null),
+        "socket" => {
+            field.refuse_unbuilt("socket");
+            None
+        }
+        text if text.contains('/') || text.contains('.') => field.filled_text().map(Stdin::File),
+        text => {
+            field.refuse(format_args!(
+                "must be `\"null\"` or a file; write `\"./{}\"` for a file in the unit file's folder",
+                clipped(text)
+            ));
+            None
+        }
+    }
+}
+
+fn output(field: &mut Field<'_, '_>) -> Option<Output> {
+    const EXAMPLE: &str = "{ file = \"/var/log/web.log\" }";
+    if field.is_table() {
+        let table = field.table(
+            EXAMPLE,
+            &["file"],
+            &["max_bytes", "backup_count", "time_format"],
+        )?;
+        let Some(mut file) = field.part(table, "file") else {
+            field.refuse(format_args!("has no `file`; write `{EXAMPLE}`"));
+            return None;
+        };
+        return file.filled_text().map(Output::File);
+    }
+    if let Some(text) = field.as_text()
+        && (text.contains('/') || text.contains('.'))
+    {
+        field.refuse(format_args!(
+            "is a path; write `{{ file = \"{}\" }}`",
+            clipped(text)
+        ));
+        return None;
+    }
+    Some(match field.word(OUTPUTS)? {
+        OutputWord::Inherit => Output::Inherit,
+        OutputWord::Null => Output::Null,
+    })
+}
+
+fn max_retry(field: &mut Field<'_, '_>) -> Option<Option<u32>> {
+    let most = field.integer(-1..=i64::from(i32::MAX))?;
+    // -1 does not fit, and is never.
+    Some(u32::try_from(most).ok())
+}
+
+fn groups(field: &mut Field<'_, '_>) -> Option<Vec<At<Principal>>> {
+    field.list("names and numbers, such as `[\"adm\", 33]`", |group| {
+        group.principal()
+    })
+}
+
+fn cpu_affinity(field: &mut Field<'_, '_>) -> Option<Vec<u32>> {
+    let items = field.list("CPU numbers, such as `[0, 2]`", |cpu| cpu.integer(0..=1023))?;
+    let mut cpus: Vec<u32> = items.into_iter().map(|cpu| cpu.value).collect();
+    if cpus.is_empty() {
+        field.refuse("is empty; write the CPUs to run on, such as `[0, 2]`");
+        return None;
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
+}
+
+fn env_file(field: &mut Field<'_, '_>) -> Option<String> {
+    let text = field.filled_text()?;
+    if text == "-" {
+        field.refuse("has no path after `-`");
+        return None;
+    }
+    Some(text)
+}
