@@ -1,1 +1,7 @@
-fn main() {}
+//! The `tentpole` program; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tentpole::cli::main()
+}

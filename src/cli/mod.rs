@@ -1,1 +1,902 @@
-//! The command line.
+//! The command line: what may be typed, what it means, and what the program exits with.
+//!
+//! What was typed is clap's [`ArgMatches`]; what it means is an [`Order`]. Everything that depends on the environment
+//! comes in as [`Surroundings`], so the step between the two is pure.
+//!
+//! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit. What was asked for
+//! goes to stdout; for 1, 3 and 4 one line on stderr says what went wrong and what to do.
+
+mod act;
+mod ask;
+mod client;
+mod run;
+mod units;
+
+use crate::control::call::{Amount, Call};
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
+use client::Trouble;
+use std::borrow::Cow;
+use std::ffi::OsString;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The `tentpole` program.
+pub fn main() -> ExitCode {
+    let surroundings = Surroundings::of_process();
+    let order = match parse(std::env::args_os(), &surroundings) {
+        Ok(order) => order,
+        Err(usage) => {
+            // Help on a closed pipe, or a complaint on a closed stderr: there is nobody left to tell.
+            let _ = usage.print();
+            return exit_code(usage.exit_code());
+        }
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let done = obey(order, &surroundings, &mut out).and_then(|code| {
+        out.flush()?;
+        Ok(code)
+    });
+    match done {
+        Ok(code) => code,
+        // `tentpole status | head -1`: the reader has what it wanted.
+        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            exit_code(error.code())
+        }
+    }
+}
+
+/// What the command line means.
+#[derive(Clone, Debug, PartialEq)]
+struct Order {
+    /// The control socket, where one was named.
+    control: Option<PathBuf>,
+    task: Task,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+enum Task {
+    Run {
+        paths: Vec<PathBuf>,
+    },
+    Check {
+        paths: Vec<PathBuf>,
+        strict: bool,
+        json: bool,
+    },
+    Plan {
+        paths: Vec<PathBuf>,
+        json: bool,
+    },
+    Status {
+        names: Vec<String>,
+        json: bool,
+    },
+    Act(Call),
+    NotBuilt(String),
+}
+
+fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Result<ExitCode, Error> {
+    let control = || match &order.control {
+        Some(path) => path.clone(),
+        None => surroundings.control_to_ask(Path::exists),
+    };
+    match order.task {
+        Task::Run { paths } => run::run(paths, order.control, surroundings),
+        Task::Check {
+            paths,
+            strict,
+            json,
+        } => units::check(paths, strict, json, surroundings, out),
+        Task::Plan { paths, json } => units::plan(paths, json, surroundings, out),
+        Task::Status { names, json } => {
+            let screen = Screen::of(io::stdout().is_terminal());
+            ask::status(&control(), names, json, screen, out)
+        }
+        Task::Act(call) => {
+            let screen = Screen::of(io::stderr().is_terminal());
+            act::act(&control(), &call, screen, &mut io::stderr(), out)
+        }
+        Task::NotBuilt(name) => Err(Error::Refused(format!("`{name}` is not built yet"))),
+    }
+}
+
+/// Commands that are planned and not built. They stand in no help, and say what they are when tried.
+const NOT_BUILT: [&str; 13] = [
+    "reload",
+    "apply",
+    "pause",
+    "resume",
+    "logs",
+    "events",
+    "top",
+    "metrics",
+    "upgrade",
+    "convert",
+    "activate",
+    "completions",
+    "man",
+];
+
+/// What may be typed.
+fn definition() -> Command {
+    Command::new("tentpole")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Binds sockets, starts the programs that serve them, and keeps both alive")
+        .after_help(
+            "Examples:\n  \
+             tentpole check units/         find every mistake in a folder of unit files\n  \
+             tentpole run units/           run what they describe, in the foreground\n  \
+             tentpole status               what runs, and why something does not\n  \
+             tentpole scale web +1         one more worker for watcher `web`\n\n\
+             Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit.",
+        )
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            Arg::new("control")
+                .long("control")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .global(true)
+                .help("The manager's control socket [env: TENTPOLE_CONTROL]"),
+        )
+        .subcommand(
+            Command::new("run")
+                .about("Run the manager in the foreground")
+                .after_help(
+                    "SIGTERM and SIGINT stop everything gracefully; a second one kills.\n\n\
+                     Example:\n  tentpole run web.toml",
+                )
+                .arg(paths()),
+        )
+        .subcommand(
+            Command::new("check")
+                .about("Validate unit files and print every finding")
+                .after_help("Example:\n  tentpole check --strict /etc/tentpole/units")
+                .arg(paths())
+                .arg(flag("strict", "Fail on warnings too"))
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("plan")
+                .about("Show what would run: each worker's command, sockets and environment")
+                .after_help("Example:\n  tentpole plan web.toml")
+                .arg(paths())
+                .arg(json()),
+        )
+        .subcommand(
+            Command::new("status")
+                .about("Show sockets, watchers and workers")
+                .after_help("Example:\n  tentpole status web --json")
+                .arg(
+                    Arg::new("names")
+                        .value_name("NAME")
+                        .num_args(0..)
+                        .help("Show these units only"),
+                )
+                .arg(json()),
+        )
+        .subcommand(on_watchers(
+            "start",
+            "Start watchers, and return when they are ready",
+            "Example:\n  tentpole start web",
+        ))
+        .subcommand(on_watchers(
+            "stop",
+            "Stop watchers; their sockets stay open and clients wait in the queue",
+            "Example:\n  tentpole stop --all",
+        ))
+        .subcommand(on_watchers(
+            "restart",
+            "Stop watchers and start them anew",
+            "Example:\n  tentpole restart web worker",
+        ))
+        .subcommand(
+            Command::new("scale")
+                .about("Change how many workers a watcher keeps")
+                .after_help("Examples:\n  tentpole scale web 5\n  tentpole scale web -1")
+                .arg(watcher())
+                .arg(
+                    Arg::new("amount")
+                        .value_name("N")
+                        .required(true)
+                        .allow_negative_numbers(true)
+                        .value_parser(parse_amount)
+                        .help("How many workers, or how many more (+1) or fewer (-1)"),
+                )
+                .arg(no_wait()),
+        )
+        .subcommand(
+            Command::new("signal")
+                .about("Send a signal to the workers of a watcher")
+                .after_help("Examples:\n  tentpole signal web HUP\n  tentpole signal web USR1 --wid 2")
+                .arg(watcher())
+                .arg(
+                    Arg::new("signal")
+                        .value_name("SIG")
+                        .required(true)
+                        .help("HUP, SIGHUP or 1"),
+                )
+                .arg(
+                    Arg::new("wid")
+                        .long("wid")
+                        .value_name("N")
+                        .value_parser(value_parser!(u32).range(1..))
+                        .help("To this worker only"),
+                )
+                .arg(flag("children", "To the whole process group of each worker")),
+        )
+        .subcommand(
+            Command::new("shutdown")
+                .about("Stop everything, then the manager")
+                .arg(no_wait()),
+        )
+        .subcommands(NOT_BUILT.map(|name| {
+            Command::new(name)
+                .hide(true)
+                .disable_help_flag(true)
+                .arg(
+                    Arg::new("rest")
+                        .num_args(0..)
+                        .value_parser(value_parser!(OsString))
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                )
+        }))
+}
+
+fn paths() -> Arg {
+    Arg::new("paths")
+        .value_name("PATH")
+        .num_args(0..)
+        .value_parser(value_parser!(PathBuf))
+        .help(
+            "Unit files, or folders of them [default: the search path, /etc/tentpole/units first]",
+        )
+}
+
+fn watcher() -> Arg {
+    Arg::new("name")
+        .value_name("NAME")
+        .required(true)
+        .help("The watcher")
+}
+
+fn on_watchers(name: &'static str, about: &'static str, example: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .after_help(example)
+        .arg(
+            Arg::new("names")
+                .value_name("NAME")
+                .num_args(1..)
+                .help("The watchers"),
+        )
+        .arg(flag("all", "Every watcher"))
+        .group(ArgGroup::new("which").args(["names", "all"]).required(true))
+        .arg(no_wait())
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+fn json() -> Arg {
+    flag("json", "Print JSON")
+}
+
+fn no_wait() -> Arg {
+    flag("no-wait", "Return at once, not when it is done")
+}
+
+/// Reads `3`, `+1` or `-1`.
+fn parse_amount(text: &str) -> Result<Amount, String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(
+            "write a number of workers such as `3`, or a change such as `+1` or `-1`".into(),
+        );
+    }
+    // Digits with one sign or none: the only way to fail is to be too large.
+    let amount = if digits.len() == text.len() {
+        text.parse().ok().map(Amount::To)
+    } else {
+        text.parse().ok().map(Amount::By)
+    };
+    amount.ok_or_else(|| "that is more workers than can be counted".into())
+}
+
+/// What the words of a command line mean. The error is help, the version or a complaint, ready to be printed.
+fn parse(
+    words: impl IntoIterator<Item = OsString>,
+    surroundings: &Surroundings,
+) -> Result<Order, clap::Error> {
+    let typed = definition().try_get_matches_from(words)?;
+    // clap demands a subcommand; without one the words did not get here.
+    let Some((name, typed)) = typed.subcommand() else {
+        return Err(definition().error(
+            clap::error::ErrorKind::MissingSubcommand,
+            "a command is missing",
+        ));
+    };
+    let task = match name {
+        "run" => Task::Run {
+            paths: many(typed, "paths"),
+        },
+        "check" => Task::Check {
+            paths: many(typed, "paths"),
+            strict: typed.get_flag("strict"),
+            json: typed.get_flag("json"),
+        },
+        "plan" => Task::Plan {
+            paths: many(typed, "paths"),
+            json: typed.get_flag("json"),
+        },
+        "status" => Task::Status {
+            names: many(typed, "names"),
+            json: typed.get_flag("json"),
+        },
+        "start" | "stop" | "restart" => {
+            let (names, all, wait) = (
+                many(typed, "names"),
+                typed.get_flag("all"),
+                !typed.get_flag("no-wait"),
+            );
+            Task::Act(match name {
+                "start" => Call::Start { names, all, wait },
+                "stop" => Call::Stop { names, all, wait },
+                _ => Call::Restart { names, all, wait },
+            })
+        }
+        "scale" => Task::Act(Call::Scale {
+            name: one(typed, "name"),
+            to: *typed.get_one("amount").unwrap_or(&Amount::By(0)),
+            wait: !typed.get_flag("no-wait"),
+        }),
+        "signal" => Task::Act(Call::Signal {
+            name: one(typed, "name"),
+            signal: one(typed, "signal"),
+            wid: typed.get_one("wid").copied(),
+            children: typed.get_flag("children"),
+        }),
+        "shutdown" => Task::Act(Call::Shutdown {
+            wait: !typed.get_flag("no-wait"),
+        }),
+        other => Task::NotBuilt(other.to_owned()),
+    };
+    let control = typed
+        .get_one::<PathBuf>("control")
+        .or(surroundings.control.as_ref());
+    Ok(Order {
+        control: control.cloned(),
+        task,
+    })
+}
+
+fn one(typed: &ArgMatches, name: &str) -> String {
+    typed.get_one::<String>(name).cloned().unwrap_or_default()
+}
+
+fn many<T: Clone + Send + Sync + 'static>(typed: &ArgMatches, name: &str) -> Vec<T> {
+    typed
+        .get_many(name)
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
+}
+
+/// What of the process's environment decides where things are.
+#[derive(Clone, Debug, Default)]
+struct Surroundings {
+    is_root: bool,
+    /// `TENTPOLE_CONTROL`.
+    control: Option<PathBuf>,
+    /// `XDG_RUNTIME_DIR`.
+    runtime_dir: Option<PathBuf>,
+    /// `XDG_CONFIG_HOME`, or its default.
+    config_home: Option<PathBuf>,
+    /// `XDG_DATA_HOME`, or its default.
+    data_home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    fn of_process() -> Self {
+        let path = |name: &str| {
+            let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+            Some(PathBuf::from(value))
+        };
+        // The base directory specification has a relative path ignored.
+        let folder = |name: &str| path(name).filter(|path| path.is_absolute());
+        let at_home = |below: &str| folder("HOME").map(|home| home.join(below));
+        Surroundings {
+            is_root: nix::unistd::geteuid().is_root(),
+            control: path("TENTPOLE_CONTROL"),
+            runtime_dir: folder("XDG_RUNTIME_DIR"),
+            config_home: folder("XDG_CONFIG_HOME").or_else(|| at_home(".config")),
+            data_home: folder("XDG_DATA_HOME").or_else(|| at_home(".local/share")),
+        }
+    }
+
+    /// The system's folder of control sockets.
+    const SYSTEM: &str = "/run/tentpole";
+
+    /// Where a manager of ours listens, if nothing says otherwise.
+    fn own_control(&self) -> PathBuf {
+        match &self.runtime_dir {
+            Some(folder) if !self.is_root => folder.join("tentpole/control.sock"),
+            _ => Path::new(Self::SYSTEM).join("control.sock"),
+        }
+    }
+
+    /// Where to ask: a user's own manager if it is there, else the system's if that is there.
+    fn control_to_ask(&self, exists: impl Fn(&Path) -> bool) -> PathBuf {
+        let own = self.own_control();
+        let system = Path::new(Self::SYSTEM);
+        if !exists(&own) && exists(system) {
+            system.join("control.sock")
+        } else {
+            own
+        }
+    }
+
+    /// Where unit files are looked for: a name found in an earlier folder hides the same name in a later one.
+    fn unit_folders(&self) -> Vec<PathBuf> {
+        if self.is_root {
+            [
+                "/etc/tentpole/units",
+                "/run/tentpole/units",
+                "/usr/lib/tentpole/units",
+            ]
+            .map(PathBuf::from)
+            .into()
+        } else {
+            [&self.config_home, &self.data_home]
+                .into_iter()
+                .flatten()
+                .map(|home| home.join("tentpole/units"))
+                .collect()
+        }
+    }
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+enum Error {
+    /// In talking with the manager.
+    Trouble(Trouble),
+    /// Without a manager.
+    Refused(String),
+    /// In writing what was asked for.
+    Output(io::Error),
+}
+
+impl Error {
+    fn code(&self) -> i32 {
+        match self {
+            Error::Trouble(trouble) => trouble.code(),
+            Error::Refused(_) | Error::Output(_) => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Trouble(trouble) => trouble.fmt(f),
+            Error::Refused(reason) => f.write_str(reason),
+            Error::Output(error) => write!(f, "could not write the output: {error}"),
+        }
+    }
+}
+
+impl From<Trouble> for Error {
+    fn from(trouble: Trouble) -> Self {
+        Error::Trouble(trouble)
+    }
+}
+
+impl From<io::Error> for Error {
+    /// The only input and output outside of `client` is what a command prints.
+    fn from(error: io::Error) -> Self {
+        Error::Output(error)
+    }
+}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Error::Refused(format!("{error:#}"))
+    }
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// One line on stderr.
+fn complain(text: &str) {
+    // There is no other place to say that stderr is closed.
+    let _ = writeln!(io::stderr(), "tentpole: {}", printable(text));
+}
+
+/// What the stream that is written to can show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Screen {
+    /// Somebody looks at it, and it understands a carriage return and ECMA-48 sequences.
+    live: bool,
+    /// Colors are welcome too.
+    color: bool,
+}
+
+impl Screen {
+    fn of(is_terminal: bool) -> Self {
+        let is = |name: &str, test: fn(&std::ffi::OsStr) -> bool| {
+            std::env::var_os(name).is_some_and(|value| test(&value))
+        };
+        let live = is_terminal && !is("TERM", |term| term == "dumb");
+        Screen {
+            live,
+            color: live && !is("NO_COLOR", |value| !value.is_empty()),
+        }
+    }
+}
+
+/// `text` with everything escaped that a terminal would obey or that would turn the reading direction: what a worker
+/// says of itself must not be able to draw on the screen of who looks at it.
+fn printable(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    if !text.contains(harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if harmful(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn typed(line: &str) -> Result<Order, clap::Error> {
+        let words = ["tentpole"].into_iter().chain(line.split_whitespace());
+        parse(words.map(OsString::from), &Surroundings::default())
+    }
+
+    #[track_caller]
+    fn means(line: &str, task: Task) {
+        let order = typed(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        assert_eq!(order.task, task, "{line}");
+    }
+
+    #[track_caller]
+    fn is_wrong_usage(line: &str) -> String {
+        match typed(line) {
+            Ok(order) => panic!("{line} means {order:?}"),
+            Err(error) => {
+                assert_eq!(error.exit_code(), 2, "{line}");
+                error.to_string()
+            }
+        }
+    }
+
+    fn start(names: &[&str], all: bool, wait: bool) -> Task {
+        Task::Act(Call::Start {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            all,
+            wait,
+        })
+    }
+
+    #[test]
+    fn the_definition_has_no_contradictions() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn watchers_are_named_or_all_are_meant_and_a_command_waits() {
+        means("start web", start(&["web"], false, true));
+        means(
+            "start web worker --no-wait",
+            start(&["web", "worker"], false, false),
+        );
+        means("start --no-wait web", start(&["web"], false, false));
+        means("start --all", start(&[], true, true));
+        means(
+            "stop web",
+            Task::Act(Call::Stop {
+                names: vec!["web".into()],
+                all: false,
+                wait: true,
+            }),
+        );
+        means(
+            "restart --all --no-wait",
+            Task::Act(Call::Restart {
+                names: vec![],
+                all: true,
+                wait: false,
+            }),
+        );
+        for command in ["start", "stop", "restart"] {
+            is_wrong_usage(command);
+            is_wrong_usage(&format!("{command} --no-wait"));
+            is_wrong_usage(&format!("{command} web --all"));
+        }
+    }
+
+    #[test]
+    fn scale_takes_a_number_and_signed_changes() {
+        let scale = |to, wait| {
+            Task::Act(Call::Scale {
+                name: "web".into(),
+                to,
+                wait,
+            })
+        };
+        means("scale web 3", scale(Amount::To(3), true));
+        means("scale web 0 --no-wait", scale(Amount::To(0), false));
+        means("scale web +1", scale(Amount::By(1), true));
+        means("scale web -1", scale(Amount::By(-1), true));
+        means("scale --no-wait web -12", scale(Amount::By(-12), false));
+        means("scale web --no-wait -12", scale(Amount::By(-12), false));
+        for line in [
+            "scale web",
+            "scale web +",
+            "scale web -",
+            "scale web 1.5",
+            "scale web ++1",
+            "scale web -x",
+        ] {
+            is_wrong_usage(line);
+        }
+        assert!(is_wrong_usage("scale web many").contains("write a number of workers such as `3`"));
+        for line in [
+            "scale web 4294967296",
+            "scale web +2147483648",
+            "scale web -2147483649",
+        ] {
+            assert!(
+                is_wrong_usage(line).contains("more workers than can be counted"),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn signal_takes_one_worker_or_a_group() {
+        means(
+            "signal web HUP --wid 2 --children",
+            Task::Act(Call::Signal {
+                name: "web".into(),
+                signal: "HUP".into(),
+                wid: Some(2),
+                children: true,
+            }),
+        );
+        means(
+            "signal web 9",
+            Task::Act(Call::Signal {
+                name: "web".into(),
+                signal: "9".into(),
+                wid: None,
+                children: false,
+            }),
+        );
+        is_wrong_usage("signal web");
+        is_wrong_usage("signal web HUP --wid 0");
+        is_wrong_usage("signal web HUP --wid -1");
+    }
+
+    #[test]
+    fn files_and_flags_of_the_commands_without_a_manager_are_read() {
+        means("run", Task::Run { paths: vec![] });
+        means(
+            "run a.toml b",
+            Task::Run {
+                paths: vec!["a.toml".into(), "b".into()],
+            },
+        );
+        means(
+            "check --strict --json units",
+            Task::Check {
+                paths: vec!["units".into()],
+                strict: true,
+                json: true,
+            },
+        );
+        means(
+            "plan a.toml",
+            Task::Plan {
+                paths: vec!["a.toml".into()],
+                json: false,
+            },
+        );
+        means(
+            "status web --json",
+            Task::Status {
+                names: vec!["web".into()],
+                json: true,
+            },
+        );
+        means("shutdown", Task::Act(Call::Shutdown { wait: true }));
+        means(
+            "shutdown --no-wait",
+            Task::Act(Call::Shutdown { wait: false }),
+        );
+    }
+
+    #[test]
+    fn the_control_socket_goes_before_or_after_the_command() {
+        let control = |line: &str| typed(line).unwrap().control;
+        assert_eq!(control("status"), None);
+        assert_eq!(control("--control /a status"), Some("/a".into()));
+        assert_eq!(control("status --control /a"), Some("/a".into()));
+        assert_eq!(control("status web --control=/a"), Some("/a".into()));
+        assert_eq!(control("run --control /a"), Some("/a".into()));
+        is_wrong_usage("status --control");
+        is_wrong_usage("status --control=");
+    }
+
+    #[test]
+    fn the_control_socket_of_the_environment_gives_way_to_the_typed_one() {
+        let surroundings = Surroundings {
+            control: Some("/env".into()),
+            ..Surroundings::default()
+        };
+        let control = |words: &[&str]| {
+            parse(words.iter().map(OsString::from), &surroundings)
+                .unwrap()
+                .control
+        };
+        assert_eq!(control(&["tentpole", "status"]), Some("/env".into()));
+        assert_eq!(
+            control(&["tentpole", "--control", "/a", "status"]),
+            Some("/a".into())
+        );
+    }
+
+    #[test]
+    fn the_manager_to_ask_is_the_users_own_if_it_is_there() {
+        let user = Surroundings {
+            runtime_dir: Some("/run/user/7".into()),
+            ..Surroundings::default()
+        };
+        let root = Surroundings {
+            is_root: true,
+            ..user.clone()
+        };
+        let nowhere = Surroundings::default();
+        const SYSTEM: &str = "/run/tentpole/control.sock";
+        const OWN: &str = "/run/user/7/tentpole/control.sock";
+        let asks = |who: &Surroundings, there: &[&str]| {
+            who.control_to_ask(|path| there.iter().any(|there| Path::new(there) == path))
+        };
+        assert_eq!(asks(&root, &[]), Path::new(SYSTEM));
+        assert_eq!(asks(&root, &[OWN]), Path::new(SYSTEM));
+        assert_eq!(asks(&user, &[]), Path::new(OWN));
+        assert_eq!(asks(&user, &["/run/tentpole"]), Path::new(SYSTEM));
+        assert_eq!(asks(&user, &["/run/tentpole", OWN]), Path::new(OWN));
+        assert_eq!(asks(&nowhere, &[]), Path::new(SYSTEM));
+        assert_eq!(root.own_control(), Path::new(SYSTEM));
+        assert_eq!(user.own_control(), Path::new(OWN));
+    }
+
+    #[test]
+    fn unit_files_are_looked_for_in_the_systems_folders_or_in_the_users() {
+        let user = Surroundings {
+            config_home: Some("/home/u/.config".into()),
+            data_home: Some("/home/u/.local/share".into()),
+            ..Surroundings::default()
+        };
+        let folders = |who: &Surroundings| {
+            let folders = who.unit_folders();
+            folders
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            folders(&user),
+            [
+                "/home/u/.config/tentpole/units",
+                "/home/u/.local/share/tentpole/units"
+            ]
+        );
+        let root = Surroundings {
+            is_root: true,
+            ..user
+        };
+        assert_eq!(
+            folders(&root),
+            [
+                "/etc/tentpole/units",
+                "/run/tentpole/units",
+                "/usr/lib/tentpole/units"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_built_says_so_whatever_is_typed_after_it() {
+        for name in NOT_BUILT {
+            for rest in [
+                "",
+                "web",
+                "--help",
+                "-n 5 -f",
+                "-l 80 -- cmd --flag",
+                "--control /x web",
+            ] {
+                means(&format!("{name} {rest}"), Task::NotBuilt(name.into()));
+            }
+        }
+        let error = obey(
+            typed("reload web").unwrap(),
+            &Surroundings::default(),
+            &mut Vec::new(),
+        )
+        .unwrap_err();
+        assert_eq!(
+            (error.code(), error.to_string()),
+            (1, "`reload` is not built yet".into())
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors_and_list_no_unbuilt_command() {
+        for (line, kind) in [
+            ("--help", ErrorKind::DisplayHelp),
+            ("help scale", ErrorKind::DisplayHelp),
+            ("stop --help", ErrorKind::DisplayHelp),
+            ("--version", ErrorKind::DisplayVersion),
+        ] {
+            let error = typed(line).unwrap_err();
+            assert_eq!((error.kind(), error.exit_code()), (kind, 0), "{line}");
+        }
+        let help = typed("--help").unwrap_err().to_string();
+        for name in NOT_BUILT {
+            assert!(!help.contains(&format!("  {name} ")), "{name}");
+        }
+        assert_eq!(
+            typed("--version").unwrap_err().to_string(),
+            format!("tentpole {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+
+    #[test]
+    fn a_wrong_word_is_wrong_usage_and_a_near_one_is_named() {
+        is_wrong_usage("");
+        is_wrong_usage("status --yaml");
+        assert!(is_wrong_usage("statsu").contains("'status'"));
+    }
+
+    #[test]
+    fn text_that_would_move_the_cursor_is_escaped() {
+        assert!(matches!(
+            printable("plain `text`, ünïcödé 火"),
+            Cow::Borrowed(_)
+        ));
+        assert_eq!(
+            printable("a\x1b[2Jb\r\nc\u{9b}1A"),
+            r"a\u{1b}[2Jb\r\nc\u{9b}1A"
+        );
+        assert_eq!(printable("\u{202e}drawkcab"), r"\u{202e}drawkcab");
+    }
+}

@@ -1,0 +1,536 @@
+//! Commands on unit files, without a manager: check, plan.
+
+use super::run::unbuilt::System;
+use super::{Error, Surroundings, printable};
+use crate::plan::{self, Host, Invocation, Moment, Plan, Sink, Source, Watcher};
+use crate::unit::{self, Address, Finding, Loaded, Search, Severity, Sources};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Where to look for unit files, and as whom.
+pub(super) fn search(paths: Vec<PathBuf>, surroundings: &Surroundings) -> Search {
+    Search {
+        paths,
+        folders: surroundings.unit_folders(),
+        distrust_writable: surroundings.is_root,
+    }
+}
+
+/// Everything that can be known of the unit files without running them.
+struct Examined {
+    /// How many units were read.
+    units: usize,
+    /// There is one only if no finding is an error.
+    plan: Option<Plan>,
+    findings: Vec<Finding>,
+    sources: Sources,
+}
+
+fn examine(paths: Vec<PathBuf>, surroundings: &Surroundings, host: &dyn Host) -> Examined {
+    let Loaded {
+        units,
+        mut findings,
+        sources,
+    } = unit::load(&search(paths, surroundings));
+    let count = units.sockets.len() + units.watchers.len();
+    // Units with mistakes were left out, and what refers to them would be called a mistake too.
+    let plan = if has_errors(&findings) {
+        None
+    } else {
+        let (plan, more) = plan::plan(units, host);
+        findings.extend(more);
+        plan
+    };
+    Examined {
+        units: count,
+        plan,
+        findings,
+        sources,
+    }
+}
+
+fn has_errors(findings: &[Finding]) -> bool {
+    count(findings, Severity::Error) > 0
+}
+
+fn count(findings: &[Finding], severity: Severity) -> usize {
+    findings
+        .iter()
+        .filter(|finding| finding.severity == severity)
+        .count()
+}
+
+/// Validates unit files. Findings go to stderr and a summary to stdout; with `json` an array of findings to stdout.
+pub(super) fn check(
+    paths: Vec<PathBuf>,
+    strict: bool,
+    json: bool,
+    surroundings: &Surroundings,
+    out: &mut dyn Write,
+) -> Result<ExitCode, Error> {
+    let examined = examine(paths, surroundings, &System::new());
+    if json {
+        let findings: Vec<_> = examined
+            .findings
+            .iter()
+            .map(|finding| FindingDocument::of(finding, &examined.sources))
+            .collect();
+        serde_json::to_writer(&mut *out, &findings).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        show(&examined.findings, &examined.sources);
+        writeln!(out, "{}", summary(examined.units, &examined.findings))?;
+    }
+    Ok(if is_refused(&examined.findings, strict) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn is_refused(findings: &[Finding], strict: bool) -> bool {
+    if strict {
+        !findings.is_empty()
+    } else {
+        has_errors(findings)
+    }
+}
+
+/// Prints findings to stderr.
+fn show(findings: &[Finding], sources: &Sources) {
+    let mut stderr = io::stderr().lock();
+    for finding in findings {
+        // There is no other place to say that stderr is closed.
+        let _ = writeln!(stderr, "{}", sources.render(finding));
+    }
+}
+
+/// Such as `5 units, 1 error, 2 warnings`.
+fn summary(units: usize, findings: &[Finding]) -> String {
+    let counted = |count: usize, what: &str| match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    };
+    let mut parts = vec![counted(units, "unit")];
+    for (severity, what) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
+        match count(findings, severity) {
+            0 => {}
+            some => parts.push(counted(some, what)),
+        }
+    }
+    if findings.is_empty() {
+        parts.push("no findings".into());
+    }
+    parts.join(", ")
+}
+
+/// A finding as `check --json` prints it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct FindingDocument<'a> {
+    severity: &'static str,
+    message: &'a str,
+    /// With file, line, column, the line itself and a caret.
+    text: String,
+}
+
+impl<'a> FindingDocument<'a> {
+    fn of(finding: &'a Finding, sources: &'a Sources) -> Self {
+        FindingDocument {
+            severity: match finding.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            },
+            message: &finding.message,
+            text: sources.render(finding).to_string(),
+        }
+    }
+}
+
+/// Shows what each worker would be executed with.
+pub(super) fn plan(
+    paths: Vec<PathBuf>,
+    json: bool,
+    surroundings: &Surroundings,
+    out: &mut dyn Write,
+) -> Result<ExitCode, Error> {
+    let host = System::new();
+    let examined = examine(paths, surroundings, &host);
+    show(&examined.findings, &examined.sources);
+    let Some(plan) = examined.plan else {
+        return Err(Error::Refused(format!(
+            "there is no plan for these units: {}; mend what `tentpole check` finds",
+            summary(examined.units, &examined.findings)
+        )));
+    };
+    let environment = host.environment();
+    let workers = plan
+        .watchers
+        .iter()
+        .flat_map(|watcher| (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid)))
+        .map(|(watcher, wid)| WorkerDocument::of(&plan, watcher, wid, &environment));
+    let failed = if json {
+        write_json(workers, out)?
+    } else {
+        write_text(workers, out)?
+    };
+    match failed {
+        0 => Ok(ExitCode::SUCCESS),
+        1 => Err(Error::Refused(
+            "1 worker could not be started; the plan says why".into(),
+        )),
+        many => Err(Error::Refused(format!(
+            "{many} workers could not be started; the plan says why"
+        ))),
+    }
+}
+
+/// One worker as `plan --json` prints it: either `run` or `error`.
+#[derive(Debug, PartialEq, Serialize)]
+struct WorkerDocument {
+    watcher: String,
+    wid: u32,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Run(RunDocument),
+    /// Why the worker could not be executed.
+    Error(String),
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct RunDocument {
+    /// Paths that are tried in turn.
+    candidates: Vec<String>,
+    argv: Vec<String>,
+    /// `None` is the manager's own.
+    working_dir: Option<String>,
+    fds: Vec<FdDocument>,
+    /// Names in order. What only the child can know is not here: LISTEN_PID, LISTEN_PIDFDID, WATCHDOG_PID, NOTIFY_SOCKET.
+    env: BTreeMap<String, String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct FdDocument {
+    fd: u32,
+    /// The socket's name, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<String>,
+    /// The socket's address, a path, or `inherit` for the manager's own.
+    target: String,
+}
+
+impl WorkerDocument {
+    fn of(plan: &Plan, watcher: &Watcher, wid: u32, environment: &[(OsString, OsString)]) -> Self {
+        let outcome = match invocation(plan, watcher, wid, environment) {
+            Ok(invocation) => Outcome::Run(RunDocument::of(plan, &invocation)),
+            Err(reason) => Outcome::Error(reason),
+        };
+        WorkerDocument {
+            watcher: watcher.name().to_owned(),
+            wid,
+            outcome,
+        }
+    }
+}
+
+/// TODO(plan): this is `Plan::workers` where that is there.
+fn invocation(
+    plan: &Plan,
+    watcher: &Watcher,
+    wid: u32,
+    environment: &[(OsString, OsString)],
+) -> Result<Invocation, String> {
+    let env_file = match watcher.env_file(wid) {
+        None => None,
+        Some((path, may_be_missing)) => match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(format!("`env_file` `{}`: {error}", path.display())),
+        },
+    };
+    watcher.invocation(&Moment {
+        wid,
+        environment,
+        manager_env: &plan.manager.env,
+        env_file: env_file.as_deref(),
+        unbound: &[],
+    })
+}
+
+impl RunDocument {
+    fn of(plan: &Plan, invocation: &Invocation) -> Self {
+        let mut fds = Vec::new();
+        fds.push(match &invocation.stdin {
+            Source::Null => FdDocument::other(0, "/dev/null"),
+            Source::File(path) => FdDocument::other(0, path),
+            Source::Socket(name) => FdDocument::socket(0, name, plan),
+        });
+        for (fd, sink) in [(1, &invocation.stdout), (2, &invocation.stderr)] {
+            fds.push(match sink {
+                Sink::Inherit => FdDocument::other(fd, "inherit"),
+                Sink::Null => FdDocument::other(fd, "/dev/null"),
+                Sink::File(path) => FdDocument::other(fd, path),
+            });
+        }
+        let sockets = (3..).zip(&invocation.fds);
+        fds.extend(sockets.map(|(fd, name)| FdDocument::socket(fd, name, plan)));
+        RunDocument {
+            candidates: invocation.candidates.iter().map(lossy).collect(),
+            argv: invocation.argv.iter().map(lossy).collect(),
+            working_dir: invocation.working_dir.as_ref().map(lossy),
+            fds,
+            env: invocation
+                .env
+                .iter()
+                .map(|(name, value)| (lossy(name), lossy(value)))
+                .collect(),
+        }
+    }
+}
+
+impl FdDocument {
+    fn other(fd: u32, target: impl AsRef<OsStr>) -> Self {
+        FdDocument {
+            fd,
+            socket: None,
+            target: lossy(target),
+        }
+    }
+
+    fn socket(fd: u32, name: &str, plan: &Plan) -> Self {
+        let socket = plan.sockets.iter().find(|socket| socket.name() == name);
+        FdDocument {
+            fd,
+            socket: Some(name.to_owned()),
+            target: socket.map_or_else(String::new, |socket| address(&socket.unit.address.value)),
+        }
+    }
+}
+
+fn lossy(text: impl AsRef<OsStr>) -> String {
+    text.as_ref().to_string_lossy().into_owned()
+}
+
+/// An address as a unit file has it.
+fn address(address: &Address) -> String {
+    match address {
+        Address::Port(port) => port.to_string(),
+        Address::Ip(address) => address.to_string(),
+        Address::Host(name, port) => format!("{name}:{port}"),
+        Address::Path(path) => lossy(path),
+        Address::Abstract(name) => format!("@{name}"),
+    }
+}
+
+/// Writes an array, one worker a line; the answer is how many could not be executed.
+fn write_json(
+    workers: impl Iterator<Item = WorkerDocument>,
+    out: &mut dyn Write,
+) -> io::Result<usize> {
+    let mut failed = 0;
+    let mut before = "[";
+    for worker in workers {
+        failed += usize::from(matches!(worker.outcome, Outcome::Error(_)));
+        out.write_all(before.as_bytes())?;
+        serde_json::to_writer(&mut *out, &worker)?;
+        before = ",\n ";
+    }
+    // An empty array has no opening bracket yet.
+    if before == "[" {
+        out.write_all(b"[")?;
+    }
+    out.write_all(b"]\n")?;
+    Ok(failed)
+}
+
+/// Writes a paragraph for each worker; the answer is how many could not be executed.
+fn write_text(
+    workers: impl Iterator<Item = WorkerDocument>,
+    out: &mut dyn Write,
+) -> io::Result<usize> {
+    let mut failed = 0;
+    let mut line_before = "";
+    for worker in workers {
+        writeln!(
+            out,
+            "{line_before}{} {}",
+            printable(&worker.watcher),
+            worker.wid
+        )?;
+        line_before = "\n";
+        match &worker.outcome {
+            Outcome::Run(run) => write_run(run, out)?,
+            Outcome::Error(reason) => {
+                failed += 1;
+                writeln!(out, "  error: {}", printable(reason))?;
+            }
+        }
+    }
+    if line_before.is_empty() {
+        writeln!(out, "no workers would run")?;
+    }
+    Ok(failed)
+}
+
+fn write_run(run: &RunDocument, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "  {}", printable(&shell_words::join(&run.argv)))?;
+    if let Some(folder) = &run.working_dir {
+        writeln!(out, "  in {}", printable(folder))?;
+    }
+    for FdDocument { fd, socket, target } in &run.fds {
+        match socket {
+            Some(name) => writeln!(out, "  {fd} = {} ({})", printable(name), printable(target))?,
+            None => writeln!(out, "  {fd} = {}", printable(target))?,
+        }
+    }
+    for (name, value) in &run.env {
+        writeln!(out, "  {}={}", printable(name), printable(value))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unit::Place;
+
+    fn findings(severities: &[Severity]) -> Vec<Finding> {
+        severities
+            .iter()
+            .map(|severity| Finding {
+                severity: *severity,
+                place: Place::NOWHERE,
+                message: "x".into(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_summary_counts_units_and_findings() {
+        use Severity::{Error, Warning};
+        assert_eq!(summary(5, &[]), "5 units, no findings");
+        assert_eq!(summary(1, &findings(&[Error])), "1 unit, 1 error");
+        assert_eq!(
+            summary(0, &findings(&[Warning, Error, Warning])),
+            "0 units, 1 error, 2 warnings"
+        );
+    }
+
+    #[test]
+    fn warnings_refuse_the_units_only_when_strict() {
+        use Severity::{Error, Warning};
+        for (found, plain, strict) in [
+            (findings(&[]), false, false),
+            (findings(&[Warning]), false, true),
+            (findings(&[Warning, Error]), true, true),
+        ] {
+            assert_eq!(
+                (is_refused(&found, false), is_refused(&found, true)),
+                (plain, strict)
+            );
+        }
+    }
+
+    #[test]
+    fn a_finding_is_a_document_with_its_text() {
+        let sources = Sources::default();
+        let warning = Finding::warning(Place::NOWHERE, "`x` is odd");
+        let document = serde_json::to_value(FindingDocument::of(&warning, &sources)).unwrap();
+        assert_eq!(document["severity"], "warning");
+        assert_eq!(document["message"], "`x` is odd");
+        assert!(document["text"].as_str().unwrap().contains("`x` is odd"));
+    }
+
+    #[test]
+    fn addresses_are_written_as_unit_files_have_them() {
+        for (given, want) in [
+            (Address::Port(8000), "8000"),
+            (Address::Ip("[::1]:80".parse().unwrap()), "[::1]:80"),
+            (Address::Host("localhost".into(), 80), "localhost:80"),
+            (Address::Path("/run/x.sock".into()), "/run/x.sock"),
+            (Address::Abstract("x".into()), "@x"),
+        ] {
+            assert_eq!(address(&given), want);
+        }
+    }
+
+    fn workers() -> Vec<WorkerDocument> {
+        let invocation = Invocation {
+            candidates: vec!["/bin/chaussette".into()],
+            argv: vec![
+                "chaussette".into(),
+                "--fd".into(),
+                "3".into(),
+                "a b\x1b".into(),
+            ],
+            env: vec![("B".into(), "2\n3".into()), ("A".into(), "1".into())],
+            fds: vec!["web".into()],
+            listen_pid: true,
+            notify: false,
+            watchdog_pid: false,
+            stdin: Source::Null,
+            stdout: Sink::Inherit,
+            stderr: Sink::File("/var/log/web".into()),
+            working_dir: Some("/srv".into()),
+        };
+        vec![
+            WorkerDocument {
+                watcher: "web".into(),
+                wid: 1,
+                outcome: Outcome::Run(RunDocument::of(&Plan::default(), &invocation)),
+            },
+            WorkerDocument {
+                watcher: "job".into(),
+                wid: 1,
+                outcome: Outcome::Error("`env_file` `/x`: No such file or directory".into()),
+            },
+        ]
+    }
+
+    #[test]
+    fn a_plan_as_text_has_a_paragraph_for_each_worker() {
+        let mut out = Vec::new();
+        assert_eq!(write_text(workers().into_iter(), &mut out).unwrap(), 1);
+        let want = "\
+web 1
+  chaussette --fd 3 'a b\\u{1b}'
+  in /srv
+  0 = /dev/null
+  1 = inherit
+  2 = /var/log/web
+  3 = web ()
+  A=1
+  B=2\\n3
+
+job 1
+  error: `env_file` `/x`: No such file or directory
+";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn a_plan_as_json_is_an_array_with_a_line_for_each_worker() {
+        let mut out = Vec::new();
+        assert_eq!(write_json(workers().into_iter(), &mut out).unwrap(), 1);
+        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 2);
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(value[0]["run"]["argv"][1], "--fd");
+        assert_eq!(value[0]["run"]["fds"][3]["socket"], "web");
+        assert_eq!(value[0]["run"]["env"]["A"], "1");
+        assert_eq!(
+            value[1]["error"],
+            "`env_file` `/x`: No such file or directory"
+        );
+        let mut empty = Vec::new();
+        assert_eq!(write_json(std::iter::empty(), &mut empty).unwrap(), 0);
+        assert_eq!(empty, b"[]\n");
+    }
+}
