@@ -1,1 +1,19 @@
 //! Safe wrappers of system calls. The only home of `unsafe`; knows nothing of units.
+//!
+//! Every wrapper is safe with any argument, sets CLOEXEC where it makes a descriptor, and returns the kernel's error as
+//! it is: what an error means for a unit is decided elsewhere.
+
+pub mod epoll;
+pub mod placement;
+pub mod process;
+pub mod signals;
+pub mod spawn;
+
+/// What the C library says of an errno: `No such file or directory`.
+fn reason(errno: i32) -> String {
+    let mut text = std::io::Error::from_raw_os_error(errno).to_string();
+    if let Some(end) = text.find(" (os error") {
+        text.truncate(end);
+    }
+    text
+}
