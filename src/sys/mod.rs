@@ -4,10 +4,14 @@
 //! it is: what an error means for a unit is decided elsewhere.
 
 pub mod epoll;
+pub mod notify;
+pub mod output;
 pub mod placement;
 pub mod process;
 pub mod signals;
 pub mod spawn;
+pub mod unix;
+pub mod users;
 
 /// What the C library says of an errno: `No such file or directory`.
 fn reason(errno: i32) -> String {
