@@ -6,9 +6,13 @@
 pub mod epoll;
 pub mod notify;
 pub mod output;
+pub mod owner;
 pub mod placement;
 pub mod process;
+pub mod queue;
+pub mod reuseport;
 pub mod signals;
+pub mod socket;
 pub mod spawn;
 pub mod unix;
 pub mod users;
