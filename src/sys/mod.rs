@@ -1,1 +1,27 @@
 //! Safe wrappers of system calls. The only home of `unsafe`; knows nothing of units.
+//!
+//! Every wrapper is safe with any argument, sets CLOEXEC where it makes a descriptor, and returns the kernel's error as
+//! it is: what an error means for a unit is decided elsewhere.
+
+pub mod epoll;
+pub mod notify;
+pub mod output;
+pub mod owner;
+pub mod placement;
+pub mod process;
+pub mod queue;
+pub mod reuseport;
+pub mod signals;
+pub mod socket;
+pub mod spawn;
+pub mod unix;
+pub mod users;
+
+/// What the C library says of an errno: `No such file or directory`.
+fn reason(errno: i32) -> String {
+    let mut text = std::io::Error::from_raw_os_error(errno).to_string();
+    if let Some(end) = text.find(" (os error") {
+        text.truncate(end);
+    }
+    text
+}

@@ -1,0 +1,356 @@
+//! The receiving end of sd_notify(3): datagrams with the credentials of their sender.
+
+use super::process::Pid;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Longest text of a message, as with systemd: a longer one is refused whole.
+pub const LONGEST_TEXT: usize = 4096;
+
+/// The most descriptors that the kernel lets one message carry (SCM_MAX_FD).
+const MOST_FDS: usize = 253;
+
+/// Asked of the kernel for the receive buffer, so that a burst of messages does not block their senders.
+const BUFFER_BYTES: libc::c_int = 8 << 20;
+
+/// A datagram socket with an abstract name that the kernel chose; its senders' credentials come with each message.
+#[derive(Debug)]
+pub struct NotifySocket {
+    fd: OwnedFd,
+    name: String,
+    text: Box<[u8; LONGEST_TEXT]>,
+}
+
+/// A message whose sender is known.
+#[derive(Debug)]
+pub struct Received {
+    /// The process that sent it, or that it claims to be with CAP_SYS_ADMIN.
+    pub sender: Pid,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// What it said, at most [`LONGEST_TEXT`] bytes.
+    pub text: Vec<u8>,
+    /// The descriptors that came along, CLOEXEC.
+    pub fds: Vec<OwnedFd>,
+    /// The text was longer, or not every descriptor could be taken (EMFILE).
+    pub truncated: bool,
+}
+
+/// What came in. Descriptors of a message that is dropped are closed.
+#[derive(Debug)]
+pub enum Message {
+    /// A message whose sender is known.
+    Received(Received),
+    /// One without a sender that could be told: from outside of our pid namespace.
+    Anonymous,
+}
+
+impl NotifySocket {
+    /// Binds a socket to a free abstract name (unix(7), "Autobind").
+    pub fn bind_autobind() -> io::Result<NotifySocket> {
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        // SAFETY: takes no pointers.
+        let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+        // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        set_option(&fd, libc::SO_PASSCRED, 1)?;
+        // Root may go beyond net.core.rmem_max; for others less has to do.
+        if set_option(&fd, libc::SO_RCVBUFFORCE, BUFFER_BYTES).is_err() {
+            let _ = set_option(&fd, libc::SO_RCVBUF, BUFFER_BYTES);
+        }
+        let family = libc::AF_UNIX as libc::sa_family_t;
+        // SAFETY: an address of the family alone, as long as it says, asks for a name of the kernel's choice.
+        check(unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const family).cast(),
+                size_of::<libc::sa_family_t>() as libc::socklen_t,
+            )
+        })?;
+        let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(fd.as_raw_fd())?;
+        let name = address
+            .as_abstract()
+            .and_then(|name| std::str::from_utf8(name).ok());
+        // The kernel's names are five hexadecimal digits.
+        let name = format!("@{}", name.ok_or(io::ErrorKind::InvalidData)?);
+        Ok(NotifySocket {
+            fd,
+            name,
+            text: Box::new([0; LONGEST_TEXT]),
+        })
+    }
+
+    /// The value of NOTIFY_SOCKET.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The next message; `None` when there is none.
+    pub fn receive(&mut self) -> io::Result<Option<Message>> {
+        let mut part = libc::iovec {
+            iov_base: self.text.as_mut_ptr().cast(),
+            iov_len: self.text.len(),
+        };
+        let mut control = ControlBuffer {
+            bytes: [0; CONTROL_BYTES],
+        };
+        // SAFETY: all-zero is a valid value of this structure, which has private padding with some C libraries.
+        let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = (&raw mut control.bytes).cast();
+        header.msg_controllen = CONTROL_BYTES as _;
+        let length = loop {
+            // SAFETY: the header leads to buffers of the lengths that it gives, which outlive the call.
+            match unsafe {
+                libc::recvmsg(
+                    self.fd.as_raw_fd(),
+                    &mut header,
+                    libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC,
+                )
+            } {
+                -1 => {}
+                length => break length as usize,
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(None),
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            }
+        };
+        // SAFETY: the kernel has just filled it.
+        let (credentials, fds) = unsafe { take_control(&header) };
+        let Some((credentials, sender)) =
+            credentials.and_then(|who| Some((who, Pid::new(who.pid)?)))
+        else {
+            return Ok(Some(Message::Anonymous));
+        };
+        Ok(Some(Message::Received(Received {
+            sender,
+            uid: credentials.uid,
+            gid: credentials.gid,
+            text: self.text[..length.min(LONGEST_TEXT)].to_vec(),
+            fds,
+            truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+        })))
+    }
+}
+
+impl AsFd for NotifySocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+// SAFETY: a computation without side effects.
+const CONTROL_BYTES: usize = unsafe {
+    libc::CMSG_SPACE(size_of::<libc::ucred>() as u32)
+        + libc::CMSG_SPACE((MOST_FDS * size_of::<libc::c_int>()) as u32)
+} as usize;
+
+/// Aligned for the headers that the kernel writes into it.
+#[repr(C, align(8))]
+struct ControlBuffer {
+    bytes: [u8; CONTROL_BYTES],
+}
+
+/// The credentials of a received message, and every descriptor that came with it.
+///
+/// # Safety
+///
+/// `header` must have been filled by a successful recvmsg with room for control messages, and its descriptors not taken
+/// before.
+unsafe fn take_control(header: &libc::msghdr) -> (Option<libc::ucred>, Vec<OwnedFd>) {
+    let (mut credentials, mut fds) = (None, Vec::new());
+    // SAFETY: the caller's promise; the same holds for the walk below, which stays within the control buffer.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !next.is_null() {
+        // SAFETY: not null, so a whole header within the buffer, which is aligned for it.
+        let message = unsafe { *next };
+        // SAFETY: as above; only the address is computed.
+        let data = unsafe { libc::CMSG_DATA(next) };
+        let bytes = (message.cmsg_len as usize).saturating_sub(data.addr() - next.addr());
+        match (message.cmsg_level, message.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if bytes >= size_of::<libc::ucred>() => {
+                // SAFETY: that many bytes are there, of a plain structure.
+                credentials = Some(unsafe { data.cast::<libc::ucred>().read_unaligned() });
+            }
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for index in 0..bytes / size_of::<libc::c_int>() {
+                    // SAFETY: that many numbers are there, each a new descriptor that nobody else owns.
+                    fds.push(unsafe {
+                        OwnedFd::from_raw_fd(data.cast::<libc::c_int>().add(index).read_unaligned())
+                    });
+                }
+            }
+            _ => {}
+        }
+        // SAFETY: as for the first.
+        next = unsafe { libc::CMSG_NXTHDR(header, next) };
+    }
+    (credentials, fds)
+}
+
+fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value outlives the call and is as long as it says.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    check(result).map(drop)
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process;
+    use crate::sys::spawn::tests::{Program, wait_for_end};
+    use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+    use std::fs::File;
+    use std::io::{IoSlice, Read, Write};
+    use std::os::fd::RawFd;
+    use std::os::unix::net::UnixDatagram;
+
+    fn send(socket: &NotifySocket, text: &[u8], fds: &[RawFd]) {
+        let address = UnixAddr::new_abstract(&socket.name().as_bytes()[1..]).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights };
+        sendmsg(
+            sender.as_raw_fd(),
+            &[IoSlice::new(text)],
+            control,
+            MsgFlags::empty(),
+            Some(&address),
+        )
+        .unwrap();
+    }
+
+    fn receive(socket: &mut NotifySocket) -> Received {
+        match socket.receive().unwrap() {
+            Some(Message::Received(received)) => received,
+            other => panic!("expected a message, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_message_comes_with_its_sender() {
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        assert!(socket.receive().unwrap().is_none());
+        send(&socket, b"READY=1\n", &[]);
+        send(&socket, b"", &[]);
+        let received = receive(&mut socket);
+        assert_eq!(received.text, b"READY=1\n");
+        assert_eq!(received.sender, Pid::own());
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        assert_eq!((received.uid, received.gid), (uid.as_raw(), gid.as_raw()));
+        assert!(!received.truncated && received.fds.is_empty());
+        assert_eq!(receive(&mut socket).text, b"");
+        assert!(socket.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_sender_is_known_after_it_ended() {
+        if !std::path::Path::new("/usr/bin/python3").exists() {
+            eprintln!("skipped: needs /usr/bin/python3 to send a datagram");
+            return;
+        }
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        let script = "exec /usr/bin/python3 -c 'import os,socket; socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM)\
+                      .sendto(b\"READY=1\",\"\\0\"+os.environ[\"NOTIFY_SOCKET\"][1:])'";
+        let child = Program::shell(script)
+            .env(&format!("NOTIFY_SOCKET={}", socket.name()))
+            .spawn();
+        wait_for_end(&child);
+        process::reap(child.pid).unwrap();
+        let received = receive(&mut socket);
+        assert_eq!(
+            (received.sender, &received.text[..]),
+            (child.pid, &b"READY=1"[..])
+        );
+    }
+
+    #[test]
+    fn descriptors_come_along_and_are_not_inherited() {
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        send(
+            &socket,
+            b"FDSTORE=1",
+            &[reader.as_raw_fd(), reader.as_raw_fd()],
+        );
+        drop(reader);
+        let mut received = receive(&mut socket);
+        assert_eq!(received.fds.len(), 2);
+        for fd in &received.fds {
+            // SAFETY: F_GETFD takes no pointers.
+            assert_eq!(
+                unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) },
+                libc::FD_CLOEXEC
+            );
+        }
+        writer.write_all(b"x").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        File::from(received.fds.remove(0))
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "x");
+    }
+
+    #[test]
+    fn as_many_descriptors_as_the_kernel_sends_are_taken() {
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        send(&socket, b"FDSTORE=1", &vec![reader.as_raw_fd(); MOST_FDS]);
+        drop(reader);
+        let received = receive(&mut socket);
+        assert_eq!(received.fds.len(), MOST_FDS);
+        assert!(!received.truncated);
+        drop(received);
+        // Nobody reads any more: every copy was closed.
+        assert_eq!(
+            writer.write_all(b"x").unwrap_err().kind(),
+            io::ErrorKind::BrokenPipe
+        );
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_said_to_be() {
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        send(&socket, &[b'x'; LONGEST_TEXT], &[]);
+        assert!(!receive(&mut socket).truncated);
+        send(&socket, &[b'x'; LONGEST_TEXT + 1], &[]);
+        let received = receive(&mut socket);
+        assert!(received.truncated);
+        assert_eq!(received.text.len(), LONGEST_TEXT);
+    }
+
+    #[test]
+    fn every_socket_has_a_name_of_its_own() {
+        let (one, other) = (
+            NotifySocket::bind_autobind().unwrap(),
+            NotifySocket::bind_autobind().unwrap(),
+        );
+        assert_ne!(one.name(), other.name());
+        assert_eq!(one.name().len(), 6, "{}", one.name());
+    }
+}

@@ -1,0 +1,617 @@
+//! Processes: their ids, signals, exits and relations, and what the manager sets for itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// A process id, or the id of a process group or session; always positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(i32);
+
+impl Pid {
+    /// The process id `number`; `None` if it is not positive (kill(2) gives 0 and negative numbers other meanings).
+    pub fn new(number: i32) -> Option<Pid> {
+        (number > 0).then_some(Pid(number))
+    }
+
+    /// This process.
+    pub fn own() -> Pid {
+        // SAFETY: takes nothing, can't fail.
+        Pid(unsafe { libc::getpid() })
+    }
+
+    /// The number.
+    pub fn as_raw(self) -> i32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It called exit with this status, 0 to 255.
+    Code(i32),
+    /// A signal ended it.
+    Signal {
+        /// Which one.
+        signal: i32,
+        /// Whether it left a core dump.
+        core: bool,
+    },
+}
+
+/// Sends `signal` to a process; 0 only asks whether it exists.
+pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::kill(pid.0, signal) }).map(drop)
+}
+
+/// Sends `signal` to every process of a group. Group 1 is refused with EINVAL: -1 means *every process* to kill(2).
+pub fn kill_group(group: Pid, signal: i32) -> io::Result<()> {
+    if group.0 == 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::kill(-group.0, signal) }).map(drop)
+}
+
+/// Whether the group has a member. A zombie is one, so a group lives at least until its leader was reaped. Where it
+/// can't be told (group 1), it has.
+pub fn group_exists(group: Pid) -> bool {
+    match kill_group(group, 0) {
+        Ok(()) => true,
+        Err(error) => error.raw_os_error() != Some(libc::ESRCH),
+    }
+}
+
+/// Sends `signal` to the process that `pidfd` refers to: never to another that has its number by now.
+pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: no siginfo is given, so the kernel fills it as kill(2) does.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    check(result as i32).map(drop)
+}
+
+/// A descriptor of the process, readable when it has ended; CLOEXEC.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) } as i32)?;
+    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Some child that has ended, left as a zombie so that its pid stays taken; `None` if there is none. The same one is
+/// seen again until it is [reaped](reap).
+pub fn peek_exit() -> io::Result<Option<(Pid, Exit)>> {
+    wait(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)
+}
+
+/// How the child `pid` ended, left as a zombie; `None` if it still runs. Fails with ECHILD if it is no child.
+pub fn peek_exit_of(pid: Pid) -> io::Result<Option<Exit>> {
+    match wait(libc::P_PID, pid.0, libc::WNOHANG | libc::WNOWAIT)? {
+        Some((_, exit)) => Ok(Some(exit)),
+        None => match kill(pid, 0) {
+            Ok(()) => Ok(None),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ECHILD)),
+        },
+    }
+}
+
+/// Takes the exit of the child `pid`, whose number may be used again from then on. Never blocks: fails with EAGAIN while
+/// the child runs, with ECHILD if it is no child.
+pub fn reap(pid: Pid) -> io::Result<Exit> {
+    match wait(libc::P_PID, pid.0, libc::WNOHANG) {
+        Ok(Some((_, exit))) => Ok(exit),
+        Ok(None) => match kill(pid, 0) {
+            Ok(()) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ECHILD)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// `None` where nothing has ended; without any child as well.
+pub(super) fn wait(kind: libc::idtype_t, id: i32, flags: i32) -> io::Result<Option<(Pid, Exit)>> {
+    loop {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: `info` has room for the structure.
+        let result = unsafe {
+            libc::waitid(
+                kind,
+                id as libc::id_t,
+                info.as_mut_ptr(),
+                libc::WEXITED | flags,
+            )
+        };
+        if let Err(error) = check(result) {
+            match error.raw_os_error() {
+                Some(libc::EINTR) => continue,
+                Some(libc::ECHILD) if kind == libc::P_ALL => return Ok(None),
+                _ => return Err(error),
+            }
+        }
+        // SAFETY: it was zeroed, which is a valid value, and the kernel may have written it since.
+        let info = unsafe { info.assume_init() };
+        // SAFETY: waitid(2) sets these fields, or leaves them 0 where nothing has ended.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        return Ok(Pid::new(pid).map(|pid| {
+            let exit = match info.si_code {
+                libc::CLD_EXITED => Exit::Code(status),
+                code => Exit::Signal {
+                    signal: status,
+                    core: code == libc::CLD_DUMPED,
+                },
+            };
+            (pid, exit)
+        }));
+    }
+}
+
+/// The process group of a process.
+pub fn group_of(pid: Pid) -> io::Result<Pid> {
+    // SAFETY: takes no pointers.
+    id_or_foreign(check(unsafe { libc::getpgid(pid.0) })?)
+}
+
+/// The session of a process.
+pub fn session_of(pid: Pid) -> io::Result<Pid> {
+    // SAFETY: takes no pointers.
+    id_or_foreign(check(unsafe { libc::getsid(pid.0) })?)
+}
+
+/// The kernel says 0 for a group or session whose leader is in an outer pid namespace.
+fn id_or_foreign(id: i32) -> io::Result<Pid> {
+    Pid::new(id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// The manager's own direct children, zombies among them, in order of number. Needs /proc.
+pub fn children() -> io::Result<Vec<Pid>> {
+    match listed_children(Pid::own()) {
+        Ok(children) => Ok(children),
+        Err(_) => Ok(family_tree()?.remove(&Pid::own()).unwrap_or_default()),
+    }
+}
+
+/// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks at
+/// this moment may be missed, so who wants to end them all asks again until there are none.
+pub fn descendants(pid: Pid) -> io::Result<Vec<Pid>> {
+    let tree = match listed_children(pid) {
+        Ok(children) if children.is_empty() => return Ok(children),
+        _ => family_tree()?,
+    };
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::from([pid]);
+    let mut next = 0;
+    let mut of = pid;
+    loop {
+        // A tree that was read while it changed could have a cycle.
+        found.extend(
+            tree.get(&of)
+                .into_iter()
+                .flatten()
+                .copied()
+                .filter(|&child| seen.insert(child)),
+        );
+        let Some(&parent) = found.get(next) else {
+            return Ok(found);
+        };
+        (of, next) = (parent, next + 1);
+    }
+}
+
+/// By the kernel's own lists, one for each thread (CONFIG_PROC_CHILDREN).
+fn listed_children(pid: Pid) -> io::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let list = fs::read_to_string(task?.path().join("children"))?;
+        children.extend(list.split_ascii_whitespace().filter_map(parse_pid));
+    }
+    children.sort_unstable();
+    Ok(children)
+}
+
+/// Every process's children, in order of number.
+fn family_tree() -> io::Result<BTreeMap<Pid, Vec<Pid>>> {
+    let mut tree: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(parse_pid) else {
+            continue;
+        };
+        if let Ok(parent) = parent_of(pid) {
+            tree.entry(parent).or_default().push(pid);
+        }
+    }
+    for children in tree.values_mut() {
+        children.sort_unstable();
+    }
+    Ok(tree)
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.parse().ok().and_then(Pid::new)
+}
+
+/// The parent of a process. Needs /proc. Fails with ESRCH for the topmost process of a pid namespace.
+pub fn parent_of(pid: Pid) -> io::Result<Pid> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let parent =
+        parent_in_stat(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+    Pid::new(parent).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// The fourth field of proc_pid_stat(5). The second is the name in parentheses, which may itself hold blanks and
+/// parentheses, so the fields are counted from the last parenthesis.
+fn parent_in_stat(stat: &[u8]) -> Option<i32> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    std::str::from_utf8(stat.get(end + 1..)?)
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// The name of a process (its `comm`), at most 15 bytes; `None` where it can't be read.
+pub fn name_of(pid: Pid) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned();
+    // A process names itself, and the name goes to terminals and logs.
+    Some(
+        name.chars()
+            .map(|char| if char.is_control() { '?' } else { char })
+            .collect(),
+    )
+}
+
+/// Whether the process was started with all of these variables in its environment. Needs /proc and the right to read
+/// that process; where that is missing, it has not. At most the first MiB is looked at. A process in the middle of its
+/// exec has none for a moment, which a program just [spawned](super::spawn::Spawner::spawn) may be.
+pub fn environ_has(pid: Pid, variables: &[(&str, &str)]) -> bool {
+    const LIMIT: u64 = 1 << 20;
+    let mut text = Vec::new();
+    let read = fs::File::open(format!("/proc/{pid}/environ"))
+        .and_then(|file| file.take(LIMIT).read_to_end(&mut text));
+    read.is_ok() && environment_has(&text, variables)
+}
+
+fn environment_has(environment: &[u8], variables: &[(&str, &str)]) -> bool {
+    variables.iter().all(|(key, value)| {
+        environment.split(|&byte| byte == 0).any(|entry| {
+            entry
+                .strip_prefix(key.as_bytes())
+                .and_then(|rest| rest.strip_prefix(b"="))
+                == Some(value.as_bytes())
+        })
+    })
+}
+
+/// Orphaned descendants become children of this process from now on.
+pub fn set_subreaper() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// The most descriptors that the manager asks for.
+const MOST_FDS: u64 = 1 << 20;
+
+/// Raises the soft limit of open descriptors to the hard one, and as root both to what the kernel allows, up to 2^20.
+/// Returns the original soft and hard limit, for the children; nothing is ever lowered.
+pub fn raise_fd_limit() -> io::Result<(u64, u64)> {
+    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
+    // SAFETY: `limit` has room for the structure.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded and has filled it.
+    let original = unsafe { limit.assume_init() };
+    let (soft, hard) = (original.rlim_cur, original.rlim_max);
+
+    // SAFETY: takes nothing, can't fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let allowed = if is_root {
+        kernel_fd_limit().min(MOST_FDS)
+    } else {
+        0
+    };
+    let set = |soft: u64, hard: u64| {
+        let limit = libc::rlimit {
+            rlim_cur: soft,
+            rlim_max: hard,
+        };
+        // SAFETY: `limit` outlives the call.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })
+    };
+    // Root in a container may lack the capability to raise the hard limit; then the hard limit has to do.
+    if allowed > hard && set(allowed, allowed).is_ok() {
+        return Ok((soft, hard));
+    }
+    let wanted = hard.min(MOST_FDS);
+    if wanted > soft {
+        set(wanted, hard)?;
+    }
+    Ok((soft, hard))
+}
+
+fn kernel_fd_limit() -> u64 {
+    fs::read_to_string("/proc/sys/fs/nr_open")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Sets CLOEXEC on every descriptor from `first` up: those that the manager was started with.
+pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    let first = first.max(0);
+    // SAFETY: takes no pointers, and CLOEXEC takes no descriptor away from its owner.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    // A kernel before 5.11, or a system call filter.
+    for fd in open_fds()?.into_iter().filter(|&fd| fd >= first) {
+        // SAFETY: as above. The number may have been closed since (the folder's own was): EBADF is no error here.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags >= 0 {
+            // SAFETY: as above.
+            check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) })?;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the descriptors that are open, in order. Without /proc every number up to the limit is tried.
+pub fn open_fds() -> io::Result<Vec<RawFd>> {
+    if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+        let mut fds: Vec<RawFd> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        fds.sort_unstable();
+        return Ok(fds);
+    }
+    // SAFETY: takes no pointers.
+    let limit = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+    let limit = RawFd::try_from(limit.clamp(0, MOST_FDS as libc::c_long)).unwrap_or(RawFd::MAX);
+    // SAFETY: F_GETFD takes no pointers and changes nothing.
+    Ok((0..limit)
+        .filter(|&fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0)
+        .collect())
+}
+
+/// Gives memory that the heap no longer uses back to the kernel, where the C library can.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: touches no block that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Time since an arbitrary point before, by CLOCK_MONOTONIC: it never jumps and stands still while the machine sleeps.
+pub fn monotonic_now() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` outlives the call. It can't fail: the clock exists on every kernel.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::spawn::tests::{INHERITABLE, Program, wait_for_end};
+
+    #[test]
+    fn only_positive_numbers_are_pids() {
+        assert_eq!(Pid::new(0), None);
+        assert_eq!(Pid::new(-1), None);
+        assert_eq!(Pid::new(7).map(Pid::as_raw), Some(7));
+    }
+
+    #[test]
+    fn group_one_is_never_signalled() {
+        let one = Pid::new(1).unwrap();
+        assert_eq!(
+            kill_group(one, 0).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
+        assert!(group_exists(one));
+    }
+
+    #[test]
+    fn an_exit_is_peeked_again_and_again_and_reaped_once() {
+        let child = Program::shell("exit 3").spawn();
+        wait_for_end(&child);
+        for _ in 0..2 {
+            assert_eq!(peek_exit_of(child.pid).unwrap(), Some(Exit::Code(3)));
+        }
+        assert!(peek_exit().unwrap().is_some());
+        assert!(
+            children().unwrap().contains(&child.pid),
+            "a zombie is still a child"
+        );
+        assert_eq!(reap(child.pid).unwrap(), Exit::Code(3));
+        assert_eq!(
+            peek_exit_of(child.pid).unwrap_err().raw_os_error(),
+            Some(libc::ECHILD)
+        );
+        assert_eq!(
+            reap(child.pid).unwrap_err().raw_os_error(),
+            Some(libc::ECHILD)
+        );
+    }
+
+    #[test]
+    fn a_running_child_is_not_waited_for() {
+        let child = Program::shell("read line").spawn_held();
+        assert_eq!(peek_exit_of(child.pid).unwrap(), None);
+        assert_eq!(
+            reap(child.pid).unwrap_err().raw_os_error(),
+            Some(libc::EAGAIN)
+        );
+        pidfd_send_signal(&child.pidfd, libc::SIGTERM).unwrap();
+        wait_for_end(&child);
+        assert_eq!(
+            reap(child.pid).unwrap(),
+            Exit::Signal {
+                signal: libc::SIGTERM,
+                core: false
+            }
+        );
+    }
+
+    #[test]
+    fn a_group_is_signalled_as_a_whole_and_known_to_be_gone() {
+        // The shell's own child keeps the pipe open until it is killed too.
+        let (child, output) =
+            Program::shell("(trap '' TERM; echo up; exec sleep 1000) & wait").spawn_with_output();
+        let mut output = fs::File::from(output);
+        output.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(group_of(child.pid).unwrap(), child.pid);
+        assert!(group_exists(child.pid));
+        kill_group(child.pid, libc::SIGTERM).unwrap();
+        wait_for_end(&child);
+        assert_eq!(
+            reap(child.pid).unwrap(),
+            Exit::Signal {
+                signal: libc::SIGTERM,
+                core: false
+            }
+        );
+        assert!(group_exists(child.pid), "the inner process ignores TERM");
+        kill_group(child.pid, libc::SIGKILL).unwrap();
+        // The end of the output is the end of the last process that held it.
+        output.read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn descendants_are_found_across_generations() {
+        let (child, output) =
+            Program::shell("(sleep 1000 & echo up; wait) & wait").spawn_with_output();
+        fs::File::from(output).read_exact(&mut [0; 3]).unwrap();
+        let found = descendants(child.pid).unwrap();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(parent_of(found[0]).unwrap(), child.pid);
+        assert_eq!(parent_of(found[1]).unwrap(), found[0]);
+        assert_eq!(name_of(child.pid).as_deref(), Some("sh"));
+        assert_eq!(descendants(found[1]).unwrap(), []);
+        let tree = family_tree().unwrap();
+        assert_eq!(tree[&child.pid], [found[0]]);
+        assert_eq!(listed_children(child.pid).unwrap(), [found[0]]);
+        kill_group(child.pid, libc::SIGKILL).unwrap();
+        wait_for_end(&child);
+        reap(child.pid).unwrap();
+    }
+
+    #[test]
+    fn the_parent_is_read_past_a_hostile_name() {
+        assert_eq!(parent_in_stat(b"42 (a) R 1 (x) S 17 42 42 0"), Some(17));
+        assert_eq!(parent_in_stat(b"42 (sh) S 0 42"), Some(0));
+        assert_eq!(parent_in_stat(b"42 (sh"), None);
+        assert_eq!(parent_in_stat(b""), None);
+    }
+
+    #[test]
+    fn a_started_process_is_known_by_its_environment() {
+        let child = Program::shell("read line")
+            .env("TENTPOLE_WID=12")
+            .spawn_held();
+        assert!(environ_has(child.pid, &[("TENTPOLE_WID", "12")]));
+        assert!(!environ_has(child.pid, &[("TENTPOLE_WID", "1")]));
+        assert!(!environ_has(
+            child.pid,
+            &[("TENTPOLE_WID", "12"), ("OTHER", "")]
+        ));
+        kill(child.pid, libc::SIGKILL).unwrap();
+        wait_for_end(&child);
+        reap(child.pid).unwrap();
+        assert!(!environ_has(child.pid, &[]));
+    }
+
+    #[test]
+    fn a_variable_is_matched_whole() {
+        let environment = b"A=1\0AB=2\0C=x=y\0";
+        assert!(environment_has(environment, &[("A", "1"), ("C", "x=y")]));
+        assert!(!environment_has(environment, &[("A", "")]));
+        assert!(!environment_has(environment, &[("B", "2")]));
+        assert!(!environment_has(environment, &[("C", "x")]));
+    }
+
+    #[test]
+    fn a_pidfd_is_of_this_process_and_not_inherited() {
+        let fd = pidfd_open(Pid::own()).unwrap();
+        pidfd_send_signal(&fd, 0).unwrap();
+        // SAFETY: F_GETFD takes no pointers.
+        assert_eq!(
+            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) },
+            libc::FD_CLOEXEC
+        );
+    }
+
+    #[test]
+    fn the_descriptor_limit_is_raised_and_never_lowered() {
+        let (soft, hard) = raise_fd_limit().unwrap();
+        let (new_soft, new_hard) = raise_fd_limit().unwrap();
+        assert!(new_soft >= soft && new_hard >= hard);
+        assert!(new_soft >= hard.min(MOST_FDS));
+    }
+
+    #[test]
+    fn an_inherited_descriptor_is_marked() {
+        let _alone = INHERITABLE
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        let file = fs::File::open("/dev/null").unwrap();
+        // SAFETY: takes no pointers; the copy is ours.
+        let copy =
+            unsafe { OwnedFd::from_raw_fd(libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, 300)) };
+        // SAFETY: F_GETFD takes no pointers.
+        let flags = || unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags(), 0);
+        close_on_exec_from(300).unwrap();
+        assert_eq!(flags(), libc::FD_CLOEXEC);
+        assert!(open_fds().unwrap().contains(&copy.as_raw_fd()));
+    }
+
+    #[test]
+    fn the_clock_goes_forward() {
+        let before = monotonic_now();
+        assert!(monotonic_now() >= before && before > Duration::ZERO);
+        trim_heap();
+    }
+}
