@@ -1,7 +1,7 @@
 //! The command line: what may be typed, what it means, and what the program exits with.
 //!
 //! What was typed is clap's `ArgMatches`; what it means is an `Order`. Everything that depends on the environment
-//! comes in as [`Surroundings`], so the step between the two is pure.
+//! comes in as `Surroundings`, so the step between the two is pure.
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit. What was asked for
 //! goes to stdout; for 1, 3 and 4 one line on stderr says what went wrong and what to do.
