@@ -1,6 +1,6 @@
 //! Commands that change what runs: start, stop, restart, scale, signal, shutdown.
 
-use super::client::{Client, PATIENCE, Step, Trouble};
+use super::client::{Client, PATIENCE, Trouble};
 use super::{Error, Screen, printable};
 use crate::control::call::{Call, Reply};
 use std::io::Write;
@@ -31,7 +31,7 @@ pub(super) fn act(
         to: progress,
         is_shown: false,
     };
-    let mut show = |step: Step<'_>| line.show(step.text);
+    let mut show = |text: &str| line.show(text);
     let watch = screen.live && patience.is_none();
     let reply = client.call(call, patience, if watch { Some(&mut show) } else { None });
     line.clear();

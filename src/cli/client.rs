@@ -21,13 +21,6 @@ pub(super) struct Client {
     path: PathBuf,
 }
 
-/// One step of a call that takes its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Step<'a> {
-    /// How far it is, as the manager says it.
-    pub text: &'a str,
-}
-
 impl Client {
     /// Connects to the control socket at `path`. A manager that is stuck and accepts nothing is given up after
     /// `patience`, and so is one that takes nothing of what is sent.
@@ -55,7 +48,7 @@ impl Client {
         &mut self,
         call: &Call,
         patience: Option<Duration>,
-        mut progress: Option<&mut dyn FnMut(Step<'_>)>,
+        mut progress: Option<&mut dyn FnMut(&str)>,
     ) -> Result<Reply, Trouble> {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut message = Vec::new();
@@ -71,7 +64,7 @@ impl Client {
             match reply.map_err(Trouble::Failure)? {
                 Reply::Progress { text, .. } if continues => {
                     if let Some(progress) = &mut progress {
-                        progress(Step { text: &text });
+                        progress(&text);
                     }
                 }
                 _ if continues => {}
@@ -347,7 +340,7 @@ mod tests {
             ]
         });
         let mut texts = Vec::new();
-        let mut note = |step: Step<'_>| texts.push(step.text.to_owned());
+        let mut note = |text: &str| texts.push(text.to_owned());
         let mut client = Client::connect(&manager.path(), PATIENCE).unwrap();
         let reply = client.call(&Call::GetInfo, Some(PATIENCE), Some(&mut note));
         assert_eq!(reply, Ok(done("all is well")));

@@ -1,7 +1,7 @@
 //! The command line: what may be typed, what it means, and what the program exits with.
 //!
-//! What was typed is clap's [`ArgMatches`]; what it means is an [`Order`]. Everything that depends on the environment
-//! comes in as [`Surroundings`], so the step between the two is pure.
+//! What was typed is clap's `ArgMatches`; what it means is an `Order`. Everything that depends on the environment
+//! comes in as `Surroundings`, so the step between the two is pure.
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit. What was asked for
 //! goes to stdout; for 1, 3 and 4 one line on stderr says what went wrong and what to do.
@@ -26,10 +26,17 @@ pub fn main() -> ExitCode {
     let surroundings = Surroundings::of_process();
     let order = match parse(std::env::args_os(), &surroundings) {
         Ok(order) => order,
-        Err(usage) => {
-            // Help on a closed pipe, or a complaint on a closed stderr: there is nobody left to tell.
+        // clap's complaints go to stderr: where that is closed there is nobody left to tell.
+        Err(usage) if usage.use_stderr() => {
             let _ = usage.print();
             return exit_code(usage.exit_code());
+        }
+        Err(help) => {
+            return finish(
+                help.print()
+                    .map(|()| ExitCode::SUCCESS)
+                    .map_err(Error::Output),
+            );
         }
     };
     let mut out = BufWriter::new(io::stdout().lock());
@@ -37,6 +44,11 @@ pub fn main() -> ExitCode {
         out.flush()?;
         Ok(code)
     });
+    finish(done)
+}
+
+/// Says what went wrong, if anything did, and what to exit with.
+fn finish(done: Result<ExitCode, Error>) -> ExitCode {
     match done {
         Ok(code) => code,
         // `tentpole status | head -1`: the reader has what it wanted.
