@@ -1,8 +1,8 @@
 //! Commands on unit files, without a manager: check, plan.
 
-use super::run::unbuilt::System;
 use super::{Error, Surroundings, printable};
 use crate::plan::{self, Host, Invocation, Moment, Plan, Sink, Source, Watcher};
+use crate::runtime::System;
 use crate::unit::{self, Address, Finding, Loaded, Search, Severity, Sources};
 use serde::Serialize;
 use std::collections::BTreeMap;

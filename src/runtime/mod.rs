@@ -1,1 +1,460 @@
-//! The loop: kernel readiness to events, effects to system calls.
+//! The loop: kernel readiness to events, effects to system calls. Owns every descriptor, decides nothing.
+//!
+//! A turn waits, reads the clock, and takes what is ready in a fixed order: notifications, ended children, signals,
+//! control, listeners. So a last READY=1 counts before its sender is reaped, and a death before a command that asks about
+//! it. Each fact goes to [`crate::supervise`] as an event; what it wants done is done at once, but for spawns, which are
+//! done a few at a time so that a big start does not make the manager deaf.
+
+mod host;
+mod inherited;
+mod leftovers;
+mod listeners;
+mod logger;
+mod parent;
+mod processes;
+mod server;
+mod start;
+mod status;
+
+pub use host::System;
+pub use start::{Options, StartError, run};
+
+use crate::plan::Plan;
+use crate::supervise::{Effect, Event, ProcId, SpawnFailure, Supervisor, Time, WatcherId, notify};
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::notify::{Message, NotifySocket};
+use crate::sys::process;
+use crate::sys::signals::SignalFd;
+use leftovers::Leftovers;
+use listeners::Listeners;
+use parent::Parent;
+use processes::{Job, Processes};
+use server::Server;
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+/// Spawns in one turn: at about half a millisecond each, the manager listens to everything else often enough.
+const SPAWNS_PER_TURN: usize = 16;
+
+/// Ended children and notifications taken in one turn.
+const FACTS_PER_TURN: usize = 256;
+
+/// What a descriptor in the epoll set is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Token {
+    // In the order in which a turn takes them.
+    Notify,
+    Signals,
+    /// A main process that is not our child ended.
+    Main(ProcId),
+    Control,
+    Connection(u64),
+    Socket(u32),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        let (kind, value) = match self {
+            Token::Notify => (0, 0),
+            Token::Signals => (1, 0),
+            Token::Main(ProcId(proc)) => (2, proc),
+            Token::Control => (3, 0),
+            Token::Connection(number) => (4, number),
+            Token::Socket(id) => (5, u64::from(id)),
+        };
+        kind << 56 | (value & ((1 << 56) - 1))
+    }
+
+    fn unpack(token: u64) -> Option<Token> {
+        let value = token & ((1 << 56) - 1);
+        Some(match token >> 56 {
+            0 => Token::Notify,
+            1 => Token::Signals,
+            2 => Token::Main(ProcId(value)),
+            3 => Token::Control,
+            4 => Token::Connection(value),
+            5 => Token::Socket(u32::try_from(value).ok()?),
+            _ => return None,
+        })
+    }
+}
+
+/// The manager while it runs.
+struct Manager {
+    epoll: Epoll,
+    signals: SignalFd,
+    notify: NotifySocket,
+    parent: Parent,
+    listeners: Listeners,
+    processes: Processes,
+    leftovers: Leftovers,
+    server: Server,
+    supervisor: Supervisor,
+    started: std::time::SystemTime,
+    /// Processes that are to be made, in order.
+    jobs: VecDeque<Job>,
+    effects: Vec<Effect>,
+    /// More children may have ended than the last turn took.
+    exits_left: bool,
+    finished: Option<i32>,
+}
+
+fn clock() -> Time {
+    Time::from_monotonic(process::monotonic_now())
+}
+
+impl Manager {
+    /// Runs until everything has ended; the answer is the exit code.
+    fn run(mut self, plan: Plan) -> io::Result<i32> {
+        self.epoll
+            .add(&self.notify, Token::Notify.pack(), Interest::Readable)?;
+        self.epoll
+            .add(&self.signals, Token::Signals.pack(), Interest::Readable)?;
+        self.server.watch(&self.epoll)?;
+        // Nobody needs the plan as a whole any more: its parts live with those who use them.
+        drop(plan);
+        process::trim_heap();
+        self.dispatch(Event::Begin);
+        while self.finished.is_none() {
+            self.turn()?;
+        }
+        self.server.finish();
+        self.listeners.remove_files();
+        Ok(self.finished.unwrap_or(0))
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        let mut ready: Vec<(Token, crate::sys::epoll::Ready)> = self
+            .epoll
+            .wait(timeout)?
+            .iter()
+            .filter_map(|ready| Some((Token::unpack(ready.token)?, *ready)))
+            .collect();
+        ready.sort_unstable_by_key(|(token, _)| *token);
+        if std::mem::take(&mut self.exits_left) {
+            self.take_exits()?;
+        }
+        for (token, ready) in ready {
+            match token {
+                Token::Notify => self.take_notifications()?,
+                Token::Signals => self.take_signals()?,
+                Token::Main(proc) => self.take_foreign_exit(proc)?,
+                Token::Control => self.server.accept(&self.epoll),
+                Token::Connection(number) => self.take_connection(number, ready),
+                Token::Socket(id) => self.dispatch(Event::Traffic {
+                    socket: crate::supervise::SocketId(id),
+                }),
+            }
+        }
+        self.sweep_leftovers();
+        self.take_drained();
+        for number in self.server.take_answered() {
+            let asked = self.server.go_on(&self.epoll, number);
+            self.take_asked(number, asked);
+        }
+        self.parent.tick(clock());
+        if self
+            .supervisor
+            .next_deadline()
+            .is_some_and(|at| at <= clock())
+        {
+            self.dispatch(Event::Tick);
+        }
+        self.spawn_some();
+        Ok(())
+    }
+
+    /// How long the next wait may take; `None` is for ever.
+    fn timeout(&self) -> Option<Duration> {
+        if !self.jobs.is_empty() || self.exits_left || self.server.has_answered() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [
+            self.supervisor.next_deadline(),
+            self.leftovers.next_sweep(),
+            self.listeners.next_look(),
+            self.parent.next_tick(),
+        ];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.since(clock()))
+    }
+
+    /// Tells the supervisor a fact and does what it wants done, and so on for the facts that come of it.
+    fn dispatch(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut effects = std::mem::take(&mut self.effects);
+            self.supervisor.handle(clock(), event, &mut effects);
+            for effect in effects.drain(..) {
+                events.extend(self.carry_out(effect));
+            }
+            self.effects = effects;
+        }
+    }
+
+    /// Does one thing. What becomes of it at once is the answer; what becomes of it later comes as an event then.
+    fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Spawn {
+                proc,
+                watcher,
+                wid,
+                spec,
+            } => {
+                self.jobs.push_back(Job {
+                    proc,
+                    watcher,
+                    wid,
+                    spec,
+                });
+                None
+            }
+            Effect::CancelSpawn { proc } => {
+                let index = self.jobs.iter().position(|job| job.proc == proc)?;
+                self.jobs.remove(index);
+                Some(Event::SpawnCancelled { proc })
+            }
+            Effect::Signal {
+                proc,
+                signal,
+                group,
+            } => {
+                self.processes.signal(proc, signal, group);
+                None
+            }
+            Effect::Follow { proc, pid } => {
+                self.follow(proc, pid);
+                None
+            }
+            Effect::Kill { proc } => {
+                self.processes.kill(proc);
+                None
+            }
+            Effect::KillLeftovers { proc } => {
+                self.leftovers.kill(proc);
+                None
+            }
+            // They are watched from the moment the main process has ended.
+            Effect::AwaitLeftovers { .. } => None,
+            Effect::Drain { proc } => {
+                let (watcher, wid) = self.processes.slot(proc)?;
+                self.listeners.drain(proc, watcher, wid, clock());
+                None
+            }
+            Effect::CloseShards { watcher, wid } => {
+                self.listeners.close_shards(&self.epoll, watcher, wid);
+                None
+            }
+            Effect::Watch { socket } => {
+                self.listeners.watch(&self.epoll, socket);
+                None
+            }
+            Effect::Unwatch { socket } => {
+                self.listeners.unwatch(&self.epoll, socket);
+                None
+            }
+            Effect::Bind { socket } => Some(match self.listeners.bind(socket) {
+                Ok(()) => Event::Bound { socket },
+                Err(error) => Event::BindFailed { socket, error },
+            }),
+            Effect::Reply { request, outcome } => {
+                let nearest = |name: &str| status::nearest(&self.supervisor, name, clock());
+                self.server.reply(&self.epoll, request, outcome, nearest);
+                None
+            }
+            Effect::Progress {
+                request,
+                watcher,
+                state,
+                ready,
+                wanted,
+            } => {
+                self.server
+                    .progress(&self.epoll, request, watcher, state, ready, wanted);
+                None
+            }
+            Effect::Parent(notice) => {
+                self.parent.tell(notice, clock());
+                None
+            }
+            Effect::Log { level, unit, text } => {
+                log::log!(target: &unit, logger::level(level), "{text}");
+                None
+            }
+            Effect::Finish { code } => {
+                self.finished = Some(code);
+                None
+            }
+        }
+    }
+
+    fn spawn_some(&mut self) {
+        for _ in 0..SPAWNS_PER_TURN {
+            let Some(job) = self.jobs.pop_front() else {
+                return;
+            };
+            let proc = job.proc;
+            let event = match self
+                .processes
+                .spawn(&job, &mut self.listeners, self.notify.name())
+            {
+                Ok(pid) => Event::Spawned { proc, pid },
+                Err(failure) => Event::SpawnFailed { proc, failure },
+            };
+            self.dispatch(event);
+        }
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.read()? {
+            match signal {
+                libc::SIGCHLD => self.take_exits()?,
+                libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
+                    log::info!(target: "manager", "got signal {}", crate::unit::signal_name(crate::unit::Signal(signal)));
+                    self.dispatch(Event::Terminate);
+                }
+                // What tentpole has no use for yet must not kill it.
+                signal => {
+                    let name = crate::unit::signal_name(crate::unit::Signal(signal));
+                    log::warn!(target: "manager", "signal {name} is ignored");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Peeks at ended children, acts on each while its pid is still reserved, then reaps it.
+    fn take_exits(&mut self) -> io::Result<()> {
+        for _ in 0..FACTS_PER_TURN {
+            let Some((pid, exit)) = process::peek_exit()? else {
+                return Ok(());
+            };
+            // A message that it sent before its end must count, and can't be attributed once it is reaped.
+            self.take_notifications()?;
+            let group = process::group_of(pid).ok();
+            if let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
+                self.leftovers.add(proc, ended);
+                self.dispatch(Event::Exited {
+                    proc,
+                    exit: processes::exit(exit),
+                });
+            }
+            process::reap(pid)?;
+            self.leftovers.reaped(pid, group);
+        }
+        self.exits_left = true;
+        Ok(())
+    }
+
+    /// A main process that somebody else is the parent of has ended.
+    fn take_foreign_exit(&mut self, proc: ProcId) -> io::Result<()> {
+        // If it has become our child meanwhile, it is taken as such, with its exit code.
+        self.take_exits()?;
+        let Some((exit, ended)) = self.processes.foreign_ended(&self.epoll, proc) else {
+            return Ok(());
+        };
+        self.leftovers.add(proc, ended);
+        self.dispatch(Event::Exited { proc, exit });
+        self.leftovers.look(proc);
+        Ok(())
+    }
+
+    fn sweep_leftovers(&mut self) {
+        for proc in self.leftovers.sweep(clock(), &self.processes) {
+            self.dispatch(Event::Gone { proc });
+        }
+    }
+
+    fn take_drained(&mut self) {
+        for proc in self.listeners.drained(clock()) {
+            self.dispatch(Event::Drained { proc });
+        }
+    }
+
+    fn take_notifications(&mut self) -> io::Result<()> {
+        for _ in 0..FACTS_PER_TURN {
+            let received = match self.notify.receive()? {
+                Some(Message::Received(received)) => received,
+                Some(Message::Anonymous) => {
+                    log::debug!(target: "manager", "a notification without a sender is ignored");
+                    continue;
+                }
+                None => return Ok(()),
+            };
+            // Descriptors that came along are closed here: which is what a barrier waits for.
+            let Some((proc, sender)) = self.processes.sender(received.sender) else {
+                log::debug!(target: "manager", "a notification of pid {} is ignored: it is of no worker", received.sender);
+                continue;
+            };
+            let parsed = if received.truncated {
+                Err(notify::Reject::TooLong)
+            } else {
+                notify::parse(&received.text)
+            };
+            match parsed {
+                Ok(message) if message.barrier => {}
+                Ok(mut message) => {
+                    message.main_pid = message
+                        .main_pid
+                        .filter(|pid| self.processes.may_follow(proc, *pid, received.uid == 0));
+                    self.dispatch(Event::Notified {
+                        proc,
+                        sender,
+                        message,
+                    });
+                }
+                Err(reject) => {
+                    let why = match reject {
+                        notify::Reject::TooLong => "is longer than 4096 bytes",
+                        notify::Reject::EmbeddedNul => "holds a NUL byte",
+                    };
+                    let name = self.processes.name(proc);
+                    log::warn!(target: &name, "a notification of pid {} is dropped: it {why}", received.sender);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, proc: ProcId, pid: crate::supervise::Pid) {
+        if let Err(error) = self.processes.follow(&self.epoll, proc, pid) {
+            log::warn!(target: "manager", "pid {} can't be followed: {error}", pid.0);
+        }
+    }
+
+    fn take_connection(&mut self, number: u64, ready: crate::sys::epoll::Ready) {
+        let asked = self.server.serve(&self.epoll, number, ready);
+        self.take_asked(number, asked);
+    }
+
+    fn take_asked(&mut self, number: u64, asked: Vec<server::Asked>) {
+        for asked in asked {
+            match asked {
+                server::Asked::Event(event) => self.dispatch(event),
+                server::Asked::Status { names } => {
+                    let reply = status::document(
+                        &self.supervisor,
+                        &self.listeners,
+                        self.started,
+                        &names,
+                        clock(),
+                    );
+                    self.server.answer(&self.epoll, number, &reply);
+                }
+            }
+        }
+    }
+}
+
+/// Why a process could not be made, before anything was tried.
+fn spawn_failure(reason: String) -> SpawnFailure {
+    SpawnFailure {
+        reason,
+        exit_code: 1,
+    }
+}
+
+/// Which slot a process belongs to.
+type SlotKey = (WatcherId, u32);

@@ -15,6 +15,8 @@ pub enum Interest {
     Readable,
     Writable,
     Both,
+    /// Only what is always reported.
+    Hangup,
 }
 
 impl Interest {
@@ -23,6 +25,7 @@ impl Interest {
             Interest::Readable => libc::EPOLLIN,
             Interest::Writable => libc::EPOLLOUT,
             Interest::Both => libc::EPOLLIN | libc::EPOLLOUT,
+            Interest::Hangup => 0,
         };
         mask as u32
     }

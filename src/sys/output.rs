@@ -3,8 +3,9 @@
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// Opens `path` for appending, and makes it with `mode` (less the umask) if it does not exist.
@@ -48,11 +49,68 @@ pub fn writable_now(fd: impl AsFd) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
+/// Whether a read would return at once; of a pidfd: whether its process has ended.
+pub fn readable_now(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// One of our own standard descriptors, 0 to 2; `None` if it is closed.
+pub fn inherited(number: RawFd) -> Option<BorrowedFd<'static>> {
+    if !(0..=2).contains(&number) {
+        return None;
+    }
+    // SAFETY: F_GETFD takes no pointers and changes nothing.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and nothing in this program closes the standard descriptors.
+    Some(unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+/// Makes sure that the standard descriptors are open, with /dev/null where they are not, so that none of ours gets
+/// their numbers.
+pub fn fill_standard() -> io::Result<()> {
+    while let Some(number) = (0..=2).find(|number| inherited(*number).is_none()) {
+        let null = null()?;
+        if null.as_raw_fd() == number {
+            // It stays open for good, under the lowest free number, which this is.
+            std::mem::forget(null);
+        } else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+    }
+    Ok(())
+}
+
+/// A whole text file of at most `limit` bytes.
+pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
+    let file = File::from(open_read(path)?);
+    let mut text = String::new();
+    file.take(limit + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+/// Whether stderr is journald's stream, as systemd.exec(5) says of JOURNAL_STREAM.
+pub fn stderr_is_journal() -> bool {
+    let Some(stream) = std::env::var("JOURNAL_STREAM").ok() else {
+        return false;
+    };
+    let Some((device, inode)) = stream.split_once(':') else {
+        return false;
+    };
+    let stat = nix::sys::stat::fstat(io::stderr());
+    stat.is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File};
-    use std::io::{Read, Write};
+    use std::fs;
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
     fn is_blocking(fd: &OwnedFd) -> bool {

@@ -269,6 +269,72 @@ fn parent_in_stat(stat: &[u8]) -> Option<i32> {
         .ok()
 }
 
+/// One of the fields of proc_pid_stat(5), which counts them from 1. Only those after the name can be asked for.
+fn stat_field(pid: Pid, number: usize) -> io::Result<String> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let rest = (stat.iter().rposition(|&byte| byte == b')')).and_then(|end| stat.get(end + 1..));
+    rest.and_then(|rest| std::str::from_utf8(rest).ok())
+        .and_then(|rest| rest.split_ascii_whitespace().nth(number.checked_sub(3)?))
+        .map(str::to_owned)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// When a process started, by the clock that [`start_clock`] reads. Needs /proc.
+pub fn started_at(pid: Pid) -> io::Result<u64> {
+    stat_field(pid, 22)?
+        .parse()
+        .map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Now, by the clock of [`started_at`]: ticks of CLOCK_BOOTTIME, as proc_pid_stat(5) counts them.
+pub fn start_clock() -> u64 {
+    // SAFETY: takes no pointers.
+    let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let ticks_per_second = u64::try_from(ticks_per_second).unwrap_or(100).max(1);
+    let now = clock(libc::CLOCK_BOOTTIME);
+    let ticks = now.as_nanos() * u128::from(ticks_per_second) / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+/// Whether a process has ended and was not reaped. Needs /proc; false without.
+pub fn is_zombie(pid: Pid) -> bool {
+    stat_field(pid, 3).is_ok_and(|state| state == "Z" || state == "X")
+}
+
+/// How a process ended that need not be our child, once its parent has reaped it: PIDFD_GET_INFO of Linux 6.15.
+pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
+    /// `struct pidfd_info` of linux/pidfd.h, in its first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    const SIZE: libc::Ioctl = size_of::<Info>() as libc::Ioctl;
+    // _IOWR(0xff, 11, struct pidfd_info)
+    const GET_INFO: libc::Ioctl = (3 << 30) | (SIZE << 16) | (0xff << 8) | 11;
+    let mut info = Info {
+        mask: EXIT,
+        ..Info::default()
+    };
+    // SAFETY: `info` has the size that is part of the request's number, and the kernel writes no more.
+    let result = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), GET_INFO, &raw mut info) };
+    if result != 0 || info.mask & EXIT == 0 {
+        return None;
+    }
+    Some(if libc::WIFSIGNALED(info.exit_code) {
+        Exit::Signal {
+            signal: libc::WTERMSIG(info.exit_code),
+            core: libc::WCOREDUMP(info.exit_code),
+        }
+    } else {
+        Exit::Code(libc::WEXITSTATUS(info.exit_code))
+    })
+}
+
 /// The name of a process (its `comm`), at most 15 bytes; `None` where it can't be read.
 pub fn name_of(pid: Pid) -> Option<String> {
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
@@ -411,12 +477,16 @@ pub fn trim_heap() {
 
 /// Time since an arbitrary point before, by CLOCK_MONOTONIC: it never jumps and stands still while the machine sleeps.
 pub fn monotonic_now() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(id: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: `time` outlives the call. It can't fail: the clock exists on every kernel.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    unsafe { libc::clock_gettime(id, &mut time) };
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
         u32::try_from(time.tv_nsec).unwrap_or(0),

@@ -15,6 +15,7 @@ mod value;
 pub use address::parse_address;
 pub use finding::{Finding, Place, Severity, Sources};
 pub use load::{Loaded, Search, load, read_text};
+pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
 use serde::{Deserialize, Serialize};

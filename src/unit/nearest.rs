@@ -2,7 +2,7 @@
 
 /// The word of `known` that is nearest to `word`, if any is near enough that a slip of the hand explains it: wrong
 /// case or `-` for `_`, or about one edit (insert, delete, replace, swap two neighbours) for each three characters.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     // Nobody slips into a word this long; and the comparison costs the product of the lengths.
     if word.len() > 64 {
         return None;

@@ -1,0 +1,68 @@
+//! What this machine says of users, groups and the environment.
+
+use crate::plan::{Host, User};
+use crate::sys::users;
+use std::ffi::OsString;
+
+/// Variables that were meant for the manager alone.
+const OWN: [&str; 8] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "FDSTORE",
+];
+
+/// The machine we run on.
+#[derive(Debug, Default)]
+pub struct System {
+    _private: (),
+}
+
+impl System {
+    /// The machine we run on.
+    pub fn new() -> System {
+        System::default()
+    }
+}
+
+impl Host for System {
+    fn user_by_name(&self, name: &str) -> Option<User> {
+        users::user_by_name(name).map(user)
+    }
+
+    fn user_by_id(&self, uid: u32) -> Option<User> {
+        users::user_by_uid(uid).map(user)
+    }
+
+    fn group_by_name(&self, name: &str) -> Option<u32> {
+        users::group_by_name(name)
+    }
+
+    fn groups_of(&self, user: &str, gid: u32) -> Vec<u32> {
+        users::groups_of(user, gid)
+    }
+
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        std::env::vars_os()
+            .filter(|(name, _)| OWN.iter().all(|own| name != own))
+            .collect()
+    }
+
+    fn is_root(&self) -> bool {
+        users::geteuid() == 0
+    }
+}
+
+fn user(user: users::User) -> User {
+    User {
+        name: user.name,
+        uid: user.uid,
+        gid: user.gid,
+        home: user.home,
+        shell: user.shell,
+    }
+}

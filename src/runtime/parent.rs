@@ -1,0 +1,131 @@
+//! The manager towards its own parent, by sd-notify. Without NOTIFY_SOCKET all of it does nothing.
+
+use crate::supervise::{ParentNotice, Time};
+use crate::sys::output;
+use sd_notify::NotifyState;
+use std::collections::VecDeque;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// How long to wait for a parent whose queue is full.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Whoever started the manager and wants to know how it is.
+#[derive(Debug)]
+pub struct Parent {
+    /// Connected to the parent, to see whether its queue has room: a send to a full one would block, and a manager must
+    /// not stand still because its parent does.
+    probe: Option<UnixDatagram>,
+    /// What there was no room for, and when to try again.
+    backlog: VecDeque<ParentNotice>,
+    retry: Option<Time>,
+    /// WATCHDOG=1 is wanted this often, and next then.
+    watchdog: Option<(Duration, Time)>,
+}
+
+impl Parent {
+    /// By this process's environment.
+    pub fn new(now: Time) -> Parent {
+        let probe = connect();
+        // Half of what is asked for, as sd_watchdog_enabled(3) advises.
+        let interval = sd_notify::watchdog_enabled()
+            .map(|interval| interval / 2)
+            .filter(|_| probe.is_some());
+        let watchdog = interval.map(|interval| (interval.max(Duration::from_millis(1)), now));
+        Parent {
+            probe,
+            backlog: VecDeque::new(),
+            retry: None,
+            watchdog,
+        }
+    }
+
+    /// Whether there is any.
+    pub fn listens(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// Says one thing.
+    pub fn tell(&mut self, notice: ParentNotice, now: Time) {
+        if !self.listens() {
+            return;
+        }
+        if matches!(notice, ParentNotice::Status(_)) {
+            self.backlog
+                .retain(|waiting| !matches!(waiting, ParentNotice::Status(_)));
+        }
+        self.backlog.push_back(notice);
+        self.send_backlog(now);
+    }
+
+    /// Does what is due: WATCHDOG=1, and what there was no room for.
+    pub fn tick(&mut self, now: Time) {
+        if self.retry.is_some_and(|at| at <= now) {
+            self.send_backlog(now);
+        }
+        if let Some((interval, next)) = self.watchdog.filter(|(_, next)| *next <= now) {
+            if self.has_room() {
+                send(&[NotifyState::Watchdog]);
+            }
+            self.watchdog = Some((interval, next.max(now) + interval));
+        }
+    }
+
+    /// When [`Parent::tick`] is due.
+    pub fn next_tick(&self) -> Option<Time> {
+        [self.retry, self.watchdog.map(|(_, next)| next)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn has_room(&self) -> bool {
+        self.probe.as_ref().is_some_and(output::writable_now)
+    }
+
+    fn send_backlog(&mut self, now: Time) {
+        while !self.backlog.is_empty() {
+            if !self.has_room() {
+                self.retry = Some(now + RETRY);
+                return;
+            }
+            match self.backlog.pop_front() {
+                Some(ParentNotice::Ready) => send(&[NotifyState::Ready]),
+                Some(ParentNotice::Stopping) => send(&[NotifyState::Stopping]),
+                Some(ParentNotice::Status(text)) => send(&[NotifyState::Status(&text)]),
+                Some(ParentNotice::Extend(duration)) => {
+                    let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+                    send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+                }
+                None => {}
+            }
+        }
+        self.retry = None;
+    }
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::debug!(target: "manager", "the parent could not be notified: {error}");
+    }
+}
+
+fn connect() -> Option<UnixDatagram> {
+    let name = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
+    let probe = UnixDatagram::unbound().ok()?;
+    let connected = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => {
+            SocketAddr::from_abstract_name(name).and_then(|address| probe.connect_addr(&address))
+        }
+        None => probe.connect(&name),
+    };
+    match connected {
+        Ok(()) => Some(probe),
+        Err(error) => {
+            log::warn!(target: "manager", "NOTIFY_SOCKET={} can't be reached: {error}", name.display());
+            None
+        }
+    }
+}

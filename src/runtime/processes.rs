@@ -1,0 +1,469 @@
+//! The workers' processes: making them, signalling them, knowing whose a pid is.
+
+use super::{SlotKey, Token, listeners::Listeners, spawn_failure};
+use crate::plan::{Invocation, Moment, Sink, Source, Watcher};
+use crate::supervise::{self, Exit, ProcId, Sender, SpawnFailure, WatcherId};
+use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::output;
+use crate::sys::process::{self, Pid};
+use crate::sys::spawn::{self, Spawn, SpawnError, Spawner, Step};
+use crate::unit::{self, Signal};
+use std::collections::HashMap;
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::rc::Rc;
+
+/// Longest `env_file` that is read, in bytes.
+const LONGEST_ENV_FILE: u64 = 1 << 20;
+
+/// How far up the tree of processes a sender's worker is looked for.
+const DEEPEST_SENDER: usize = 32;
+
+/// A process that is to be made.
+pub struct Job {
+    pub proc: ProcId,
+    pub watcher: WatcherId,
+    pub wid: u32,
+    pub spec: Rc<Watcher>,
+}
+
+/// The workers' processes.
+pub struct Processes {
+    spawner: Spawner,
+    environment: Vec<(OsString, OsString)>,
+    manager_env: Vec<(String, unit::At<String>)>,
+    /// fd 0 of most workers.
+    null: Option<OwnedFd>,
+    by_proc: HashMap<ProcId, Process>,
+    /// Main processes by pid.
+    by_pid: HashMap<Pid, ProcId>,
+    /// Process groups (and sessions) by the pid of their leader: the first main process.
+    by_group: HashMap<Pid, ProcId>,
+}
+
+struct Process {
+    slot: SlotKey,
+    spec: Rc<Watcher>,
+    main: Pid,
+    pidfd: OwnedFd,
+    group: Pid,
+    /// The main process is another one than we made (MAINPID), so its pidfd is watched.
+    followed: bool,
+}
+
+/// What an ended process may have left behind.
+pub struct Ended {
+    pub group: Pid,
+    pub watcher: String,
+    pub wid: u32,
+}
+
+impl Processes {
+    pub fn new(
+        spawner: Spawner,
+        environment: Vec<(OsString, OsString)>,
+        manager_env: Vec<(String, unit::At<String>)>,
+    ) -> Processes {
+        Processes {
+            spawner,
+            environment,
+            manager_env,
+            null: output::null().ok(),
+            by_proc: HashMap::new(),
+            by_pid: HashMap::new(),
+            by_group: HashMap::new(),
+        }
+    }
+
+    /// Makes a process.
+    pub fn spawn(
+        &mut self,
+        job: &Job,
+        listeners: &mut Listeners,
+        notify_socket: &str,
+    ) -> Result<supervise::Pid, SpawnFailure> {
+        let invocation = self.invocation(job, listeners)?;
+        let key = (job.watcher, job.wid);
+        let files = Stdio::open(&invocation, &mut self.null)?;
+        for name in &invocation.fds {
+            listeners.provide(name, key).map_err(spawn_failure)?;
+        }
+        if let Source::Socket(name) = &invocation.stdin {
+            listeners.provide(name, key).map_err(spawn_failure)?;
+        }
+        let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + invocation.fds.len());
+        match &invocation.stdin {
+            Source::Socket(name) => {
+                fds.push((listeners.fd(name, key).ok_or_else(|| unbound(name))?, 0))
+            }
+            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.null)),
+        }
+        fds.extend(files.output(&invocation.stdout, &self.null, 1));
+        fds.extend(files.output(&invocation.stderr, &self.null, 2));
+        for (name, target) in invocation.fds.iter().zip(3..) {
+            fds.push((
+                listeners.fd(name, key).ok_or_else(|| unbound(name))?,
+                target,
+            ));
+        }
+
+        let candidates = c_strings(invocation.candidates)?;
+        let argv = c_strings(invocation.argv)?;
+        let mut env = Vec::with_capacity(invocation.env.len() + 1);
+        for (name, value) in invocation.env {
+            env.push(assignment(name, &value)?);
+        }
+        if invocation.notify {
+            env.push(assignment("NOTIFY_SOCKET".into(), &notify_socket.into())?);
+        }
+        let mut pid_vars = Vec::with_capacity(2);
+        if invocation.listen_pid {
+            pid_vars.push("LISTEN_PID");
+        }
+        if invocation.watchdog_pid {
+            pid_vars.push("WATCHDOG_PID");
+        }
+        let working_dir = match invocation.working_dir {
+            Some(path) => Some(c_string(path.into_os_string())?),
+            None => None,
+        };
+        let unit = &job.spec.unit;
+        let rlimits: Vec<_> = unit
+            .rlimits
+            .iter()
+            .map(|(resource, limit)| (rlimit(*resource), limit.soft, limit.hard))
+            .collect();
+        let identity = job.spec.identity.as_ref();
+        let child = self
+            .spawner
+            .spawn(&Spawn {
+                candidates: &candidates,
+                argv: &argv,
+                env: &env,
+                pid_vars: &pid_vars,
+                pidfd_id_var: invocation.listen_pid.then_some("LISTEN_PIDFDID"),
+                fds: &fds,
+                working_dir: working_dir.as_deref(),
+                umask: unit.umask.map(|mode| mode.0),
+                nice: unit.nice,
+                oom_score_adj: unit.oom_score_adj,
+                cpu_affinity: unit.cpu_affinity.as_deref(),
+                rlimits: &rlimits,
+                uid: identity.and_then(|identity| identity.uid),
+                gid: identity.and_then(|identity| identity.gid),
+                groups: identity.and_then(|identity| identity.groups.as_deref()),
+            })
+            .map_err(|error| failure(&error))?;
+        let process = Process {
+            slot: key,
+            spec: Rc::clone(&job.spec),
+            main: child.pid,
+            pidfd: child.pidfd,
+            group: child.pid,
+            followed: false,
+        };
+        self.by_pid.insert(child.pid, job.proc);
+        self.by_group.insert(child.pid, job.proc);
+        self.by_proc.insert(job.proc, process);
+        Ok(supervise::Pid(child.pid.as_raw()))
+    }
+
+    fn invocation(&self, job: &Job, listeners: &Listeners) -> Result<Invocation, SpawnFailure> {
+        let env_file = match job.spec.env_file(job.wid) {
+            None => None,
+            Some((path, may_be_missing)) => match output::read_text(&path, LONGEST_ENV_FILE) {
+                Ok(text) => Some(text),
+                Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    return Err(spawn_failure(format!(
+                        "env_file {}: {error}",
+                        path.display()
+                    )));
+                }
+            },
+        };
+        job.spec
+            .invocation(&Moment {
+                wid: job.wid,
+                environment: &self.environment,
+                manager_env: &self.manager_env,
+                env_file: env_file.as_deref(),
+                unbound: listeners.unbound(),
+            })
+            .map_err(spawn_failure)
+    }
+
+    /// The slot of a process.
+    pub fn slot(&self, proc: ProcId) -> Option<SlotKey> {
+        self.by_proc.get(&proc).map(|process| process.slot)
+    }
+
+    /// The unit that a process is of, for the log.
+    pub fn name(&self, proc: ProcId) -> String {
+        match self.by_proc.get(&proc) {
+            Some(process) => format!("watcher.{}", process.spec.name()),
+            None => "manager".into(),
+        }
+    }
+
+    /// Whether a pid is a worker's main process.
+    pub fn is_main(&self, pid: Pid) -> bool {
+        self.by_pid.contains_key(&pid)
+    }
+
+    /// Sends a signal to the main process, or to its group.
+    pub fn signal(&self, proc: ProcId, signal: Signal, group: bool) {
+        let Some(process) = self.by_proc.get(&proc) else {
+            return;
+        };
+        let sent = if group {
+            process::kill_group(process.group, signal.0)
+        } else {
+            process::pidfd_send_signal(&process.pidfd, signal.0)
+        };
+        if let Err(error) = sent
+            && error.raw_os_error() != Some(libc::ESRCH)
+        {
+            let name = unit::signal_name(signal);
+            log::warn!(target: &self.name(proc), "signal {name} could not be sent to pid {}: {error}", process.main);
+        }
+    }
+
+    /// SIGKILL to the main process, its group, and every process that descends from it.
+    pub fn kill(&self, proc: ProcId) {
+        let Some(process) = self.by_proc.get(&proc) else {
+            return;
+        };
+        // Looked for before their ancestor dies, since then nothing shows whose they were. Without /proc the group and
+        // the orphans that are found later have to do.
+        let descendants = process::descendants(process.main).unwrap_or_default();
+        self.signal(proc, Signal(libc::SIGKILL), true);
+        self.signal(proc, Signal(libc::SIGKILL), false);
+        for pid in descendants {
+            if self.by_pid.get(&pid).is_none_or(|other| *other == proc) {
+                // It may have ended by itself meanwhile.
+                let _ = process::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Forgets the process whose main process has this pid; None if it is nobody's.
+    pub fn ended(&mut self, epoll: &Epoll, pid: Pid) -> Option<(ProcId, Ended)> {
+        let proc = self.by_pid.remove(&pid)?;
+        Some((proc, self.forget(epoll, proc)?))
+    }
+
+    /// The same for a main process that is not our child, if it has ended.
+    pub fn foreign_ended(&mut self, epoll: &Epoll, proc: ProcId) -> Option<(Exit, Ended)> {
+        let process = self.by_proc.get(&proc).filter(|process| process.followed)?;
+        if !output::readable_now(&process.pidfd) {
+            return None;
+        }
+        let exit = process::exit_of(&process.pidfd).map_or(Exit::Unknown, exit);
+        self.by_pid.remove(&process.main);
+        Some((exit, self.forget(epoll, proc)?))
+    }
+
+    fn forget(&mut self, epoll: &Epoll, proc: ProcId) -> Option<Ended> {
+        let process = self.by_proc.remove(&proc)?;
+        self.by_group.remove(&process.group);
+        if process.followed {
+            // Closing it would not take it out of the set if a child held a copy.
+            let _ = epoll.remove(&process.pidfd);
+        }
+        Some(Ended {
+            group: process.group,
+            watcher: process.spec.name().to_owned(),
+            wid: process.slot.1,
+        })
+    }
+
+    /// Whose process a sender of a notification is.
+    pub fn sender(&self, pid: Pid) -> Option<(ProcId, Sender)> {
+        if let Some(proc) = self.by_pid.get(&pid) {
+            return Some((*proc, Sender::Main));
+        }
+        let other = Sender::Other(supervise::Pid(pid.as_raw()));
+        self.owner(pid).map(|proc| (proc, other))
+    }
+
+    /// The worker that a process belongs to: by group, by session, by its ancestors.
+    fn owner(&self, pid: Pid) -> Option<ProcId> {
+        let leaders = [process::group_of(pid), process::session_of(pid)];
+        if let Some(proc) = leaders
+            .into_iter()
+            .flatten()
+            .find_map(|leader| self.by_group.get(&leader))
+        {
+            return Some(*proc);
+        }
+        let mut ancestor = pid;
+        for _ in 0..DEEPEST_SENDER {
+            ancestor = process::parent_of(ancestor).ok()?;
+            if let Some(proc) = self.by_pid.get(&ancestor) {
+                return Some(*proc);
+            }
+        }
+        None
+    }
+
+    /// Whether a process may become the main process of a worker: the rules of systemd. It must live, be neither PID 1
+    /// nor the manager nor another worker's, and belong to the worker, unless root says so.
+    pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
+        let Some(pid) = Pid::new(pid).filter(|pid| pid.as_raw() != 1 && *pid != Pid::own()) else {
+            return false;
+        };
+        let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
+        let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
+        let fit = alive && !others && (root || self.owner(pid) == Some(proc));
+        if !fit {
+            log::warn!(target: &self.name(proc), "MAINPID={pid} is refused: it is not a live process of this worker");
+        }
+        fit
+    }
+
+    /// Makes another process the main process.
+    pub fn follow(&mut self, epoll: &Epoll, proc: ProcId, pid: supervise::Pid) -> io::Result<()> {
+        let Some(pid) = Pid::new(pid.0) else {
+            return Ok(());
+        };
+        let Some(process) = self.by_proc.get_mut(&proc) else {
+            return Ok(());
+        };
+        let pidfd = process::pidfd_open(pid)?;
+        if process.followed {
+            let _ = epoll.remove(&process.pidfd);
+        }
+        epoll.add(&pidfd, Token::Main(proc).pack(), Interest::Readable)?;
+        self.by_pid.remove(&process.main);
+        process.main = pid;
+        process.pidfd = pidfd;
+        process.followed = true;
+        self.by_pid.insert(pid, proc);
+        Ok(())
+    }
+}
+
+/// Files that are opened for one worker.
+struct Stdio {
+    stdin: Option<OwnedFd>,
+    outputs: [Option<OwnedFd>; 2],
+}
+
+impl Stdio {
+    fn open(invocation: &Invocation, null: &mut Option<OwnedFd>) -> Result<Stdio, SpawnFailure> {
+        let needs_null = invocation.stdin == Source::Null
+            || [&invocation.stdout, &invocation.stderr]
+                .into_iter()
+                .any(|sink| *sink == Sink::Null);
+        if needs_null && null.is_none() {
+            *null = Some(
+                output::null()
+                    .map_err(|error| spawn_failure(format!("open /dev/null: {error}")))?,
+            );
+        }
+        let stdin = match &invocation.stdin {
+            Source::Null | Source::Socket(_) => None,
+            Source::File(path) => Some(output::open_read(path).map_err(|error| {
+                spawn_failure(format!("open stdin {}: {error}", path.display()))
+            })?),
+        };
+        let append = |name: &str, sink: &Sink| match sink {
+            Sink::Inherit | Sink::Null => Ok(None),
+            Sink::File(path) => output::open_append(path, 0o640)
+                .map(Some)
+                .map_err(|error| spawn_failure(format!("open {name} {}: {error}", path.display()))),
+        };
+        let stdout = append("stdout", &invocation.stdout)?;
+        let stderr = append("stderr", &invocation.stderr)?;
+        Ok(Stdio {
+            stdin,
+            outputs: [stdout, stderr],
+        })
+    }
+
+    fn stdin<'a>(&'a self, null: &'a Option<OwnedFd>) -> Option<(BorrowedFd<'a>, RawFd)> {
+        self.stdin
+            .as_ref()
+            .or(null.as_ref())
+            .map(|fd| (fd.as_fd(), 0))
+    }
+
+    fn output<'a>(
+        &'a self,
+        sink: &Sink,
+        null: &'a Option<OwnedFd>,
+        target: RawFd,
+    ) -> Option<(BorrowedFd<'a>, RawFd)> {
+        let fd = match sink {
+            Sink::Inherit => return output::inherited(target).map(|fd| (fd, target)),
+            Sink::Null => null.as_ref(),
+            Sink::File(_) => self.outputs[target as usize - 1].as_ref(),
+        };
+        fd.map(|fd| (fd.as_fd(), target))
+    }
+}
+
+fn unbound(name: &str) -> SpawnFailure {
+    spawn_failure(format!("socket `{name}` is not bound"))
+}
+
+fn c_string(text: OsString) -> Result<CString, SpawnFailure> {
+    CString::new(text.into_vec())
+        .map_err(|_| spawn_failure("a NUL byte in the command or its environment".into()))
+}
+
+fn c_strings(texts: Vec<OsString>) -> Result<Vec<CString>, SpawnFailure> {
+    texts.into_iter().map(c_string).collect()
+}
+
+fn assignment(mut name: OsString, value: &OsString) -> Result<CString, SpawnFailure> {
+    name.reserve_exact(value.as_bytes().len() + 2);
+    name.push("=");
+    name.push(value);
+    c_string(name)
+}
+
+/// What a shell would exit with: 127 not found, 126 found and not executable.
+fn failure(error: &SpawnError) -> SpawnFailure {
+    let exit_code = match (&error.step, error.errno) {
+        (Step::Exec { .. }, libc::ENOENT) => 127,
+        (Step::Exec { .. }, _) => 126,
+        _ => 1,
+    };
+    SpawnFailure {
+        reason: error.to_string(),
+        exit_code,
+    }
+}
+
+/// How a process ended, in the supervisor's words.
+pub fn exit(exit: process::Exit) -> Exit {
+    match exit {
+        process::Exit::Code(code) => Exit::Code(code),
+        process::Exit::Signal { signal, .. } => Exit::Signal(Signal(signal)),
+    }
+}
+
+fn rlimit(resource: unit::Resource) -> spawn::Resource {
+    match resource {
+        unit::Resource::As => spawn::Resource::As,
+        unit::Resource::Core => spawn::Resource::Core,
+        unit::Resource::Cpu => spawn::Resource::Cpu,
+        unit::Resource::Data => spawn::Resource::Data,
+        unit::Resource::Fsize => spawn::Resource::Fsize,
+        unit::Resource::Locks => spawn::Resource::Locks,
+        unit::Resource::Memlock => spawn::Resource::Memlock,
+        unit::Resource::Msgqueue => spawn::Resource::Msgqueue,
+        unit::Resource::Nice => spawn::Resource::Nice,
+        unit::Resource::Nofile => spawn::Resource::Nofile,
+        unit::Resource::Nproc => spawn::Resource::Nproc,
+        unit::Resource::Rss => spawn::Resource::Rss,
+        unit::Resource::Rtprio => spawn::Resource::Rtprio,
+        unit::Resource::Rttime => spawn::Resource::Rttime,
+        unit::Resource::Sigpending => spawn::Resource::Sigpending,
+        unit::Resource::Stack => spawn::Resource::Stack,
+    }
+}

@@ -1,0 +1,37 @@
+//! The receiving end of socket activation: sd_listen_fds(3).
+
+use super::process::Pid;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The first descriptor of the protocol (SD_LISTEN_FDS_START).
+const FIRST: RawFd = 3;
+
+/// Takes the descriptors that were meant for this process, each with its name (`unknown` where it has none). A second call
+/// finds nothing.
+pub fn listen_fds() -> Vec<(OwnedFd, String)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let variable = |name: &str| std::env::var(name).ok();
+    let for_us =
+        variable("LISTEN_PID").and_then(|pid| pid.parse().ok()) == Some(Pid::own().as_raw());
+    let count: RawFd = variable("LISTEN_FDS")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0);
+    if !for_us || count <= 0 || TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    (FIRST..FIRST.saturating_add(count))
+        // SAFETY: F_GETFD takes no pointers and changes nothing.
+        .filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0)
+        .map(|number| {
+            let name = names
+                .next()
+                .filter(|name| !name.is_empty())
+                .unwrap_or("unknown");
+            // SAFETY: it is open, our parent gave it to us by the protocol, and it is taken once.
+            (unsafe { OwnedFd::from_raw_fd(number) }, name.to_owned())
+        })
+        .collect()
+}
