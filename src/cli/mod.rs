@@ -9,6 +9,7 @@
 mod act;
 mod ask;
 mod client;
+mod hello;
 mod run;
 mod units;
 
@@ -88,6 +89,9 @@ enum Task {
         json: bool,
     },
     Act(Call),
+    Hello {
+        fd: i32,
+    },
     NotBuilt(String),
 }
 
@@ -112,6 +116,7 @@ fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Resul
             let screen = Screen::of(io::stderr().is_terminal());
             act::act(&control(), &call, screen, &mut io::stderr(), out)
         }
+        Task::Hello { fd } => hello::hello(fd),
         Task::NotBuilt(name) => Err(Error::Refused(format!("`{name}` is not built yet"))),
     }
 }
@@ -241,6 +246,18 @@ fn definition() -> Command {
                         .help("To this worker only"),
                 )
                 .arg(flag("children", "To the whole process group of each worker")),
+        )
+        .subcommand(
+            Command::new("hello")
+                .about("Answer HTTP requests on a given socket: a worker to try things with")
+                .after_help("Example, in a unit file:\n  cmd = \"tentpole hello $(circus.socket.web)\"")
+                .arg(
+                    Arg::new("fd")
+                        .value_name("FD")
+                        .value_parser(value_parser!(i32).range(3..))
+                        .default_value("3")
+                        .help("The descriptor, as `$(circus.socket.NAME)` gives it"),
+                ),
         )
         .subcommand(
             Command::new("shutdown")
@@ -378,6 +395,9 @@ fn parse(
             wid: typed.get_one("wid").copied(),
             children: typed.get_flag("children"),
         }),
+        "hello" => Task::Hello {
+            fd: *typed.get_one("fd").unwrap_or(&3),
+        },
         "shutdown" => Task::Act(Call::Shutdown {
             wait: !typed.get_flag("no-wait"),
         }),

@@ -458,3 +458,13 @@ fn spawn_failure(reason: String) -> SpawnFailure {
 
 /// Which slot a process belongs to.
 type SlotKey = (WatcherId, u32);
+
+/// The listener at descriptor `fd`, if this process was given it through LISTEN_FDS; for a worker that is tentpole itself.
+pub fn given_listener(fd: i32) -> Option<std::net::TcpListener> {
+    let given = crate::sys::inherit::listen_fds();
+    let found = given
+        .into_iter()
+        .map(|(given, _)| given)
+        .find(|given| std::os::fd::AsRawFd::as_raw_fd(given) == fd);
+    found.map(Into::into)
+}
