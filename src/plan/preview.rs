@@ -59,7 +59,7 @@ impl Plan {
         &'a self,
         host: &dyn Host,
         read: &'a dyn Fn(&Path) -> io::Result<String>,
-    ) -> impl Iterator<Item = Result<PlannedWorker, String>> + 'a {
+    ) -> impl Iterator<Item = Result<PlannedWorker, String>> + use<'a> {
         let environment = host.environment();
         let all = self.watchers.iter().flat_map(|watcher| {
             (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid))
