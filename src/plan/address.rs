@@ -95,7 +95,9 @@ fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
         }
         Address::Port(port) => match socket.family {
             Some(Family::Inet) => (*port, vec![WildV4, AnyV4], vec![AnyV4]),
-            _ => (*port, both(), vec![AnyV4, AnyV6, AnyHost]),
+            Some(Family::Inet6 | Family::Unix) | None => {
+                (*port, both(), vec![AnyV4, AnyV6, AnyHost])
+            }
         },
         Address::Ip(address) => match address.ip().to_canonical() {
             IpAddr::V4(ip) if ip.is_unspecified() => {
