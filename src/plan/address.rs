@@ -24,6 +24,19 @@ pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
                 socket.address.place,
                 collision(socket, other),
             ));
+        } else if let Some(other) = occupied
+            .first()
+            .and_then(|key| taken.get(key)?.partner(socket))
+        {
+            findings.push(Finding::warning(
+                socket.address.place,
+                format!(
+                    "sockets `{}` and `{}` share {} by `so_reuseport`: the kernel spreads its clients over the workers of both",
+                    socket.name.value,
+                    other.name.value,
+                    spell(&socket.address.value)
+                ),
+            ));
         }
         for key in occupied {
             taken.entry(key).or_default().add(socket);
@@ -82,7 +95,9 @@ fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
         }
         Address::Port(port) => match socket.family {
             Some(Family::Inet) => (*port, vec![WildV4, AnyV4], vec![AnyV4]),
-            _ => (*port, both(), vec![AnyV4, AnyV6, AnyHost]),
+            Some(Family::Inet6 | Family::Unix) | None => {
+                (*port, both(), vec![AnyV4, AnyV6, AnyHost])
+            }
         },
         Address::Ip(address) => match address.ip().to_canonical() {
             IpAddr::V4(ip) if ip.is_unspecified() => {
@@ -169,6 +184,14 @@ impl<'a> Cell<'a> {
                 .find_map(|on| self.by_interface.get(&on)?.conflict(socket)),
         }
     }
+
+    /// A socket here that shares its port with `socket`.
+    fn partner(&self, socket: &Socket) -> Option<&'a Socket> {
+        self.by_interface
+            .get(&interface(socket))?
+            .shared
+            .filter(|_| socket.so_reuseport.value)
+    }
 }
 
 impl<'a> Pick<'a> {
@@ -222,7 +245,7 @@ fn spell(address: &Address) -> String {
 mod tests {
     use super::super::testing::socket;
     use super::*;
-    use crate::unit::At;
+    use crate::unit::{At, Severity};
 
     fn ip(name: &str, address: &str) -> Socket {
         let mut made = socket(name);
@@ -263,6 +286,7 @@ mod tests {
         let count = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
             find_collisions(&pair, &mut findings);
+            findings.retain(|finding| finding.severity == Severity::Error);
             findings.len()
         };
         let forth = count([a.clone(), b.clone()]);
@@ -312,6 +336,25 @@ mod tests {
         assert!(collide(on(a(), "eth0"), b()));
         assert!(!collide(shared(a()), shared(b())));
         assert!(collide(shared(a()), b()));
+    }
+
+    #[test]
+    fn two_units_that_share_one_address_are_warned_of() {
+        let warned = |pair: [Socket; 2]| {
+            let mut findings = Vec::new();
+            find_collisions(&pair, &mut findings);
+            findings
+                .iter()
+                .any(|finding| finding.severity == Severity::Warning)
+        };
+        let a = || shared(ip("a", "0.0.0.0:80"));
+        assert!(warned([a(), shared(ip("b", "0.0.0.0:80"))]));
+        assert!(!warned([a(), shared(ip("b", "127.0.0.1:80"))]));
+        assert!(!warned([
+            on(a(), "x"),
+            on(shared(ip("b", "0.0.0.0:80")), "y")
+        ]));
+        assert!(!warned([a(), ip("b", "0.0.0.0:81")]));
     }
 
     #[test]

@@ -109,8 +109,7 @@ pub(super) fn of_socket(
     let own_group = user
         .as_ref()
         .and_then(|found| found.user.as_ref())
-        .map(|user| user.gid)
-        .filter(|_| socket.group.is_none());
+        .map(|user| user.gid);
     (user.map(|found| found.uid), group.or(own_group))
 }
 

@@ -302,3 +302,470 @@ impl Scene for Filling<'_> {
 fn not_bound(name: &str) -> String {
     format!("socket `{name}` is not bound yet: it is `optional`, and will be tried again")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Host, Plan};
+    use super::*;
+    use crate::unit::{self, At, Principal, Words};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// A plan of one watcher with the sockets a, b and c.
+    fn one(cmd: &str, change: impl FnOnce(&mut unit::Watcher)) -> Plan {
+        let mut made = watcher("web", cmd);
+        change(&mut made);
+        planned(units([socket("a"), socket("b"), socket("c")], [made]))
+    }
+
+    /// What worker 2 is exec'd with; `change` may alter the moment.
+    fn fill(plan: &Plan, file: Option<&str>, unbound: &[&str]) -> Result<Invocation, String> {
+        let unbound: Vec<String> = unbound.iter().map(|name| name.to_string()).collect();
+        plan.watchers[0].invocation(&Moment {
+            wid: 2,
+            environment: &Machine::new().environment(),
+            manager_env: &plan.manager.env,
+            env_file: file,
+            unbound: &unbound,
+        })
+    }
+
+    fn invoked(cmd: &str, change: impl FnOnce(&mut unit::Watcher)) -> Invocation {
+        fill(&one(cmd, change), None, &[]).expect("an invocation")
+    }
+
+    fn argv(cmd: &str, change: impl FnOnce(&mut unit::Watcher)) -> Vec<String> {
+        let argv = invoked(cmd, change).argv.into_iter();
+        argv.map(|word| word.into_string().expect("UTF-8"))
+            .collect()
+    }
+
+    fn variable(invocation: &Invocation, name: &str) -> Option<String> {
+        let mut found = invocation.env.iter().filter(|(known, _)| known == name);
+        let value = found
+            .next()
+            .map(|(_, value)| value.to_string_lossy().into_owned());
+        assert_eq!(found.next(), None, "{name} is there twice");
+        value
+    }
+
+    fn list(words: &[&str]) -> At<Words> {
+        At::nowhere(Words::List(words.iter().map(|w| w.to_string()).collect()))
+    }
+
+    fn text(text: &str) -> At<Words> {
+        At::nowhere(Words::Text(text.into()))
+    }
+
+    fn sockets(names: &[&str]) -> Option<Vec<At<String>>> {
+        Some(names.iter().map(|name| at(name)).collect())
+    }
+
+    #[test]
+    fn the_example_of_circus_gets_its_fd() {
+        assert_eq!(
+            argv(
+                "chaussette --fd $(circus.sockets.b) --backend meinheld mycool.app",
+                |_| ()
+            ),
+            [
+                "chaussette",
+                "--fd",
+                "3",
+                "--backend",
+                "meinheld",
+                "mycool.app"
+            ]
+        );
+    }
+
+    #[test]
+    fn fds_are_counted_in_order_of_the_list() {
+        let made = invoked(
+            "x $(circus.socket.A) ((circus.sockets.c)):$(circus.wid)",
+            |w| {
+                w.sockets = sockets(&["c", "b", "a"]);
+            },
+        );
+        assert_eq!(made.argv, ["x", "5", "3:2"]);
+        assert_eq!(made.fds, ["c", "b", "a"]);
+        assert_eq!(variable(&made, "LISTEN_FDS").as_deref(), Some("3"));
+        assert_eq!(variable(&made, "LISTEN_FDNAMES").as_deref(), Some("c:b:a"));
+        assert!(made.listen_pid);
+    }
+
+    #[test]
+    fn text_is_split_as_a_shell_splits_it_and_a_list_is_taken_as_it_is() {
+        assert_eq!(
+            argv(
+                r#"x 'a b' "c $(circus.wid)" d\ e --n=$(circus.name)"#,
+                |w| {
+                    w.args = Some(list(&["f g", "'h'"]));
+                }
+            ),
+            ["x", "a b", "c 2", "d e", "--n=web", "f g", "'h'"]
+        );
+        assert_eq!(
+            argv("", |w| {
+                w.cmd = list(&["x", "a  b", "", "$(circus.numprocesses)"]);
+                w.args = Some(text("c 'd e'"));
+            }),
+            ["x", "a  b", "", "1", "c", "d e"]
+        );
+    }
+
+    #[test]
+    fn a_value_never_becomes_two_words() {
+        assert_eq!(
+            argv("x $(circus.env.A) b", |w| w.env =
+                env(&[("A", "1 '2' \"3")])),
+            ["x", "1 '2' \"3", "b"]
+        );
+        assert_eq!(
+            argv("x $(circus.env.A) b", |w| w.env = env(&[("A", "")])),
+            ["x", "", "b"]
+        );
+    }
+
+    #[test]
+    fn an_unbound_socket_is_left_out_and_later_fds_move_up() {
+        let plan = one("x $(circus.socket.c)", |w| {
+            w.sockets = sockets(&["a", "b", "c"])
+        });
+        let made = fill(&plan, None, &["b"]).expect("an invocation");
+        assert_eq!(made.argv, ["x", "4"]);
+        assert_eq!(made.fds, ["a", "c"]);
+        assert_eq!(variable(&made, "LISTEN_FDS").as_deref(), Some("2"));
+        assert_eq!(variable(&made, "LISTEN_FDNAMES").as_deref(), Some("a:c"));
+        let none = one("x", |w| w.sockets = sockets(&["a"]));
+        let none = fill(&none, None, &["a"]).expect("an invocation");
+        assert!(!none.listen_pid);
+        assert_eq!(variable(&none, "LISTEN_FDS"), None);
+        let why = fill(&plan, None, &["c"]).expect_err("its fd is named");
+        assert_eq!(
+            why,
+            "watcher `web`: its command: socket `c` is not bound yet: it is `optional`, and will be tried again"
+        );
+    }
+
+    #[test]
+    fn a_stdin_socket_is_fd_0_and_alone_sets_no_listen_fds() {
+        let plan = one("x $(circus.socket.a)", |w| w.stdin_socket = Some(at("a")));
+        let made = fill(&plan, None, &[]).expect("an invocation");
+        assert_eq!(made.argv, ["x", "0"]);
+        assert_eq!(made.stdin, Source::Socket("a".into()));
+        assert!(made.fds.is_empty() && !made.listen_pid);
+        assert!(fill(&plan, None, &["a"]).is_err());
+        let listed = invoked("x $(circus.socket.a)", |w| {
+            w.stdin_socket = Some(at("a"));
+            w.sockets = sockets(&["b", "a"]);
+        });
+        assert_eq!(listed.argv, ["x", "4"]);
+        assert_eq!(listed.fds, ["b", "a"]);
+    }
+
+    #[test]
+    fn listen_fds_false_passes_the_sockets_without_a_word() {
+        let made = invoked("x $(circus.socket.a)", |w| w.listen_fds = false);
+        assert_eq!(made.fds, ["a"]);
+        assert!(!made.listen_pid);
+        assert_eq!(variable(&made, "LISTEN_FDS"), None);
+        assert_eq!(variable(&made, "LISTEN_FDNAMES"), None);
+    }
+
+    #[test]
+    fn a_shell_gets_the_text_as_it_is_and_lists_in_quotes() {
+        assert_eq!(
+            argv(
+                "exec x --fd $(circus.socket.a) | cat > \"$HOME/y\"\n",
+                |w| {
+                    w.shell = true;
+                    w.args = Some(list(&["it's", "$(circus.wid) $X", "a"]));
+                    w.shell_args = Some(text("one 'two three'"));
+                }
+            ),
+            [
+                "/bin/sh",
+                "-c",
+                "exec x --fd 3 | cat > \"$HOME/y\" 'it'\\''s' '2 $X' 'a'",
+                "one",
+                "two three"
+            ]
+        );
+        assert_eq!(
+            argv("echo a", |w| {
+                w.shell = true;
+                w.args = Some(text("; echo b"));
+            })[2],
+            "echo a ; echo b"
+        );
+    }
+
+    #[test]
+    fn values_in_a_shell_text_are_quoted_for_where_they_stand() {
+        let shown = |cmd: &str, value: &str| {
+            let plan = one(cmd, |w| {
+                w.shell = true;
+                w.env = env(&[("A", value)]);
+            });
+            fill(&plan, None, &[]).map(|made| made.argv[2].to_string_lossy().into_owned())
+        };
+        let nasty = "a'b $(rm) \"c`";
+        assert_eq!(
+            shown("echo $(circus.env.A)", "plain").as_deref(),
+            Ok("echo plain")
+        );
+        assert_eq!(
+            shown("echo $(circus.env.A)", nasty).as_deref(),
+            Ok("echo 'a'\\''b $(rm) \"c`'")
+        );
+        assert_eq!(
+            shown("echo \"$(circus.env.A)\"", nasty).as_deref(),
+            Ok("echo \"a'b \\$(rm) \\\"c\\`\"")
+        );
+        assert_eq!(
+            shown("echo '$(circus.env.A)'", nasty).as_deref(),
+            Ok("echo 'a'\\''b $(rm) \"c`'")
+        );
+        assert_eq!(
+            shown("echo \"$(cat $(circus.env.A))\"", "plain").as_deref(),
+            Ok("echo \"$(cat plain)\"")
+        );
+        let why = shown("echo \"$(cat $(circus.env.A))\"", nasty).expect_err("not quotable");
+        assert!(why.contains("use the shell's own `\"$A\"`"), "{why}");
+    }
+
+    #[test]
+    fn the_executable_replaces_what_is_run_and_not_its_name() {
+        let made = invoked("gunicorn app", |w| {
+            w.executable = Some(at("./bin/$(circus.name)"))
+        });
+        assert_eq!(made.argv, ["gunicorn", "app"]);
+        assert_eq!(made.candidates, ["./bin/web"]);
+        let shell = invoked("x", |w| {
+            w.shell = true;
+            w.executable = Some(at("/bin/bash"));
+        });
+        assert_eq!(shell.argv, ["/bin/sh", "-c", "x"]);
+        assert_eq!(shell.candidates, ["/bin/bash"]);
+    }
+
+    #[test]
+    fn a_bare_name_is_looked_up_in_the_workers_path() {
+        let path = |path: &str| invoked("x", |w| w.env = env(&[("PATH", path)])).candidates;
+        assert_eq!(invoked("x", |_| ()).candidates, ["/usr/bin/x", "/bin/x"]);
+        assert_eq!(path("/a::b:"), ["/a/x", "./x", "b/x", "./x"]);
+        assert_eq!(path(""), ["./x"]);
+        assert_eq!(invoked("/bin/x", |_| ()).candidates, ["/bin/x"]);
+        assert_eq!(invoked("bin/x", |_| ()).candidates, ["bin/x"]);
+        let bare = invoked("x", |w| w.copy_env = false);
+        assert_eq!(bare.candidates.len(), 6);
+        let why = fill(
+            &one("$(circus.env.A)", |w| w.env = env(&[("A", "")])),
+            None,
+            &[],
+        );
+        assert_eq!(
+            why.expect_err("no command"),
+            "watcher `web`: the first word of its command is empty"
+        );
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_units_folder() {
+        let made = invoked("x", |w| {
+            w.working_dir = Some(at("srv/$(circus.name)"));
+            w.stdin = unit::Stdin::File("in".into());
+            w.stdout = Output::File("/var/log/$(circus.wid).log".into());
+            w.stderr = Output::File("$(circus.working_dir)/err".into());
+        });
+        assert_eq!(made.working_dir, Some("/etc/units/srv/web".into()));
+        assert_eq!(made.stdin, Source::File("/etc/units/in".into()));
+        assert_eq!(made.stdout, Sink::File("/var/log/2.log".into()));
+        assert_eq!(made.stderr, Sink::File("/etc/units/srv/web/err".into()));
+        let default = invoked("x", |w| w.stderr = Output::Null);
+        assert_eq!(default.working_dir, None);
+        assert_eq!(
+            (default.stdin, default.stdout, default.stderr),
+            (Source::Null, Sink::Inherit, Sink::Null)
+        );
+    }
+
+    #[test]
+    fn the_environment_is_layered_and_later_wins() {
+        let mut made = watcher("web", "x");
+        made.user = Some(At::nowhere(Principal::Name("deploy".into())));
+        made.env = env(&[
+            ("A", "unit"),
+            ("B", "unit"),
+            ("C", "$(circus.env.C)+unit"),
+            ("D", "$(circus.env.A)+$(circus.env.E)"),
+        ]);
+        made.env_file = Some(at("env"));
+        let mut all = units([], [made]);
+        all.manager.env = env(&[
+            ("A", "manager"),
+            ("C", "manager"),
+            ("HOME", "/m"),
+            ("LANG", "de"),
+        ]);
+        let plan = planned(all);
+        assert_eq!(
+            plan.watchers[0].env_file(1),
+            Some(("/etc/units/env".into(), false))
+        );
+        let made = fill(&plan, Some("B=file\nE='of file'\n"), &[]).expect("an invocation");
+        let names = |wanted: &str| variable(&made, wanted);
+        for (name, value) in [
+            ("A", "unit"),
+            ("B", "file"),
+            ("C", "manager+unit"),
+            ("D", "unit+of file"),
+            ("E", "of file"),
+            ("HOME", "/m"),
+            ("USER", "deploy"),
+            ("LOGNAME", "deploy"),
+            ("SHELL", "/bin/sh"),
+            ("PATH", "/usr/bin:/bin"),
+            ("LANG", "de"),
+            ("TENTPOLE_WATCHER", "web"),
+            ("TENTPOLE_WID", "2"),
+        ] {
+            assert_eq!(names(name).as_deref(), Some(value), "{name}");
+        }
+        assert_eq!(made.env.len(), 13);
+        let order: Vec<_> = made.env.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(order[..3], ["LANG", "PATH", "HOME"]);
+        assert!(order[3..].is_sorted());
+    }
+
+    #[test]
+    fn an_env_file_that_is_missing_or_wrong_is_an_error_unless_it_may_be_missing() {
+        let plan = one("x", |w| w.env_file = Some(at("env")));
+        let why = |file| fill(&plan, file, &[]).expect_err("no environment");
+        assert_eq!(why(None), "watcher `web`: its `env_file` could not be read");
+        assert_eq!(
+            why(Some("A=1\nB")),
+            "watcher `web`: its `env_file`, line 2: `B` is not KEY=VALUE; a comment starts with `#`"
+        );
+        let may = one("x", |w| w.env_file = Some(at("-env")));
+        assert!(fill(&may, None, &[]).is_ok());
+        let unknown = one("x $(circus.env.A)", |w| w.env_file = Some(at("env")));
+        assert_eq!(
+            fill(&unknown, Some(""), &[]).expect_err("no A"),
+            "watcher `web`: its command: `$(circus.env.A)` is not in the worker's environment"
+        );
+    }
+
+    #[test]
+    fn a_virtualenv_leads_the_path() {
+        let made = invoked("x", |w| {
+            w.virtualenv = Some(at("venv"));
+            w.env = env(&[("PYTHONHOME", "/p"), ("PATH", "/b")]);
+        });
+        assert_eq!(
+            variable(&made, "PATH").as_deref(),
+            Some("/etc/units/venv/bin:/b")
+        );
+        assert_eq!(
+            variable(&made, "VIRTUAL_ENV").as_deref(),
+            Some("/etc/units/venv")
+        );
+        assert_eq!(variable(&made, "PYTHONHOME"), None);
+        assert_eq!(made.candidates[0], "/etc/units/venv/bin/x");
+    }
+
+    #[test]
+    fn notify_and_watchdog_are_told_of() {
+        let plain = invoked("x", |_| ());
+        assert!(!plain.notify && !plain.watchdog_pid);
+        assert!(invoked("x", |w| w.kind = WatcherKind::Notify).notify);
+        let watched = invoked("x", |w| w.watchdog = Some(Duration::from_millis(1500)));
+        assert!(watched.notify && watched.watchdog_pid);
+        assert_eq!(
+            variable(&watched, "WATCHDOG_USEC").as_deref(),
+            Some("1500000")
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass_through() {
+        let plan = one("x $(circus.env.RAW)", |w| w.env_file = Some(at("-e")));
+        let mut own = Machine::new().environment();
+        own.push(("RAW".into(), OsString::from_vec(vec![0xff, b' ', 0xfe])));
+        let made = plan.watchers[0].invocation(&Moment {
+            wid: 1,
+            environment: &own,
+            manager_env: &[],
+            env_file: None,
+            unbound: &[],
+        });
+        assert_eq!(
+            made.expect("an invocation").argv[1].as_bytes(),
+            [0xff, b' ', 0xfe]
+        );
+    }
+
+    #[test]
+    fn a_plan_comes_back_from_json_as_it_was() {
+        let plan = one("x $(circus.socket.a) $(circus.env.A)", |w| {
+            w.env = env(&[("A", "$(circus.name)")]);
+            w.stdout = Output::File("$(circus.working_dir)/$(circus.wid)".into());
+            w.working_dir = Some(at("$(circus.env.HOME)"));
+        });
+        let json = serde_json::to_string(&plan).expect("plain data");
+        let back: Plan = serde_json::from_str(&json).expect("what was written");
+        assert_eq!(back, plan);
+        assert_eq!(fill(&back, None, &[]), fill(&plan, None, &[]));
+    }
+
+    #[test]
+    fn a_plan_without_templates_is_no_panic() {
+        let mut plan = one("x $(circus.socket.a)", |_| ());
+        let mut bare = Watcher::clone(&plan.watchers[0]);
+        bare.sockets.clear();
+        plan.watchers = vec![bare.clone().into()];
+        assert!(fill(&plan, None, &[]).is_err());
+        bare.templates = super::super::Templates::default();
+        plan.watchers = vec![bare.into()];
+        assert!(fill(&plan, None, &[]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_changes_the_number_of_words(
+            value in "[^\0]{0,30}",
+            before in "([a-z]{1,3} ){0,3}",
+            quoted: bool,
+        ) {
+            let word = if quoted { "\"a $(circus.env.A)\"" } else { "$(circus.env.A)" };
+            let cmd = format!("x {before}{word} $(circus.wid)");
+            let plan = one(&cmd, |w| w.env = env(&[("A", &value.replace("circus", "c"))]));
+            let made = fill(&plan, None, &[]).expect("an invocation");
+            let template = shell_words::split(&cmd).expect("a command");
+            prop_assert_eq!(made.argv.len(), template.len());
+        }
+
+        /// The real shell is the judge.
+        #[test]
+        fn a_shell_reads_an_inserted_value_as_one_word(
+            value in "[ -~\n\t]{0,12}",
+            (before, after) in prop::sample::select(vec![("", ""), ("\"", "\""), ("'", "'"), ("\"${X}", "\""), ("$(true)", "")]),
+        ) {
+            let value = value.replace("circus", "c");
+            let cmd = format!("printf '%s|' {before}$(circus.env.A){after} end");
+            let plan = one(&cmd, |w| {
+                w.shell = true;
+                w.env = env(&[("A", &value)]);
+            });
+            let made = fill(&plan, None, &[]).expect("an invocation");
+            let output = std::process::Command::new(&made.argv[0])
+                .args(&made.argv[1..])
+                .env_remove("X")
+                .output()
+                .expect("a shell");
+            prop_assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{value}|end|"));
+        }
+    }
+}

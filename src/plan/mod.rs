@@ -174,7 +174,7 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
     let (false, Some(levels)) = (refused, levels) else {
         return (None, findings);
     };
-    let sockets: Vec<Rc<Socket>> = units
+    let mut sockets: Vec<Rc<Socket>> = units
         .sockets
         .into_iter()
         .zip(owners)
@@ -185,8 +185,11 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
         .into_iter()
         .zip(settled)
         .zip(levels)
-        .map(|((unit, settled), level)| Rc::new(watcher(unit, settled, level, &sockets)))
+        .map(|((unit, settled), level)| Rc::new(finished(unit, settled, level, &sockets)))
         .collect();
+    // Collecting reuses the memory of what it consumes, which is a hundred times what the pointers need.
+    sockets.shrink_to_fit();
+    watchers.shrink_to_fit();
     // They are in order of name, and a stable sort keeps that.
     watchers.sort_by_key(|watcher| (watcher.level, Reverse(watcher.unit.priority)));
     let plan = Plan {
@@ -198,7 +201,7 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
     (Some(plan), findings)
 }
 
-fn watcher(
+fn finished(
     mut unit: unit::Watcher,
     settled: settle::Settled,
     level: u32,
@@ -313,7 +316,7 @@ pub struct Moment<'a> {
     pub wid: u32,
     /// The manager's own environment, as [`Host::environment`] gives it.
     pub environment: &'a [(OsString, OsString)],
-    /// `[manager] env`.
+    /// `[manager] env` as [`Plan::manager`] has it, its substitutions filled in.
     pub manager_env: &'a [(String, unit::At<String>)],
     /// Text of the `env_file`, where the watcher has one and it could be read.
     pub env_file: Option<&'a str>,
@@ -330,5 +333,76 @@ impl Watcher {
     /// umask, nice and the rest that need no substitution, as the unit has them.
     pub fn limits(&self) -> (Option<Mode>, &[(Resource, Limit)]) {
         (self.unit.umask, &self.unit.rlimits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+    use crate::unit::{At, Place};
+
+    #[test]
+    fn watchers_stand_in_order_of_level_priority_and_name() {
+        let mut last = watcher("a", "x");
+        last.after = vec![at("d")];
+        let mut eager = watcher("d", "x");
+        eager.priority = 5;
+        let mut waiting = watcher("c", "x");
+        waiting.priority = 5;
+        waiting.requires = vec![at("d")];
+        let plan = planned(units([], [last, watcher("b", "x"), waiting, eager]));
+        let order: Vec<_> = plan.watchers.iter().map(|w| (w.name(), w.level)).collect();
+        assert_eq!(order, [("d", 0), ("c", 1), ("a", 1), ("b", 1)]);
+    }
+
+    #[test]
+    fn findings_of_all_kinds_come_together_in_order_of_place() {
+        let place = |start| Place {
+            file: 0,
+            start,
+            end: start + 1,
+        };
+        let named = |name: &str, start| At {
+            value: name.to_string(),
+            place: place(start),
+        };
+        let mut first = watcher("a", "x");
+        first.name.place = place(10);
+        first.after = vec![named("b", 50)];
+        first.sockets = Some(vec![named("nothing", 20)]);
+        let mut second = watcher("b", "x");
+        second.requires = vec![named("a", 40)];
+        let mut unused = socket("s");
+        unused.name.place = place(30);
+        let (plan, findings) = plan(units([unused], [first, second]), &Machine::new());
+        assert_eq!(plan, None);
+        let starts: Vec<_> = findings.iter().map(|f| f.place.start).collect();
+        assert_eq!(starts, [20, 30, 50]);
+    }
+
+    #[test]
+    fn a_plan_holds_no_memory_of_the_units_it_was_made_of() {
+        let sockets: Vec<_> = (0..100).map(|n| socket(&format!("s{n}"))).collect();
+        let watchers: Vec<_> = (0..100).map(|n| watcher(&format!("w{n}"), "x")).collect();
+        let plan = planned(units(sockets, watchers));
+        assert!(plan.sockets.capacity() < 200);
+        assert!(plan.watchers.capacity() < 200);
+    }
+
+    #[test]
+    fn nothing_is_a_plan_too() {
+        assert_eq!(planned(Units::default()), Plan::default());
+    }
+
+    #[test]
+    fn a_simple_watcher_stays_small() {
+        let plan = planned(units(
+            [],
+            [watcher("w", "python3 -m app --port $(circus.wid)")],
+        ));
+        let json = serde_json::to_string(&plan.watchers[0].templates).expect("plain data");
+        assert!(json.len() < 300, "{json}");
+        assert!(size_of::<Watcher>() <= 1400, "{}", size_of::<Watcher>());
     }
 }

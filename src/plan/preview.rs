@@ -59,7 +59,7 @@ impl Plan {
         &'a self,
         host: &dyn Host,
         read: &'a dyn Fn(&Path) -> io::Result<String>,
-    ) -> impl Iterator<Item = Result<PlannedWorker, String>> + 'a {
+    ) -> impl Iterator<Item = Result<PlannedWorker, String>> + use<'a> {
         let environment = host.environment();
         let all = self.watchers.iter().flat_map(|watcher| {
             (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid))
@@ -165,4 +165,75 @@ fn sink(sink: &Sink) -> String {
 
 fn text(text: &OsStr) -> String {
     text.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::unit::{At, WatcherKind};
+
+    fn missing(_: &Path) -> io::Result<String> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    #[test]
+    fn every_worker_is_shown_with_placeholders_for_what_is_not_known_yet() {
+        let mut made = watcher("web", "x $(circus.socket.a) $(circus.wid)");
+        made.numprocesses = At::nowhere(2);
+        made.kind = WatcherKind::Notify;
+        made.stdin_socket = Some(at("b"));
+        let plan = planned(units([socket("a"), socket("b")], [made]));
+        let workers: Vec<_> = plan
+            .workers(&Machine::new(), &missing)
+            .map(|worker| worker.expect("a worker"))
+            .collect();
+        assert_eq!(workers.len(), 2);
+        assert_eq!(workers[1].argv, ["x", "3", "2"]);
+        let fd = |fd, socket: &str, name: Option<&str>| PlannedFd {
+            fd,
+            socket: socket.into(),
+            name: name.map(str::to_string),
+        };
+        assert_eq!(workers[0].fds, [fd(0, "b", None), fd(3, "a", Some("a"))]);
+        let env = &workers[0].env;
+        assert_eq!(env["LISTEN_PID"], "<pid>");
+        assert_eq!(env["NOTIFY_SOCKET"], "<notify socket>");
+        assert_eq!(env["LISTEN_FDS"], "1");
+        assert!(!env.contains_key("WATCHDOG_PID"));
+        let json = serde_json::to_value(&workers[0]).expect("plain data");
+        assert_eq!(json["fds"][1]["socket"], "a");
+        assert_eq!(json["stdin"], "socket");
+    }
+
+    #[test]
+    fn env_files_are_read_and_a_missing_one_is_that_workers_error() {
+        let mut made = watcher("web", "x $(circus.env.A)");
+        made.env_file = Some(at("$(circus.wid).env"));
+        made.numprocesses = At::nowhere(2);
+        let plan = planned(units([], [made]));
+        let read = |path: &Path| match path.to_str() {
+            Some("/etc/units/1.env") => Ok("A=one".to_string()),
+            _ => missing(path),
+        };
+        let workers: Vec<_> = plan.workers(&Machine::new(), &read).collect();
+        assert_eq!(workers[0].as_ref().expect("a worker").argv, ["x", "one"]);
+        let why = workers[1].as_ref().expect_err("no file");
+        assert!(why.starts_with("watcher `web`: `env_file` `/etc/units/2.env` can't be read"));
+    }
+
+    #[test]
+    fn a_file_that_may_be_missing_may_not_be_unreadable() {
+        let mut made = watcher("web", "x");
+        made.env_file = Some(at("-env"));
+        let plan = planned(units([], [made]));
+        let first = |read: &dyn Fn(&Path) -> io::Result<String>| {
+            plan.workers(&Machine::new(), read)
+                .next()
+                .expect("one")
+                .is_ok()
+        };
+        assert!(first(&missing));
+        assert!(!first(&|_| Err(io::ErrorKind::PermissionDenied.into())));
+    }
 }
