@@ -38,7 +38,7 @@ impl Kind {
     }
 
     /// The names of its keys.
-    fn keys(self) -> Box<dyn Iterator<Item = &'static str>> {
+    pub fn keys(self) -> Box<dyn Iterator<Item = &'static str>> {
         match self {
             Kind::Manager => Box::new(MANAGER.iter().map(|key| key.name)),
             Kind::Socket => Box::new(SOCKET.iter().map(|key| key.name)),
@@ -1483,7 +1483,7 @@ mod tests {
                 ),
                 (
                     "listen = 127.0.0.1:80",
-                    "15: text must stand in quotes: write `\"127.0.0.1:80\"`",
+                    "10: text must stand in quotes: write `\"127.0.0.1:80\"`",
                 ),
                 ("listen =", "9: missing value"),
                 (
