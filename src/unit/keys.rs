@@ -307,8 +307,10 @@ const OUTPUTS: Vocabulary<OutputWord> = &[
     ("prefix", None),
 ];
 
-/// What others call our keys: the names of systemd, supervisord, Docker and habit, in snake_case.
+/// What others (systemd, supervisord, Docker) call our keys, in lower case, and what one table calls another's.
 const FOREIGN: &[(&str, &str)] = &[
+    ("uid", "user"),
+    ("gid", "group"),
     ("command", "cmd"),
     ("exec", "cmd"),
     ("exec_start", "cmd"),
@@ -453,59 +455,46 @@ impl<'v> Table<'v> {
 
     /// What to say of a key that this kind of table does not have.
     fn unknown(&self, entry: &Entry<'_>) -> Finding {
-        let hint = if matches!(entry.value, DeValue::Table(_))
-            && !self.name.is_empty()
-            && !entry.key.is_empty()
-        {
-            // `[socket.web.example]`: TOML takes each dot for a table in a table.
-            let full = clipped(&format!("{}.{}", self.name, entry.key));
-            match self.meant(entry.key) {
-                Some(near) => format!("; did you mean {near}?"),
-                None => format!(
-                    "; a name with a dot needs quotes: `[{}.\"{full}\"]`",
-                    self.kind.name()
-                ),
-            }
+        let (kind, key) = (self.kind.name(), clipped(entry.key));
+        let is_table = matches!(entry.value, DeValue::Table(_));
+        let meant = || nearest(entry.key, self.kind.keys());
+        let hint = if let Some(meant) = self.foreign(entry.key) {
+            format!("; did you mean `{meant}`?")
+        } else if let Some(home) = home_of(entry.key, Some(self.kind)) {
+            format!("; it belongs in {home}")
         } else if let Some(resource) = entry.key.strip_prefix("rlimit_") {
             format!("; write `rlimits = {{ {} = ... }}`", clipped(resource))
-        } else if let Some(near) = self.meant(entry.key) {
-            format!("; did you mean {near}?")
+        } else if let Some(meant) = meant() {
+            format!("; did you mean `{meant}`?")
+        } else if is_table && !self.name.is_empty() && !entry.key.is_empty() {
+            // `[socket.web.example]`: TOML takes each dot for a table in a table.
+            let full = clipped(&format!("{}.{}", self.name, entry.key));
+            format!("; a name with a dot needs quotes: `[{kind}.\"{full}\"]`")
         } else {
             String::new()
         };
-        let message = match home_of(entry.key, Some(self.kind)) {
-            Some(home) => format!(
-                "unknown key `{}` in `[{}]`; it belongs in {home}",
-                clipped(entry.key),
-                self.kind.name()
-            ),
-            None => format!(
-                "unknown key `{}` in `[{}]`{hint}",
-                clipped(entry.key),
-                self.kind.name()
-            ),
-        };
+        let message = format!("unknown key `{key}` in `[{kind}]`{hint}");
         Finding::error(entry.key_place, message)
     }
 
-    /// The key that was probably meant.
-    fn meant(&self, key: &str) -> Option<String> {
+    /// Our name for what another program calls `key`.
+    fn foreign(&self, key: &str) -> Option<&'static str> {
         let lower = key.to_ascii_lowercase().replace('-', "_");
-        let foreign = FOREIGN
+        let (_, ours) = FOREIGN
             .iter()
-            .find(|(theirs, ours)| *theirs == lower && self.kind.keys().any(|key| key == *ours))
-            .map(|(_, ours)| *ours);
-        let meant = foreign.or_else(|| nearest(key, self.kind.keys()))?;
-        Some(format!("`{meant}`"))
+            .find(|(theirs, ours)| *theirs == lower && self.kind.keys().any(|key| key == *ours))?;
+        Some(ours)
     }
 }
 
-/// The table that has `key`, other than `not`, in backticks.
+/// The tables that have `key`, other than `not`, in backticks.
 pub(super) fn home_of(key: &str, not: Option<Kind>) -> Option<String> {
-    let kind = Kind::ALL
+    let homes: Vec<String> = Kind::ALL
         .into_iter()
-        .find(|kind| Some(*kind) != not && kind.keys().any(|known| known == key))?;
-    Some(header_of(kind))
+        .filter(|kind| Some(*kind) != not && kind.keys().any(|known| known == key))
+        .map(header_of)
+        .collect();
+    (!homes.is_empty()).then(|| homes.join(" or "))
 }
 
 /// How the header of a table of this kind is written.
@@ -682,12 +671,12 @@ fn check_socket(table: &Table<'_>, socket: &Socket, findings: &mut Vec<Finding>)
     }
     if !is_file {
         for key in ["mode", "user", "group", "umask", "directory_mode"] {
-            report(
-                key,
-                format!(
+            if let Some(place) = table.key_place(key) {
+                let message = format!(
                     "`{key}` of {label} needs a unix socket's path; it listens on {what}, which has no file"
-                ),
-            );
+                );
+                findings.push(Finding::error(place, message));
+            }
         }
         for key in ["replace", "remove_on_stop"] {
             if let Some(place) = table.key_place(key) {
@@ -809,14 +798,20 @@ fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Ve
         (None, _) if is_oneshot => Restart::OnFailure,
         (None, _) => Restart::Always,
     };
-    if let Some(restart) = &draft.restart
+    let always = match (&draft.restart, &draft.respawn) {
+        (Some(restart), _) if restart.value == Restart::Always => {
+            Some((restart.place, "restart = \"always\""))
+        }
+        (None, Some(respawn)) if respawn.value => Some((respawn.place, "respawn = true")),
+        _ => None,
+    };
+    if let Some((place, always)) = always
         && is_oneshot
-        && restart.value == Restart::Always
     {
         let message = format!(
-            "`restart = \"always\"` of {label} would run a `oneshot` for ever; write `\"on-failure\"` or `\"never\"`"
+            "`{always}` of {label} would run a `oneshot` for ever; write `restart = \"on-failure\"` or `\"never\"`"
         );
-        findings.push(Finding::error(restart.place, message));
+        findings.push(Finding::error(place, message));
     }
     match &draft.restart_max_delay {
         Some(most) if most.value < watcher.restart_delay => {
@@ -1312,6 +1307,14 @@ mod tests {
                 (
                     "ListenStream = 5",
                     "1: unknown key `ListenStream` in `[socket]`; did you mean `listen`?",
+                ),
+                (
+                    "env = {}",
+                    "1: unknown key `env` in `[socket]`; it belongs in `[manager]` or `[watcher.NAME]`",
+                ),
+                (
+                    "uid = 5",
+                    "1: unknown key `uid` in `[socket]`; did you mean `user`?",
                 ),
                 (
                     "qwertyuiop = 5",
@@ -1866,7 +1869,11 @@ mod tests {
             ),
             (
                 "type = \"oneshot\"\nrestart = \"always\"",
-                "4:11: `restart = \"always\"` of `watcher.w` would run a `oneshot` for ever; write `\"on-failure\"` or `\"never\"`",
+                "4:11: `restart = \"always\"` of `watcher.w` would run a `oneshot` for ever; write `restart = \"on-failure\"` or `\"never\"`",
+            ),
+            (
+                "type = \"oneshot\"\nrespawn = true",
+                "4:11: `respawn = true` of `watcher.w` would run a `oneshot` for ever; write `restart = \"on-failure\"` or `\"never\"`",
             ),
             (
                 "use_sockets = true\nsockets = []",

@@ -330,35 +330,16 @@ impl Loader {
         if !self.distrust_writable {
             return true;
         }
-        let mode = metadata.mode();
-        let what = if metadata.is_dir() { "folder" } else { "file" };
-        let shown = shell_words::quote(&path.to_string_lossy()).into_owned();
-        let mut faults = Vec::new();
-        let mut remedies = Vec::new();
-        if metadata.uid() != 0 {
-            faults.push(format!("user {} owns it", metadata.uid()));
-            remedies.push(format!("chown root:root {shown}"));
-        }
-        let by_group = mode & 0o020 != 0 && metadata.gid() != 0;
-        let by_others = mode & 0o002 != 0;
-        if by_group {
-            faults.push(format!("group {} may write it", metadata.gid()));
-        }
-        if by_others {
-            faults.push("everybody may write it".to_string());
-        }
-        if by_group || by_others {
-            remedies.push(format!("chmod go-w {shown}"));
-        }
-        if faults.is_empty() {
+        let Some((faults, remedies)) =
+            distrust(metadata.uid(), metadata.gid(), metadata.mode(), path)
+        else {
             return true;
-        }
+        };
+        let what = if metadata.is_dir() { "folder" } else { "file" };
         self.refuse(
             path,
             &format!(
-                "refused, since as root this {what} says what is run: {}; run `{}`",
-                faults.join(" and "),
-                remedies.join(" && ")
+                "refused, since as root this {what} says what is run: {faults}; run `{remedies}`"
             ),
         );
         false
@@ -412,6 +393,31 @@ impl Loader {
             end: 0,
         }
     }
+}
+
+/// Why a file or folder with this owner, group and mode could be another user's doing, and the commands against it.
+fn distrust(uid: u32, gid: u32, mode: u32, path: &Path) -> Option<(String, String)> {
+    let path = path.to_string_lossy();
+    let path = shell_words::quote(&path);
+    let mut faults = Vec::new();
+    let mut remedies = Vec::new();
+    if uid != 0 {
+        faults.push(format!("user {uid} owns it"));
+        remedies.push(format!("chown root:root {path}"));
+    }
+    // To be in root's own group is to be trusted.
+    let by_group = mode & 0o020 != 0 && gid != 0;
+    let by_others = mode & 0o002 != 0;
+    if by_group {
+        faults.push(format!("group {gid} may write it"));
+    }
+    if by_others {
+        faults.push("everybody may write it".to_string());
+    }
+    if by_group || by_others {
+        remedies.push(format!("chmod go-w {path}"));
+    }
+    (!faults.is_empty()).then(|| (faults.join(" and "), remedies.join(" && ")))
 }
 
 /// What a regular file holds. A FIFO or device is never opened, nor waited for if it takes the file's place meanwhile.
@@ -729,9 +735,46 @@ mod tests {
     }
 
     #[test]
+    fn distrust_says_who_may_write_and_what_to_do() {
+        let distrust = |uid, gid, mode| distrust(uid, gid, mode, Path::new("/u/a b.toml"));
+        for (uid, gid, mode) in [
+            (0, 0, 0o100644),
+            (0, 0, 0o100664),
+            (0, 7, 0o100644),
+            (0, 7, 0o40755),
+        ] {
+            assert_eq!(distrust(uid, gid, mode), None, "{uid} {gid} {mode:o}");
+        }
+        let wanted =
+            |faults: &str, remedies: &str| Some((faults.to_string(), remedies.to_string()));
+        assert_eq!(
+            distrust(0, 7, 0o100664),
+            wanted("group 7 may write it", "chmod go-w '/u/a b.toml'")
+        );
+        assert_eq!(
+            distrust(0, 0, 0o41777),
+            wanted("everybody may write it", "chmod go-w '/u/a b.toml'")
+        );
+        assert_eq!(
+            distrust(5, 7, 0o100666),
+            wanted(
+                "user 5 owns it and group 7 may write it and everybody may write it",
+                "chown root:root '/u/a b.toml' && chmod go-w '/u/a b.toml'"
+            )
+        );
+    }
+
+    #[test]
     fn root_refuses_what_others_may_write() {
         if !nix::unistd::geteuid().is_root() {
-            // Only root can make files that root owns.
+            // Nobody else can make files that root owns: all that others have is refused.
+            let f = folder(&[("a.toml", "[socket.a]\nlisten = 1")]);
+            let loaded = load(&Search {
+                paths: vec![f.path().to_path_buf()],
+                distrust_writable: true,
+                ..Search::default()
+            });
+            assert!(findings(&loaded, &[&f])[0].contains("owns it; run `chown root:root F0`"));
             return;
         }
         let f = folder(&[

@@ -8,7 +8,7 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{At, Finding, Name, Place, Sources, Units};
+use super::{Finding, Name, Place, Sources, Units};
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,9 +22,17 @@ pub(super) struct Reader {
     pub units: Units,
     pub findings: Vec<Finding>,
     manager: Option<Place>,
-    /// Names in lower case, with the name as written: look-ups are case-insensitive, as in Circus.
-    sockets: HashMap<String, At<Name>>,
-    watchers: HashMap<String, At<Name>>,
+    /// By name in lower case, since look-ups are case-insensitive, as in Circus.
+    sockets: HashMap<Name, Known>,
+    watchers: HashMap<Name, Known>,
+}
+
+/// A name that is taken.
+#[derive(Debug)]
+struct Known {
+    header: Place,
+    /// As it was written, if not in lower case.
+    written: Option<Name>,
 }
 
 impl Reader {
@@ -152,26 +160,27 @@ impl Reader {
             self.error(table.header, message);
             return false;
         }
-        let own = At {
-            value: table.name.to_string(),
-            place: table.header,
-        };
-        let message = match known.entry(table.name.to_lowercase()) {
+        let lower = table.name.to_lowercase();
+        let written = (lower != table.name).then(|| table.name.to_string());
+        let known = match known.entry(lower) {
             Slot::Vacant(slot) => {
-                slot.insert(own);
+                let header = table.header;
+                slot.insert(Known { header, written });
                 return true;
             }
-            Slot::Occupied(other) if other.get().value == table.name => format!(
-                "{kind} `{}` is already defined at {}",
+            Slot::Occupied(known) => known,
+        };
+        let first = sources.locate(known.get().header);
+        let message = if known.get().written == written {
+            let name = clipped(table.name);
+            format!("{kind} `{name}` is already defined at {first}")
+        } else {
+            let other = known.get().written.as_ref().unwrap_or(known.key());
+            format!(
+                "{kind} `{}` differs from `{}` at {first} by case alone; rename one",
                 clipped(table.name),
-                sources.locate(other.get().place)
-            ),
-            Slot::Occupied(other) => format!(
-                "{kind} `{}` differs from `{}` at {} by case alone; rename one",
-                clipped(table.name),
-                clipped(&other.get().value),
-                sources.locate(other.get().place)
-            ),
+                clipped(other)
+            )
         };
         self.error(table.header, message);
         false
@@ -367,6 +376,17 @@ impl Document<'_> {
             .map(|(span, _)| span.start)
             .min()
             .unwrap_or(usize::MAX);
+        let lines: Vec<Range<usize>> = self
+            .errors
+            .iter()
+            .map(|(span, _)| {
+                let start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
+                let end = text[span.end..]
+                    .find('\n')
+                    .map_or(text.len(), |at| span.end + at);
+                start..end
+            })
+            .collect();
         let mut index = 0;
         findings.retain(|finding| {
             index += 1;
@@ -374,10 +394,10 @@ impl Document<'_> {
                 return true;
             }
             let (start, end) = (finding.place.start as usize, finding.place.end as usize);
-            let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
-            let line_end = text[end..].find('\n').map_or(text.len(), |at| end + at);
-            let touches = |span: &Range<usize>| span.start <= line_end && span.end >= line_start;
-            start < certain && !self.errors.iter().any(|(span, _)| touches(span))
+            start < certain
+                && !lines
+                    .iter()
+                    .any(|line| start <= line.end && end >= line.start)
         });
         for (span, message) in &self.errors {
             findings.push(Finding::error(
