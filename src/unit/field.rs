@@ -209,9 +209,9 @@ impl<'v, 'f> Field<'v, 'f> {
     }
 
     /// An integer of `range`.
-    pub fn integer<T: TryFrom<i64> + fmt::Display>(&mut self, range: RangeInclusive<T>) -> Option<T>
+    pub fn integer<T>(&mut self, range: RangeInclusive<T>) -> Option<T>
     where
-        T: PartialOrd,
+        T: TryFrom<i64> + PartialOrd + fmt::Display,
     {
         if let DeValue::Integer(integer) = self.raw
             && let Some(number) = number(integer)

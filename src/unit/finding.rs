@@ -1,6 +1,6 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +82,9 @@ struct Source {
     text: String,
     /// Where each line starts: made when the first finding is shown, so that ten thousand findings cost one scan.
     lines: OnceCell<Vec<u32>>,
+    /// A line's start, a place in it and that place's column, of the finding shown last: findings come in order of
+    /// place, so a line of megabytes is counted through once and not for each of its findings.
+    known_column: Cell<(usize, usize, usize)>,
 }
 
 impl Sources {
@@ -91,6 +94,7 @@ impl Sources {
             path: path.to_path_buf(),
             text,
             lines: OnceCell::new(),
+            known_column: Cell::default(),
         });
         (self.files.len() - 1) as u32
     }
@@ -134,39 +138,53 @@ impl Source {
         if self.text.is_empty() && place.start == 0 && place.end == 0 {
             return None;
         }
-        let start = floor_char_boundary(&self.text, place.start as usize);
-        let end = floor_char_boundary(&self.text, place.end as usize).max(start);
         let lines = self.lines.get_or_init(|| {
-            let newlines = self
-                .text
-                .bytes()
-                .enumerate()
-                .filter(|(_, byte)| *byte == b'\n');
+            let newlines = self.text.bytes().enumerate();
+            let newlines = newlines.filter(|(_, byte)| *byte == b'\n');
             std::iter::once(0)
                 .chain(newlines.map(|(at, _)| at as u32 + 1))
                 .collect()
         });
+        let start = floor_char_boundary(&self.text, place.start as usize);
+        let end = floor_char_boundary(&self.text, place.end as usize).max(start);
         // The first line starts at 0, so at least one line starts at or before any place.
         let number = lines.partition_point(|&line| line as usize <= start);
         let line_start = lines[number - 1] as usize;
-        let rest = &self.text[line_start..];
-        let text = rest.split('\n').next().unwrap_or(rest);
+        let line_end = lines
+            .get(number)
+            .map_or(self.text.len(), |&next| next as usize - 1);
+        let text = &self.text[line_start..line_end];
         let text = text.strip_suffix('\r').unwrap_or(text);
-        // A place may be the newline itself, or reach into further lines.
-        let before = floor_char_boundary(text, start - line_start);
-        let within = floor_char_boundary(text, end - line_start);
+        // A place may be the end of the line itself, or reach into further lines.
+        let first = (start - line_start).min(text.len());
+        let last = (end - line_start).min(text.len());
         Some(Line {
             number,
+            column: self.column(line_start, line_start + first),
             text,
-            first: text[..before].chars().count(),
-            last: text[..within].chars().count(),
+            first,
+            last,
         })
+    }
+
+    /// How many characters stand between `line_start` and `at`.
+    fn column(&self, line_start: usize, at: usize) -> usize {
+        let (known_line, known_at, known_column) = self.known_column.get();
+        let column = if known_line == line_start && known_at <= at {
+            known_column + self.text[known_at..at].chars().count()
+        } else {
+            self.text[line_start..at].chars().count()
+        };
+        self.known_column.set((line_start, at, column));
+        column
     }
 }
 
-/// A line of a file, and the span in it, in characters.
+/// A line of a file, and the span in it, in bytes.
 struct Line<'a> {
     number: usize,
+    /// How many characters stand before the span.
+    column: usize,
     text: &'a str,
     first: usize,
     last: usize,
@@ -184,7 +202,7 @@ impl fmt::Display for Located<'_> {
         };
         write_harmless(f, &source.path.to_string_lossy())?;
         match source.line(self.place) {
-            Some(line) => write!(f, ":{}:{}", line.number, line.first + 1),
+            Some(line) => write!(f, ":{}:{}", line.number, line.column + 1),
             None => Ok(()),
         }
     }
@@ -223,7 +241,8 @@ const TAB: &str = "    ";
 impl Line<'_> {
     fn write_snippet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let from = if self.text.chars().nth(WINDOW).is_some() {
-            self.first.saturating_sub(LEAD)
+            let before = self.text[..self.first].char_indices().rev();
+            before.take(LEAD).last().map_or(self.first, |(at, _)| at)
         } else {
             0
         };
@@ -233,16 +252,11 @@ impl Line<'_> {
             shown.push_str("...");
             carets.push_str("   ");
         }
-        let mut chars = self.text.chars().enumerate().skip(from);
+        let mut chars = self.text[from..].char_indices();
         for (at, c) in chars.by_ref().take(WINDOW) {
-            let under = if (self.first..self.last).contains(&at) {
-                '^'
-            } else {
-                ' '
-            };
-            if at == self.first && self.last == self.first {
-                carets.push('^');
-            }
+            let at = from + at;
+            let is_under = (self.first..self.last.max(self.first + 1)).contains(&at);
+            let under = if is_under { '^' } else { ' ' };
             if c == '\t' {
                 shown.push_str(TAB);
                 carets.extend(TAB.chars().map(|_| under));

@@ -330,35 +330,16 @@ impl Loader {
         if !self.distrust_writable {
             return true;
         }
-        let mode = metadata.mode();
-        let what = if metadata.is_dir() { "folder" } else { "file" };
-        let shown = shell_words::quote(&path.to_string_lossy()).into_owned();
-        let mut faults = Vec::new();
-        let mut remedies = Vec::new();
-        if metadata.uid() != 0 {
-            faults.push(format!("user {} owns it", metadata.uid()));
-            remedies.push(format!("chown root:root {shown}"));
-        }
-        let by_group = mode & 0o020 != 0 && metadata.gid() != 0;
-        let by_others = mode & 0o002 != 0;
-        if by_group {
-            faults.push(format!("group {} may write it", metadata.gid()));
-        }
-        if by_others {
-            faults.push("everybody may write it".to_string());
-        }
-        if by_group || by_others {
-            remedies.push(format!("chmod go-w {shown}"));
-        }
-        if faults.is_empty() {
+        let Some((faults, remedies)) =
+            distrust(metadata.uid(), metadata.gid(), metadata.mode(), path)
+        else {
             return true;
-        }
+        };
+        let what = if metadata.is_dir() { "folder" } else { "file" };
         self.refuse(
             path,
             &format!(
-                "refused, since as root this {what} says what is run: {}; run `{}`",
-                faults.join(" and "),
-                remedies.join(" && ")
+                "refused, since as root this {what} says what is run: {faults}; run `{remedies}`"
             ),
         );
         false
@@ -412,6 +393,31 @@ impl Loader {
             end: 0,
         }
     }
+}
+
+/// Why a file or folder with this owner, group and mode could be another user's doing, and the commands against it.
+fn distrust(uid: u32, gid: u32, mode: u32, path: &Path) -> Option<(String, String)> {
+    let path = path.to_string_lossy();
+    let path = shell_words::quote(&path);
+    let mut faults = Vec::new();
+    let mut remedies = Vec::new();
+    if uid != 0 {
+        faults.push(format!("user {uid} owns it"));
+        remedies.push(format!("chown root:root {path}"));
+    }
+    // To be in root's own group is to be trusted.
+    let by_group = mode & 0o020 != 0 && gid != 0;
+    let by_others = mode & 0o002 != 0;
+    if by_group {
+        faults.push(format!("group {gid} may write it"));
+    }
+    if by_others {
+        faults.push("everybody may write it".to_string());
+    }
+    if by_group || by_others {
+        remedies.push(format!("chmod go-w {path}"));
+    }
+    (!faults.is_empty()).then(|| (faults.join(" and "), remedies.join(" && ")))
 }
 
 /// What a regular file holds. A FIFO or device is never opened, nor waited for if it takes the file's place meanwhile.
@@ -498,5 +504,336 @@ fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).desc().to_string(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use tempfile::TempDir;
+
+    /// A folder with these files; a text of `-> TARGET` makes a symlink.
+    fn folder(files: &[(&str, &str)]) -> TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("it has a parent")).expect("a folder");
+            match text.strip_prefix("-> ") {
+                Some(target) => symlink(target, path).expect("a symlink"),
+                None => fs::write(path, text).expect("a file"),
+            }
+        }
+        folder
+    }
+
+    fn load_paths(paths: &[&Path]) -> Loaded {
+        load(&Search {
+            paths: paths.iter().map(|path| path.to_path_buf()).collect(),
+            ..Search::default()
+        })
+    }
+
+    fn load_folders(folders: &[&Path]) -> Loaded {
+        load(&Search {
+            folders: folders.iter().map(|path| path.to_path_buf()).collect(),
+            ..Search::default()
+        })
+    }
+
+    /// The first line of each finding, with the paths of temporary folders left out.
+    fn findings(loaded: &Loaded, folders: &[&TempDir]) -> Vec<String> {
+        let rendered = loaded.findings.iter().map(|finding| {
+            let mut text = loaded.sources.render(finding).to_string();
+            text.truncate(text.find('\n').unwrap_or(text.len()));
+            for (number, folder) in folders.iter().enumerate() {
+                text = text.replace(&folder.path().display().to_string(), &format!("F{number}"));
+            }
+            text
+        });
+        rendered.collect()
+    }
+
+    fn sockets(loaded: &Loaded) -> Vec<String> {
+        let sockets = loaded.units.sockets.iter();
+        sockets
+            .map(|socket| format!("{} {:?}", socket.name.value, socket.address.value))
+            .collect()
+    }
+
+    const NONE: [&str; 0] = [];
+
+    #[test]
+    fn a_folder_gives_its_unit_files_with_their_own_drop_ins() {
+        let f = folder(&[
+            ("b.toml", "[socket.b]\nlisten = 1"),
+            ("a.toml", "[socket.a]\nlisten = 1"),
+            ("a.toml.d/10.toml", "[socket.a]\nlisten = 10"),
+            ("a.toml.d/20.toml", "[socket.a]\nlisten = 20"),
+            ("a.toml.d/.30.toml", "broken"),
+            ("a.toml.d/README", "broken"),
+            (".hidden.toml", "broken"),
+            ("c.toml~", "broken"),
+            ("d.ini", "broken"),
+            ("masked.toml", "-> /dev/null"),
+        ]);
+        let loaded = load_paths(&[f.path()]);
+        assert_eq!(findings(&loaded, &[&f]), NONE);
+        assert_eq!(sockets(&loaded), ["a Port(20)", "b Port(1)"]);
+    }
+
+    #[test]
+    fn a_file_that_is_named_takes_its_drop_ins_and_is_read_once() {
+        let f = folder(&[
+            ("a.toml", "[socket.a]\npath = \"a.sock\""),
+            ("a.toml.d/x.toml", "[socket.a]\nbacklog = 7"),
+        ]);
+        let file = f.path().join("a.toml");
+        let loaded = load_paths(&[&file, f.path(), &file]);
+        assert_eq!(findings(&loaded, &[&f]), NONE);
+        assert_eq!(loaded.units.sockets.len(), 1);
+        assert_eq!(loaded.units.sockets[0].backlog, 7);
+        let path = f.path().join("a.sock");
+        assert_eq!(
+            loaded.units.sockets[0].address.value,
+            super::super::Address::Path(path)
+        );
+    }
+
+    #[test]
+    fn on_the_search_path_names_hide_and_mask_and_drop_ins_add_up() {
+        let first = folder(&[
+            ("a.toml", "[socket.a]\nlisten = 1"),
+            ("masked.toml", "-> /dev/null"),
+            ("lib.toml.d/20.toml", "[socket.lib]\nlisten = 20"),
+            ("lib.toml.d/40.toml", "-> /dev/null"),
+            ("masked.toml.d/1.toml", "[socket.masked]\nlisten = 1"),
+        ]);
+        let second = folder(&[
+            ("a.toml", "broken"),
+            ("masked.toml", "broken"),
+            ("lib.toml", "[socket.lib]\nlisten = 1\nbacklog = 1"),
+            (
+                "lib.toml.d/10.toml",
+                "[socket.lib]\nlisten = 10\nbacklog = 10",
+            ),
+            ("lib.toml.d/20.toml", "broken"),
+            ("lib.toml.d/40.toml", "broken"),
+        ]);
+        let missing = first.path().join("missing");
+        let loaded = load_folders(&[first.path(), &missing, second.path(), first.path()]);
+        assert_eq!(findings(&loaded, &[&first, &second]), NONE);
+        assert_eq!(sockets(&loaded), ["a Port(1)", "lib Port(20)"]);
+        assert_eq!(loaded.units.sockets[1].backlog, 10);
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_folder_of_the_main_file() {
+        let main = folder(&[("a.toml", "[watcher.w]\ncmd = \"x\"\n[socket.s]\nlisten = 1")]);
+        let other = folder(&[("a.toml.d/x.toml", "[socket.s]\nlisten = \"./s.sock\"")]);
+        let loaded = load_folders(&[other.path(), main.path()]);
+        assert_eq!(findings(&loaded, &[&main, &other]), NONE);
+        assert_eq!(loaded.units.watchers[0].folder, main.path());
+        let wanted = super::super::Address::Path(main.path().join("s.sock"));
+        assert_eq!(loaded.units.sockets[0].address.value, wanted);
+    }
+
+    #[test]
+    fn a_unit_of_two_files_is_refused_with_both_places() {
+        let f = folder(&[
+            ("a.toml", "[socket.web]\nlisten = 1\n[manager]\n"),
+            ("b.toml", "\n[socket.web]\nlisten = 2\n[manager]\n"),
+            ("c.toml", "[socket.WEB]\nlisten = 3"),
+        ]);
+        let loaded = load_paths(&[f.path()]);
+        assert_eq!(
+            findings(&loaded, &[&f]),
+            [
+                "F0/b.toml:2:1: socket `web` is already defined at F0/a.toml:1:1",
+                "F0/b.toml:4:1: a second `[manager]`; the first stands at F0/a.toml:3:1, and there is one for all files",
+                "F0/c.toml:1:1: socket `WEB` differs from `web` at F0/a.toml:1:1 by case alone; rename one",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_by_name() {
+        let f = folder(&[
+            ("empty.toml", " \n"),
+            ("dangling.toml", "-> nowhere"),
+            ("dir.toml/x", ""),
+            ("null.toml", "-> /dev/zero"),
+            ("loop.toml", "-> loop.toml"),
+            ("stray.toml.d/x.toml", "broken"),
+            ("good.toml", "[socket.s]\nlisten = 1"),
+        ]);
+        fs::write(f.path().join("latin.toml"), b"# ok\n# \xe4\n").expect("a file");
+        let huge = File::create(f.path().join("huge.toml")).expect("a file");
+        huge.set_len(LONGEST + 1).expect("a sparse file");
+        let fifo = f.path().join("fifo.toml");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600))
+            .expect("a FIFO");
+        let loaded = load_paths(&[f.path()]);
+        assert_eq!(
+            findings(&loaded, &[&f]),
+            [
+                "F0/dangling.toml: a link to `nowhere`, which does not exist",
+                "F0/dir.toml: a folder, not a regular file",
+                "F0/empty.toml: an empty file; to have no units here, write a comment, or link it to `/dev/null`",
+                "F0/fifo.toml: a FIFO, not a regular file",
+                "F0/huge.toml: cannot read this file: it is larger than 16 MiB",
+                "F0/latin.toml:2:3: not UTF-8 on line 2; a unit file is UTF-8 text",
+                "F0/loop.toml: Too many symbolic links encountered",
+                "F0/null.toml: a device, not a regular file",
+                "F0/stray.toml.d: warning: drop-ins without their unit file: there is no `stray.toml`",
+            ]
+        );
+        assert_eq!(sockets(&loaded), ["s Port(1)"]);
+    }
+
+    #[test]
+    fn what_the_user_names_has_to_be_there_and_a_unit_file() {
+        let f = folder(&[
+            ("circus.ini", "x"),
+            ("a.socket", "x"),
+            ("a.service", "x"),
+            ("a.conf", "x"),
+            ("a.toml", "[socket.s]\nlisten = 1"),
+            ("a.toml.d", "not a folder"),
+            ("empty/x", ""),
+        ]);
+        let names = [
+            "gone",
+            "circus.ini",
+            "a.socket",
+            "a.service",
+            "a.conf",
+            "a.toml",
+            "empty",
+            "a.toml/x",
+        ];
+        let paths: Vec<PathBuf> = names.iter().map(|name| f.path().join(name)).collect();
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        assert_eq!(
+            findings(&load_paths(&paths), &[&f]),
+            [
+                "F0/gone: No such file or directory",
+                "F0/circus.ini: a Circus ini file, which is not built yet",
+                "F0/a.socket: a systemd unit, which is not built yet",
+                "F0/a.service: a systemd unit, which is not built yet",
+                "F0/a.conf: not a unit file: the name of one ends in `.toml`",
+                "F0/a.toml.d: not a folder",
+                "F0/empty: warning: no unit files (`*.toml`) in this folder",
+                "F0/a.toml/x: Not a directory",
+            ]
+        );
+        let file = f.path().join("a.conf");
+        assert_eq!(
+            findings(&load_folders(&[&file]), &[&f]),
+            ["F0/a.conf: not a folder"]
+        );
+    }
+
+    #[test]
+    fn distrust_says_who_may_write_and_what_to_do() {
+        let distrust = |uid, gid, mode| distrust(uid, gid, mode, Path::new("/u/a b.toml"));
+        for (uid, gid, mode) in [
+            (0, 0, 0o100644),
+            (0, 0, 0o100664),
+            (0, 7, 0o100644),
+            (0, 7, 0o40755),
+        ] {
+            assert_eq!(distrust(uid, gid, mode), None, "{uid} {gid} {mode:o}");
+        }
+        let wanted =
+            |faults: &str, remedies: &str| Some((faults.to_string(), remedies.to_string()));
+        assert_eq!(
+            distrust(0, 7, 0o100664),
+            wanted("group 7 may write it", "chmod go-w '/u/a b.toml'")
+        );
+        assert_eq!(
+            distrust(0, 0, 0o41777),
+            wanted("everybody may write it", "chmod go-w '/u/a b.toml'")
+        );
+        assert_eq!(
+            distrust(5, 7, 0o100666),
+            wanted(
+                "user 5 owns it and group 7 may write it and everybody may write it",
+                "chown root:root '/u/a b.toml' && chmod go-w '/u/a b.toml'"
+            )
+        );
+    }
+
+    #[test]
+    fn root_refuses_what_others_may_write() {
+        if !nix::unistd::geteuid().is_root() {
+            // Nobody else can make files that root owns: all that others have is refused.
+            let f = folder(&[("a.toml", "[socket.a]\nlisten = 1")]);
+            let loaded = load(&Search {
+                paths: vec![f.path().to_path_buf()],
+                distrust_writable: true,
+                ..Search::default()
+            });
+            assert!(findings(&loaded, &[&f])[0].contains("owns it; run `chown root:root F0`"));
+            return;
+        }
+        let f = folder(&[
+            ("all.toml", "[socket.a]\nlisten = 1"),
+            ("group.toml", "[socket.b]\nlisten = 1"),
+            ("own group.toml", "[socket.c]\nlisten = 1"),
+            ("owner.toml", "[socket.d]\nlisten = 1"),
+            ("good.toml", "[socket.e]\nlisten = 1"),
+            ("good.toml.d/x.toml", "[socket.e]\nlisten = 2"),
+            ("link.toml", "-> all.toml"),
+        ]);
+        let chmod = |name: &str, mode| {
+            let path = f.path().join(name);
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        };
+        let chown = |name: &str, uid, gid| {
+            std::os::unix::fs::chown(f.path().join(name), uid, gid).expect("chown");
+        };
+        chmod("all.toml", 0o646);
+        chown("group.toml", Some(0), Some(7));
+        chmod("group.toml", 0o664);
+        chown("own group.toml", Some(0), Some(0));
+        chmod("own group.toml", 0o664);
+        chown("owner.toml", Some(12), None);
+        let load_as_root = || {
+            load(&Search {
+                paths: vec![f.path().to_path_buf()],
+                distrust_writable: true,
+                ..Search::default()
+            })
+        };
+        chmod("good.toml.d", 0o777);
+        let why = "refused, since as root this file says what is run";
+        assert_eq!(
+            findings(&load_as_root(), &[&f]),
+            [
+                format!("F0/all.toml: {why}: everybody may write it; run `chmod go-w F0/all.toml`"),
+                "F0/good.toml.d: refused, since as root this folder says what is run: everybody may write it; \
+                 run `chmod go-w F0/good.toml.d`"
+                    .to_string(),
+                format!("F0/group.toml: {why}: group 7 may write it; run `chmod go-w F0/group.toml`"),
+                format!("F0/link.toml: {why}: everybody may write it; run `chmod go-w F0/link.toml`"),
+                format!("F0/owner.toml: {why}: user 12 owns it; run `chown root:root F0/owner.toml`"),
+            ]
+        );
+        chmod("", 0o1777);
+        assert_eq!(
+            findings(&load_as_root(), &[&f]),
+            [
+                "F0: refused, since as root this folder says what is run: everybody may write it; run `chmod go-w F0`"
+            ]
+        );
+        // A file that is named is looked at itself, not the folder around it.
+        let loaded = load(&Search {
+            paths: vec![f.path().join("own group.toml")],
+            distrust_writable: true,
+            ..Search::default()
+        });
+        assert_eq!(findings(&loaded, &[&f]), NONE);
+        assert_eq!(sockets(&loaded), ["c Port(1)"]);
     }
 }

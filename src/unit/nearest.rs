@@ -1,6 +1,6 @@
 //! The known word that was probably meant.
 
-/// The word of `known` that is nearest to `word`, if any is near enough that a slip of the hand explains it: wrong
+/// The word of `known`, which are ASCII, that is nearest to `word`, if any is near enough that a slip of the hand explains it: wrong
 /// case or `-` for `_`, or about one edit (insert, delete, replace, swap two neighbours) for each three characters.
 pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     // Nobody slips into a word this long; and the comparison costs the product of the lengths.
@@ -11,6 +11,8 @@ pub fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Opti
     let allowed = (word.len() / 3).max(1);
     known
         .into_iter()
+        // Each edit changes the length by one at most; this spares most of the comparisons.
+        .filter(|candidate| candidate.len().abs_diff(word.len()) <= allowed)
         .map(|candidate| (distance(&word, &folded(candidate)), candidate))
         .filter(|(edits, candidate)| *edits <= allowed && *edits < candidate.len())
         .min_by_key(|(edits, _)| *edits)

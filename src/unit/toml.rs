@@ -8,7 +8,7 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{At, Finding, Name, Place, Sources, Units};
+use super::{Finding, Name, Place, Sources, Units};
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,9 +22,17 @@ pub(super) struct Reader {
     pub units: Units,
     pub findings: Vec<Finding>,
     manager: Option<Place>,
-    /// Names in lower case, with the name as written: look-ups are case-insensitive, as in Circus.
-    sockets: HashMap<String, At<Name>>,
-    watchers: HashMap<String, At<Name>>,
+    /// By name in lower case, since look-ups are case-insensitive, as in Circus.
+    sockets: HashMap<Name, Known>,
+    watchers: HashMap<Name, Known>,
+}
+
+/// A name that is taken.
+#[derive(Debug)]
+struct Known {
+    header: Place,
+    /// As it was written, if not in lower case.
+    written: Option<Name>,
 }
 
 impl Reader {
@@ -152,26 +160,27 @@ impl Reader {
             self.error(table.header, message);
             return false;
         }
-        let own = At {
-            value: table.name.to_string(),
-            place: table.header,
-        };
-        let message = match known.entry(table.name.to_lowercase()) {
+        let lower = table.name.to_lowercase();
+        let written = (lower != table.name).then(|| table.name.to_string());
+        let known = match known.entry(lower) {
             Slot::Vacant(slot) => {
-                slot.insert(own);
+                let header = table.header;
+                slot.insert(Known { header, written });
                 return true;
             }
-            Slot::Occupied(other) if other.get().value == table.name => format!(
-                "{kind} `{}` is already defined at {}",
+            Slot::Occupied(known) => known,
+        };
+        let first = sources.locate(known.get().header);
+        let message = if known.get().written == written {
+            let name = clipped(table.name);
+            format!("{kind} `{name}` is already defined at {first}")
+        } else {
+            let other = known.get().written.as_ref().unwrap_or(known.key());
+            format!(
+                "{kind} `{}` differs from `{}` at {first} by case alone; rename one",
                 clipped(table.name),
-                sources.locate(other.get().place)
-            ),
-            Slot::Occupied(other) => format!(
-                "{kind} `{}` differs from `{}` at {} by case alone; rename one",
-                clipped(table.name),
-                clipped(&other.get().value),
-                sources.locate(other.get().place)
-            ),
+                clipped(other)
+            )
         };
         self.error(table.header, message);
         false
@@ -316,16 +325,27 @@ fn parse(file: u32, text: &str) -> Document<'_> {
         Err(_) => DeTable::parse_recoverable(text),
     };
     let further_errors = errors.len().saturating_sub(MOST_ERRORS);
-    let errors = errors.iter().take(MOST_ERRORS).map(|error| {
-        let span = error.span().unwrap_or(0..0);
-        let start = floor_char_boundary(text, span.start);
-        let end = floor_char_boundary(text, span.end).max(start);
-        (start..end, explain(error.message(), text, start..end))
+    let mut errors: Vec<(Range<usize>, String)> = errors
+        .iter()
+        .take(MOST_ERRORS)
+        .map(|error| {
+            let span = error.span().unwrap_or(0..0);
+            let start = floor_char_boundary(text, span.start);
+            let end = floor_char_boundary(text, span.end).max(start);
+            explain(error.message(), text, start..end)
+        })
+        .collect();
+    errors.sort_by_key(|(span, _)| span.start);
+    // The keys of a duplicate table are duplicates for that reason alone.
+    errors.dedup_by(|next, kept| {
+        next.1.starts_with(DUPLICATE_KEY)
+            && kept.1.starts_with(DUPLICATE_TABLE)
+            && !text[kept.0.end..next.0.start.max(kept.0.end)].contains("\n[")
     });
     Document {
         file,
         text,
-        errors: errors.collect(),
+        errors,
         further_errors,
         root: root.into_inner(),
     }
@@ -356,6 +376,17 @@ impl Document<'_> {
             .map(|(span, _)| span.start)
             .min()
             .unwrap_or(usize::MAX);
+        let lines: Vec<Range<usize>> = self
+            .errors
+            .iter()
+            .map(|(span, _)| {
+                let start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
+                let end = text[span.end..]
+                    .find('\n')
+                    .map_or(text.len(), |at| span.end + at);
+                start..end
+            })
+            .collect();
         let mut index = 0;
         findings.retain(|finding| {
             index += 1;
@@ -363,10 +394,10 @@ impl Document<'_> {
                 return true;
             }
             let (start, end) = (finding.place.start as usize, finding.place.end as usize);
-            let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
-            let line_end = text[end..].find('\n').map_or(text.len(), |at| end + at);
-            let touches = |span: &Range<usize>| span.start <= line_end && span.end >= line_start;
-            start < certain && !self.errors.iter().any(|(span, _)| touches(span))
+            start < certain
+                && !lines
+                    .iter()
+                    .any(|line| start <= line.end && end >= line.start)
         });
         for (span, message) in &self.errors {
             findings.push(Finding::error(
@@ -398,57 +429,65 @@ fn is_structural(message: &str) -> bool {
     .any(|part| message.contains(part))
 }
 
-/// `toml`'s message, said so that it helps with what people write in unit files.
-fn explain(message: &str, text: &str, span: Range<usize>) -> String {
+const DUPLICATE_TABLE: &str = "duplicate table ";
+const DUPLICATE_KEY: &str = "duplicate key ";
+
+/// `toml`'s message, said so that it helps with what people write in unit files, and the span that is meant.
+fn explain(message: &str, text: &str, span: Range<usize>) -> (Range<usize>, String) {
     let line_start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_start..].lines().next().unwrap_or("");
     let message = message
         .strip_suffix(", expected nothing")
         .unwrap_or(message);
     if message == "duplicate key" {
-        let key = clipped(text[span].trim());
-        return match line.trim_start().starts_with('[') {
+        let message = match line.trim_start().starts_with('[') {
             true => format!(
-                "duplicate table `{}`: this file has it above",
+                "{DUPLICATE_TABLE}`{}`: this file has it above",
                 clipped(line.trim())
             ),
-            false => format!("duplicate key `{key}`: its table has it already"),
+            false => {
+                let key = clipped(text[span.clone()].trim());
+                format!("{DUPLICATE_KEY}`{key}`: its table has it already")
+            }
         };
+        return (span, message);
     }
     if let Some(rest) = line.trim_start().strip_prefix('[')
         && let Some((kind, name)) = rest.split_once(':')
         && Kind::ALL.iter().any(|known| known.name() == kind)
     {
         let name = clipped(name.trim_end().trim_end_matches(']'));
-        return format!("this is how Circus writes it; write `[{kind}.{name}]`");
+        let message = format!("this is how Circus writes it; write `[{kind}.{name}]`");
+        return (span, message);
     }
-    let value = line.split_once('=').map(|(_, value)| value.trim());
-    let is_bare = value.is_some_and(|value| !value.starts_with(['"', '\'', '[', '{']));
-    match value {
-        Some("") if message.starts_with("string values must be quoted") => {
-            "missing value".to_string()
-        }
-        Some(value) if message == "unexpected leading zero" => {
-            let digits = value.split([' ', '#', ',']).next().unwrap_or(value);
+    let Some((key, rest)) = line.split_once('=') else {
+        return (span, message.to_string());
+    };
+    // What was meant for a value: the rest of the line but for a comment.
+    let value = rest.split('#').next().unwrap_or(rest).trim_end();
+    let value_start = line_start + key.len() + 1 + (value.len() - value.trim_start().len());
+    let value = value.trim();
+    let value_span = value_start..value_start + value.len();
+    let message = match value {
+        "" if message.starts_with("string values must be quoted") => "missing value".to_string(),
+        _ if value.starts_with(['"', '\'', '[', '{']) => return (span, message.to_string()),
+        _ if message == "unexpected leading zero" => {
             format!(
                 "a number with a leading zero; write a mode as `\"{}\"`",
-                clipped(digits)
+                clipped(value)
             )
         }
-        Some(value) if is_bare && is_about_a_value(message) => {
-            match value.split('#').next().unwrap_or(value).trim() {
-                "yes" | "on" | "True" | "TRUE" | "Yes" | "On" | "YES" | "ON" => {
-                    "not a TOML value; write `true`".to_string()
-                }
-                "no" | "off" | "False" | "FALSE" | "No" | "Off" | "NO" | "OFF" => {
-                    "not a TOML value; write `false`".to_string()
-                }
-                value if value.contains(['"', '\'']) => "text must stand in quotes".to_string(),
-                value => format!("text must stand in quotes: write `\"{}\"`", clipped(value)),
-            }
+        _ if !is_about_a_value(message) => return (span, message.to_string()),
+        "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "True" | "TRUE" => {
+            "not a TOML value; write `true`".to_string()
         }
-        _ => message.to_string(),
-    }
+        "no" | "No" | "NO" | "off" | "Off" | "OFF" | "False" | "FALSE" => {
+            "not a TOML value; write `false`".to_string()
+        }
+        _ if value.contains(['"', '\'', '\\']) => "text must stand in quotes".to_string(),
+        _ => format!("text must stand in quotes: write `\"{}\"`", clipped(value)),
+    };
+    (value_span, message)
 }
 
 fn is_about_a_value(message: &str) -> bool {
@@ -462,4 +501,433 @@ fn is_about_a_value(message: &str) -> bool {
     ]
     .iter()
     .any(|start| message.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Loaded, read_text};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn first_lines(loaded: &Loaded) -> Vec<String> {
+        let rendered = loaded.findings.iter().map(|finding| {
+            let rendered = loaded.sources.render(finding).to_string();
+            rendered.lines().next().unwrap_or_default().to_string()
+        });
+        rendered.collect()
+    }
+
+    fn findings(text: &str) -> Vec<String> {
+        first_lines(&read_text(Path::new("/u/t"), text))
+    }
+
+    /// Reads the first text as main file and the others as its drop-ins `1`, `2`, ...
+    fn read_layers(texts: &[&str]) -> Loaded {
+        let mut sources = Sources::default();
+        let files: Vec<u32> = (0..)
+            .zip(texts)
+            .map(|(number, text)| sources.add(Path::new(&format!("{number}")), text.to_string()))
+            .collect();
+        let mut reader = Reader::default();
+        reader.read(&sources, Path::new("/u"), &files);
+        let (units, findings) = reader.finish();
+        Loaded {
+            units,
+            findings,
+            sources,
+        }
+    }
+
+    #[test]
+    fn tables_that_are_unknown_or_in_the_wrong_place_are_refused() {
+        for (text, wanted) in [
+            (
+                "[sockets.a]",
+                "/u/t:1:2: unknown table `[sockets]`; did you mean `[socket.NAME]`?",
+            ),
+            (
+                "[wacther.a]",
+                "/u/t:1:2: unknown table `[wacther]`; did you mean `[watcher.NAME]`?",
+            ),
+            (
+                "[circus]",
+                "/u/t:1:2: unknown table `[circus]`; did you mean `[manager]`?",
+            ),
+            (
+                "[program.x]",
+                "/u/t:1:2: unknown table `[program]`; did you mean `[watcher.NAME]`?",
+            ),
+            (
+                "[env]",
+                "/u/t:1:2: unknown table `[env]`; write `env = { ... }` in `[manager]` or in `[watcher.NAME]`",
+            ),
+            (
+                "[plugin.x]",
+                "/u/t:1:2: unknown table `[plugin]`; known are `[manager]`, `[socket.NAME]` and `[watcher.NAME]`",
+            ),
+            (
+                "listen = 1",
+                "/u/t:1:1: key `listen` stands outside of any table; it belongs in `[socket.NAME]`",
+            ),
+            (
+                "accept = 1",
+                "/u/t:1:1: key `accept` stands outside of any table; it belongs in `[watcher.NAME]`",
+            ),
+            (
+                "foo = 1",
+                "/u/t:1:1: unknown key `foo` outside of any table",
+            ),
+            (
+                "socket = 1",
+                "/u/t:1:1: `socket` must be a table: write `[socket.NAME]`",
+            ),
+            (
+                "[[socket]]\nlisten = 1",
+                "/u/t:1:3: `socket` must be a table: write `[socket.NAME]`",
+            ),
+            (
+                "[[manager]]",
+                "/u/t:1:3: `manager` must be a table: write `[manager]`",
+            ),
+            (
+                "[socket]\nlisten = 1\nbacklag = 2",
+                "/u/t:1:2: `[socket]` needs a name; write `[socket.NAME]`",
+            ),
+            (
+                "[[socket.a]]\nlisten = 1",
+                "/u/t:1:3: `[socket]` needs a name; write `[socket.NAME]`",
+            ),
+        ] {
+            assert_eq!(findings(text), [wanted], "{text}");
+        }
+        assert_eq!(findings("[socket]\n[watcher]\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn names_are_printable_and_without_slashes() {
+        let long = "x".repeat(256);
+        for (name, wanted) in [
+            ("", "the name `` of a socket is empty"),
+            (".", "the name `.` of a socket is taken for a folder"),
+            ("..", "the name `..` of a socket is taken for a folder"),
+            ("a/b", "the name `a/b` of a socket has a `/` in it"),
+            (
+                "a\\nb",
+                "the name `a\u{240a}b` of a socket has a character in it that cannot be printed",
+            ),
+            (
+                "a\\u202eb",
+                "the name `a\u{fffd}b` of a socket has a character in it that cannot be printed",
+            ),
+            (
+                " a",
+                "the name ` a` of a socket begins or ends with a blank",
+            ),
+            (
+                &long,
+                &format!(
+                    "the name `{}...` of a socket is longer than 255 bytes",
+                    "x".repeat(60)
+                ),
+            ),
+        ] {
+            let found = findings(&format!("[socket.\"{name}\"]\nlisten = 1"));
+            assert_eq!(found, [format!("/u/t:1:1: {wanted}")], "{name}");
+        }
+        for name in ["a b", "b\u{fc}cher", "a.b", "web@1", "-"] {
+            let text = format!("[socket.\"{name}\"]\nlisten = 1");
+            assert_eq!(findings(&text), Vec::<String>::new(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_differ_by_case_alone_are_refused() {
+        assert_eq!(
+            findings(
+                "[socket.web]\nlisten = 1\n[socket.Web]\nlisten = 2\n[watcher.WEB]\ncmd = \"x\""
+            ),
+            ["/u/t:1:1: socket `web` differs from `Web` at /u/t:3:1 by case alone; rename one"]
+        );
+    }
+
+    #[test]
+    fn all_mistakes_of_syntax_are_told_with_what_helps() {
+        for (text, wanted) in [
+            (
+                "[socket.a]\nlisten = 1\n[socket.a]\nlisten = 2\n",
+                &["3:9: duplicate table `[socket.a]`: this file has it above"][..],
+            ),
+            (
+                "[socket.a]\nlisten = 1\nlisten = 2\n",
+                &["3:1: duplicate key `listen`: its table has it already"],
+            ),
+            (
+                "[socket:web]\nlisten = 1",
+                &["1:8: this is how Circus writes it; write `[socket.web]`"],
+            ),
+            (
+                "[socket.a]\nlisten = 127.0.0.1:80\nblocking = yes\noptional = off\nmode = 0660 # x\n",
+                &[
+                    "2:10: text must stand in quotes: write `\"127.0.0.1:80\"`",
+                    "3:12: not a TOML value; write `true`",
+                    "4:12: not a TOML value; write `false`",
+                    "5:8: a number with a leading zero; write a mode as `\"0660\"`",
+                ],
+            ),
+            (
+                "[socket.a\nlisten = 1",
+                &["1:10: unclosed table, expected `]`"],
+            ),
+            ("a = \"x", &["1:7: invalid basic string, expected `\"`"]),
+        ] {
+            let wanted: Vec<String> = wanted
+                .iter()
+                .map(|wanted| format!("/u/t:{wanted}"))
+                .collect();
+            assert_eq!(findings(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_of_syntax_do_not_cascade_and_hide_no_sure_mistake() {
+        let text = "[socket.a]\nbacklag = 5\nlisten = 1.2.3.4:5\n[watcher.w]\nnice = 99\n";
+        assert_eq!(
+            findings(text),
+            [
+                "/u/t:2:1: unknown key `backlag` in `[socket]`; did you mean `backlog`?",
+                "/u/t:3:10: text must stand in quotes: write `\"1.2.3.4:5\"`",
+                "/u/t:5:8: `nice` of `watcher.w` must be an integer from -20 to 19; found `99`",
+            ]
+        );
+        // The second half stands in the wrong table, for all that the parser can tell.
+        let text = "[watcher.w]\nnice = 99\nenv = { A = 1\n[socket.a]\nlisten = 1\n";
+        let found = findings(text);
+        assert_eq!(
+            found[0],
+            "/u/t:2:8: `nice` of `watcher.w` must be an integer from -20 to 19; found `99`"
+        );
+        assert!(
+            found[1..].iter().all(|line| !line.contains("unknown key")),
+            "{found:#?}"
+        );
+        // A file that cannot be read to its end gives no units.
+        let loaded = read_text(
+            Path::new("/u/t"),
+            "[socket.a]\nlisten = 1\n[socket.b]\nlisten = x\n",
+        );
+        assert_eq!(loaded.units.sockets, []);
+    }
+
+    #[test]
+    fn garbage_has_a_bounded_number_of_findings() {
+        let found = findings(&"=\n".repeat(100_000));
+        assert_eq!(found.len(), MOST_ERRORS + 1);
+        assert!(found[MOST_ERRORS].ends_with("more mistakes of syntax are not shown"));
+        assert_eq!(findings(&"=\n".repeat(LONGEST_RECOVERED)).len(), 1);
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_overflow() {
+        for text in [
+            format!("{}a = 1", "a.".repeat(100_000)),
+            format!("[{}a]", "a.".repeat(100_000)),
+            format!("a = {}", "[".repeat(100_000)),
+            format!("a = {}", "{a=".repeat(100_000)),
+        ] {
+            assert!(!findings(&text).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_carriage_returns_are_taken() {
+        assert_eq!(
+            findings("\u{feff}[socket.a]\r\nlisten = 1\r\n"),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_drop_in_replaces_key_by_key() {
+        let loaded = read_layers(&[
+            "[watcher.w]\ncmd = \"old\"\nnumprocesses = 2\nuid = 1\nrespawn = false\n\
+             env = { A = \"1\", B = \"1\" }\nrlimits = { nofile = 1, core = 1 }\n[socket.s]\nhost = \"a\"\nport = 1\n",
+            "[watcher.w]\ncmd = \"new\"\nuser = \"u\"\nrestart = \"always\"\n[watcher.w.env]\nB = \"2\"\nC = \"2\"\n",
+            "[watcher.w]\nenv.C = \"3\"\nrlimits.core = 3\n[socket.s]\npath = \"x\"\n[socket.new]\nlisten = 1\n",
+        ]);
+        assert_eq!(first_lines(&loaded), Vec::<String>::new());
+        let w = &loaded.units.watchers[0];
+        assert_eq!(w.cmd.value, super::super::Words::Text("new".to_string()));
+        assert_eq!(w.cmd.place.file, 1);
+        assert_eq!(w.name.place.file, 0);
+        assert_eq!(w.numprocesses.value, 2);
+        assert_eq!(w.restart, super::super::Restart::Always);
+        let user = w.user.as_ref().map(|user| &user.value);
+        assert_eq!(user, Some(&super::super::Principal::Name("u".to_string())));
+        let env: Vec<_> = w
+            .env
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.value.as_str(), value.place.file))
+            .collect();
+        assert_eq!(env, [("A", "1", 0), ("B", "2", 1), ("C", "3", 2)]);
+        let soft: Vec<_> = w.rlimits.iter().map(|(_, limit)| limit.soft).collect();
+        assert_eq!(soft, [Some(3), Some(1)]);
+        let names: Vec<_> = loaded
+            .units
+            .sockets
+            .iter()
+            .map(|s| s.name.value.as_str())
+            .collect();
+        assert_eq!(names, ["new", "s"]);
+        assert_eq!(
+            loaded.units.sockets[1].address.value,
+            super::super::Address::Path("/u/x".into())
+        );
+    }
+
+    #[test]
+    fn a_mistake_that_a_drop_in_puts_right_is_none_and_its_own_are_told_at_its_own_place() {
+        let loaded = read_layers(&[
+            "[watcher.w]\nnumprocesses = -1\nenv = { LISTEN_FDS = 1 }\n",
+            "[watcher.w]\ncmd = \"x\"\nnumprocesses = 1\nnice = 99\n",
+        ]);
+        assert_eq!(
+            first_lines(&loaded),
+            [
+                "0:3:9: `env` of `watcher.w` may not set `LISTEN_FDS`: tentpole sets it for each worker",
+                "1:4:8: `nice` of `watcher.w` must be an integer from -20 to 19; found `99`",
+            ]
+        );
+        let loaded = read_layers(&[
+            "[watcher.w]\nenv = 5\ncmd = \"x\"",
+            "[watcher.w]\nenv = { A = 1 }",
+        ]);
+        assert_eq!(loaded.units.watchers[0].env.len(), 1);
+    }
+
+    #[test]
+    fn a_broken_drop_in_costs_the_units_and_makes_no_false_findings() {
+        let loaded = read_layers(&[
+            "[socket.s]\nbacklog = 1\n",
+            "[socket.s]\nlisten = 1.2.3.4:5\n",
+        ]);
+        assert_eq!(
+            first_lines(&loaded),
+            ["1:2:10: text must stand in quotes: write `\"1.2.3.4:5\"`"]
+        );
+        assert_eq!(loaded.units.sockets, []);
+    }
+
+    #[test]
+    fn ten_thousand_units_of_one_file_are_read_in_order_of_name() {
+        let text: String = (0..10_000)
+            .map(|number| format!("[socket.s{number:05}]\nlisten = \"127.0.0.1:0\"\n"))
+            .collect();
+        let loaded = read_text(Path::new("/u/t"), &text);
+        assert_eq!(first_lines(&loaded), Vec::<String>::new());
+        assert_eq!(loaded.units.sockets.len(), 10_000);
+        assert!(
+            loaded
+                .units
+                .sockets
+                .is_sorted_by(|a, b| a.name.value < b.name.value)
+        );
+    }
+
+    const VALID: &str = "[manager]\ncontrol = \"/run/c.sock\"\nlog_level = \"info\"\nenv = { A = \"b\" }\ncheck_delay = 5\n\
+        [socket.web]\nlisten = \"127.0.0.1:8000\"\nbacklog = 5\ntype = \"stream\"\ntrigger_limit = { burst = 1, interval = \"2s\" }\n\
+        [socket.\"u n\"]\npath = \"x\u{e4}.sock\"\nmode = 0o660\numask = \"022\"\nuser = \"www\"\nfamily = 'AF_UNIX'\n\
+        [watcher.web]\ncmd = [\"a\", 'b', \"\"\"c\n\"\"\"]\nargs = \"$(circus.socket.web) 'x y'\"\nsockets = [\"web\", \"u n\"]\n\
+        numprocesses = 5\nstart_timeout = \"1m30s\"\nwatchdog = 0.5\nstop_signal = \"RTMIN+2\"\n\
+        rlimits = { nofile = \"1K:2K\", core = { soft = 0, hard = \"infinity\" } }\nstdout = { file = \"x\" }\ncpu_affinity = [0, 2]\n\
+        [watcher.web.env]\nA = 1\n\"B\" = true\n";
+
+    #[test]
+    fn the_text_that_is_mutated_is_valid() {
+        assert_eq!(
+            findings(VALID),
+            ["/u/t:5:15: warning: `check_delay` of `manager` is needless: nothing is polled"]
+        );
+    }
+
+    /// Whatever the text, reading it ends, and each finding is at a place of it and can be shown.
+    fn assert_sound(text: &str) {
+        let loaded = read_text(Path::new("/u/t"), text);
+        for finding in &loaded.findings {
+            let (start, end) = (finding.place.start as usize, finding.place.end as usize);
+            assert_eq!(finding.place.file, 0, "{finding:?}");
+            assert!(text.get(start..end).is_some(), "{finding:?} in {text:?}");
+            let rendered = loaded.sources.render(finding).to_string();
+            assert!(
+                !rendered.contains(|c: char| c.is_control() && c != '\n'),
+                "{rendered:?}"
+            );
+            assert!(rendered.lines().count() <= 3, "{rendered:?}");
+            assert!(rendered.chars().count() < 2_000, "{rendered:?}");
+        }
+        assert!(loaded.findings.is_sorted_by_key(|finding| finding.place));
+        if !keys::has_error(&loaded.findings) {
+            let again = read_text(Path::new("/u/t"), text);
+            assert_eq!(again.units, loaded.units);
+        }
+    }
+
+    /// Pieces that unit files are made of, whole and broken.
+    fn piece() -> impl Strategy<Value = String> {
+        let known = Kind::ALL
+            .iter()
+            .flat_map(|kind| kind.keys())
+            .collect::<Vec<_>>();
+        prop_oneof![
+            4 => proptest::sample::select(known).prop_map(str::to_string),
+            2 => proptest::sample::select(vec![
+                "[socket.web]\n", "[watcher.web]\n", "[manager]\n", "[socket.", "[[watcher]]\n", "env = {", "}", "[", "]", "\"",
+                "'''", "\"\"\"", " = ", "\n", ",", ".", "#", "0o660", "-1", "99999999999999999999", "nan", "1979-05-27", "true",
+                "\"1m30s\"", "\"127.0.0.1:80\"", "\"[::1]:80\"", "\"@x\"", "\"RTMIN+1\"", "\"infinity\"", "{ soft = 1, hard = 2 }",
+                "\\u0000", "\u{feff}", "\r", "\t", "\u{e4}",
+            ]).prop_map(str::to_string),
+            1 => any::<String>(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic_and_with_places_in_it(text in any::<String>()) {
+            assert_sound(&text);
+        }
+
+        #[test]
+        fn pieces_of_unit_files_are_read_without_panic(pieces in proptest::collection::vec(piece(), 0..40)) {
+            assert_sound(&pieces.concat());
+        }
+
+        #[test]
+        fn mutated_unit_files_are_read_without_panic(
+            cuts in proptest::collection::vec((any::<proptest::sample::Index>(), 0usize..12, piece()), 1..6),
+        ) {
+            let mut text = VALID.to_string();
+            for (at, length, piece) in cuts {
+                let start = floor_char_boundary(&text, at.index(text.len() + 1));
+                let end = floor_char_boundary(&text, start + length).max(start);
+                text.replace_range(start..end, &piece);
+            }
+            assert_sound(&text);
+        }
+
+        #[test]
+        fn any_value_of_any_key_is_read_without_panic(
+            kind in proptest::sample::select(Kind::ALL.to_vec()),
+            key in any::<proptest::sample::Index>(),
+            value in "\\PC{0,20}",
+            bare in any::<bool>(),
+        ) {
+            let keys: Vec<&str> = kind.keys().collect();
+            let key = keys[key.index(keys.len())];
+            let header = header_of(kind).replace('`', "");
+            let value = match bare {
+                true => value,
+                false => format!("\"{}\"", value.escape_default()),
+            };
+            assert_sound(&format!("{header}\n{key} = {value}\n"));
+        }
+    }
 }
