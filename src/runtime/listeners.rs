@@ -29,6 +29,9 @@ pub struct Listeners {
     next_look: Option<Time>,
 }
 
+/// The name of an optional socket that could not be bound, and why.
+pub type Unbound = (String, String);
+
 struct Listener {
     spec: Rc<plan::Socket>,
     fds: Fds,
@@ -62,7 +65,7 @@ impl Listeners {
     pub fn bind_all(
         plan: &Plan,
         inherited: &mut Inherited,
-    ) -> Result<(Listeners, Vec<(String, String)>), Vec<String>> {
+    ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut listeners = Listeners {
             all: Vec::with_capacity(plan.sockets.len()),
             by_name: HashMap::with_capacity(plan.sockets.len()),
