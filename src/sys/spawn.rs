@@ -1125,6 +1125,19 @@ pub(crate) mod tests {
             .into()
     }
 
+    /// Until `attempt` gives something. The children of other tests hold copies of our descriptors for a moment, until
+    /// their exec has closed them, so what a test has closed may live on that long.
+    pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(result) = attempt() {
+                return result;
+            }
+            assert!(start.elapsed().as_secs() < 20, "it must come about");
+            std::thread::yield_now();
+        }
+    }
+
     /// Until the child is a zombie.
     pub(crate) fn wait_for_end(child: &Child) {
         let mut fds = [PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN)];
