@@ -35,6 +35,9 @@ pub(super) unsafe fn system_call<const N: usize>(
     }
 }
 
+/// # Safety
+///
+/// That of the call.
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
 unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     let result;
@@ -51,6 +54,9 @@ unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     result
 }
 
+/// # Safety
+///
+/// That of the call.
 #[cfg(target_arch = "aarch64")]
 unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     let result;
@@ -67,6 +73,9 @@ unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     result
 }
 
+/// # Safety
+///
+/// That of the call.
 #[cfg(target_arch = "riscv64")]
 unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     let result;
@@ -83,6 +92,9 @@ unsafe fn enter(number: libc::c_long, [a, b, c, d, e, f]: [usize; 6]) -> isize {
     result
 }
 
+/// # Safety
+///
+/// That of the call.
 #[cfg(not(any(
     all(target_arch = "x86_64", target_pointer_width = "64"),
     target_arch = "aarch64",
