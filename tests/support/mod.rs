@@ -145,8 +145,24 @@ impl Manager {
 
     /// A connection to the control socket, with a read timeout.
     pub fn connect(&self) -> UnixStream {
-        let stream =
-            UnixStream::connect(self.path("control")).expect("connect to the control socket");
+        // A manager that was only just spawned has none yet.
+        let stream = poll(|| match UnixStream::connect(self.path("control")) {
+            Err(error)
+                if is_alive(self.pid())
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::ECONNREFUSED)
+                    ) =>
+            {
+                None
+            }
+            other => Some(other),
+        });
+        let stream = stream
+            .expect("a control socket in time")
+            .unwrap_or_else(|error| {
+                panic!("connect to the control socket: {error}\n{}", self.log())
+            });
         stream
             .set_read_timeout(Some(DEADLINE))
             .expect("set a timeout");
@@ -241,6 +257,107 @@ impl Drop for Manager {
             }
         }
     }
+}
+
+/// What workers leave in files, and what is left of them.
+impl Manager {
+    /// The lines of a file in the folder; none as long as it is not there.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until a file in the folder has so many lines, and returns them.
+    pub fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
+        let mut last = Vec::new();
+        let found = poll(|| {
+            last = self.lines(name);
+            (last.len() >= count).then(|| last.clone())
+        });
+        found.unwrap_or_else(|| panic!("{name} never had {count} lines: {last:#?}\n{}", self.log()))
+    }
+
+    /// Makes an empty file in the folder: a worker may wait for it.
+    pub fn touch(&self, name: &str) {
+        std::fs::write(self.path(name), "").expect("make a file");
+    }
+
+    /// Waits until the log holds a text.
+    pub fn wait_for_log(&self, text: &str) {
+        let found = poll(|| self.log().contains(text).then_some(()));
+        found.unwrap_or_else(|| panic!("the log never said {text:?}:\n{}", self.log()));
+    }
+
+    /// The next message to the manager's parent; None if there is none for so long.
+    pub fn next_notice(&self, patience: Duration) -> Option<String> {
+        self.parent
+            .set_read_timeout(Some(patience))
+            .expect("set a timeout");
+        let mut buffer = [0; 4096];
+        let received = self.parent.recv(&mut buffer);
+        self.parent
+            .set_read_timeout(Some(DEADLINE))
+            .expect("set a timeout");
+        received
+            .ok()
+            .map(|count| String::from_utf8_lossy(&buffer[..count]).into_owned())
+    }
+
+    /// Every live process that the manager has started, however far it has run away.
+    pub fn offspring(&self) -> Vec<i32> {
+        let own = self.child.as_ref().map(|child| child.id() as i32);
+        let mut pids = processes_of(self.dir.path());
+        pids.retain(|pid| Some(*pid) != own);
+        pids
+    }
+
+    /// Waits until nothing that the manager has started lives.
+    pub fn wait_until_childless(&self) {
+        let mut left = Vec::new();
+        let done = poll(|| {
+            left = self.offspring();
+            left.is_empty().then_some(())
+        });
+        done.unwrap_or_else(|| panic!("{left:?} are left\n{}", self.log()));
+    }
+}
+
+/// The live processes that have a folder's control socket in their environment: a manager and its offspring.
+pub fn processes_of(dir: &Path) -> Vec<i32> {
+    let mark = format!("TENTPOLE_CONTROL={}/control", dir.display()).into_bytes();
+    let all = std::fs::read_dir("/proc").expect("list /proc");
+    all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == mark) && is_alive(*pid)
+        })
+        .collect()
+}
+
+/// When a process was started, in hundredths of a second of the kernel's clock.
+pub fn start_time(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("is alive");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let field = rest.split_whitespace().nth(19).expect("a start time");
+    field.parse().expect("a number")
+}
+
+/// Says that a test is left out, unless it runs as root.
+pub fn needs_root() -> bool {
+    if !is_root() {
+        eprintln!("skipped: needs root");
+    }
+    is_root()
+}
+
+/// Says that a test is left out, unless a program is installed.
+pub fn needs_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(name).exists());
+    if !found {
+        eprintln!("skipped: needs {name}");
+    }
+    found
 }
 
 /// A folder that only its owner may write: unit files of root must stand in one.
