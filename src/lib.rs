@@ -1,8 +1,60 @@
 //! tentpole: a socket-activation service manager for Linux.
+//!
+//! One daemon binds sockets, keeps them open for ever, and starts, watches, scales and replaces the programs that serve
+//! them. A program gets its sockets as inherited file descriptors; tentpole never touches a byte of the traffic. This page
+//! is for those who work on tentpole; users start with the README and `docs/`.
+//!
+//! # Architecture
+//!
+//! One crate: a library, so that tests, the simulator, fuzzers and benchmarks can drive the core (it promises no API), and
+//! a binary. One thread. Data flows one way, facts come back as events:
+//!
+//! ```text
+//! unit files -> unit -> plan -> supervise -> effects -> runtime -> sys -> kernel
+//!                                   ^                      |
+//!                                   +------- events -------+
+//! ```
+//!
+//! | module | charter | may import |
+//! | --- | --- | --- |
+//! | [`unit`] | text to typed units: the TOML front door, the search path, drop-ins; every mistake has a place | - |
+//! | [`plan`] | units to a complete, checked, ordered description of what to run; all substitutions | `unit` |
+//! | [`supervise`] | the state machine: events in, effects out; no I/O, no clock, no descriptors | `plan`, `unit` |
+//! | [`control`] | the wire: typed calls, replies and errors, the Varlink codec, the status documents | `supervise` |
+//! | [`sys`] | safe wrappers of system calls; the only home of `unsafe`; knows nothing of units | - |
+//! | [`runtime`] | the loop: readiness to events, effects to system calls; owns every descriptor, decides nothing | all above |
+//! | [`cli`] | the command line: one file for each family of commands | all but `sys` |
+//!
+//! `tests/architecture.rs` holds the code to this table.
+//!
+//! # Where things are decided
+//!
+//! A decision lives in [`supervise`] or it lives nowhere. Each slot of a watcher is one enum, in whose variants the data
+//! of each state lives; what follows from a state (is the listener watched? which deadline is next?) is computed from it.
+//! Inside the loop an error is an event: a failed spawn or bind comes back as a fact like any other.
+//!
+//! # Three walks
+//!
+//! - *A connection on an armed socket*: epoll, [`runtime`] reports `Traffic`, [`supervise`] counts it against the trigger
+//!   limit and makes the slots due, `Spawn` comes out, [`sys::spawn`] makes the process.
+//! - *A death*: signalfd, the exit is peeked at while the zombie still reserves the pid, `Exited` goes in, what the restart
+//!   policy says comes out, what the process left behind is killed, and only then it is reaped.
+//! - *A command*: [`cli`] sends a Varlink call, [`runtime`] makes a `Command` of it, [`supervise`] remembers who asked, and
+//!   answers when it is done or has failed, however long that takes; other commands go on meanwhile.
+//!
+//! # Where to add what
+//!
+//! - A key of a unit file: one line in the tables of `unit/keys.rs`, a field in [`unit::Watcher`] or [`unit::Socket`], a
+//!   row in `docs/units.md`. Then whoever acts on it.
+//! - A command: `cli` (what is typed), `control/call.rs` and the `.varlink` file (what is sent), `supervise/request.rs`
+//!   (what it means, and when it is done).
+//! - A system call: a wrapper in [`sys`], which says why it is sound.
+//! - A rule of supervision: `supervise`, and an invariant in `tests/simulation` that would notice its absence.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod cli;
 pub mod control;
 pub mod plan;
 pub mod runtime;
@@ -10,5 +62,3 @@ pub mod supervise;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod unit;
-
-pub mod cli;

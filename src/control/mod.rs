@@ -7,6 +7,8 @@
 //! The protocol is Varlink: JSON objects, each ended by a NUL byte, answered in order. The interface stands in
 //! `io.tentpole.Manager.varlink`, and tests hold the code to it.
 
+#![deny(clippy::disallowed_methods)]
+
 pub mod call;
 pub mod document;
 pub mod wire;

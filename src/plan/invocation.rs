@@ -760,6 +760,7 @@ mod tests {
                 w.env = env(&[("A", &value)]);
             });
             let made = fill(&plan, None, &[]).expect("an invocation");
+            #[allow(clippy::disallowed_methods)] // A test asks the real shell.
             let output = std::process::Command::new(&made.argv[0])
                 .args(&made.argv[1..])
                 .env_remove("X")

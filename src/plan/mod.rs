@@ -5,6 +5,8 @@
 //! spawned: which socket is which fd, what the words of a command are, in which order watchers start.
 //! [`Watcher::invocation`] then says what one worker (a wid) is exec'd with.
 
+#![deny(clippy::disallowed_methods)]
+
 mod address;
 mod environment;
 mod identity;

@@ -1,6 +1,6 @@
 //! The sockets: bound here, open for ever.
 
-use super::{SlotKey, Token, inherited::Inherited};
+use super::{SlotKey, Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Plan};
 use crate::supervise::{ProcId, SocketId, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
@@ -29,12 +29,17 @@ pub struct Listeners {
     next_look: Option<Time>,
 }
 
+/// The name of an optional socket that could not be bound, and why.
+pub type Unbound = (String, String);
+
 struct Listener {
     spec: Rc<plan::Socket>,
     fds: Fds,
     /// As status shows it: with the real port once it is bound.
     address: String,
     watched: bool,
+    /// The file of a unix socket that was bound here (and not inherited).
+    node: Option<Node>,
 }
 
 enum Fds {
@@ -62,7 +67,7 @@ impl Listeners {
     pub fn bind_all(
         plan: &Plan,
         inherited: &mut Inherited,
-    ) -> Result<(Listeners, Vec<(String, String)>), Vec<String>> {
+    ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut listeners = Listeners {
             all: Vec::with_capacity(plan.sockets.len()),
             by_name: HashMap::with_capacity(plan.sockets.len()),
@@ -260,11 +265,17 @@ impl Listeners {
             ) && listener.spec.unit.kind != unit::SocketKind::Dgram
         })
     }
+}
 
-    /// Removes the files of unix sockets that want it. For the end of the manager.
-    pub fn remove_files(&self) {
+/// Closing sockets for good removes their files; an upgrade executes another program and never comes here.
+impl Drop for Listeners {
+    fn drop(&mut self) {
         for listener in &self.all {
-            listener.remove_file();
+            if listener.spec.unit.remove_on_stop
+                && let Some(node) = &listener.node
+            {
+                node.remove();
+            }
         }
     }
 }
@@ -289,6 +300,7 @@ impl Listener {
             fds: Fds::Unbound,
             address: written(&spec.unit),
             watched: false,
+            node: None,
         }
     }
 
@@ -301,7 +313,13 @@ impl Listener {
         };
         let first = match taken {
             Some(bound) => bound,
-            None => socket::listen(&listen).map_err(|error| error.to_string())?,
+            None => {
+                let bound = socket::listen(&listen).map_err(|error| error.to_string())?;
+                if let Address::Path(path) = &address {
+                    self.node = Node::made_at(path);
+                }
+                bound
+            }
         };
         self.address = first.address;
         if !self.spec.unit.so_reuseport.value {
@@ -387,20 +405,6 @@ impl Listener {
         // As the kernel does with its list: the last one takes the place of the one that goes.
         drop(shards.swap_remove(index));
         choose(shards);
-    }
-
-    fn remove_file(&self) {
-        let unit::Address::Path(path) = &self.spec.unit.address.value else {
-            return;
-        };
-        if !self.spec.unit.remove_on_stop || matches!(self.fds, Fds::Unbound) {
-            return;
-        }
-        if let Err(error) = std::fs::remove_file(path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            log::warn!(target: &format!("socket.{}", self.spec.name()), "{} could not be removed: {error}", path.display());
-        }
     }
 }
 

@@ -10,6 +10,7 @@ mod inherited;
 mod leftovers;
 mod listeners;
 mod logger;
+mod node;
 mod parent;
 mod processes;
 mod server;
@@ -120,7 +121,6 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
-        self.listeners.remove_files();
         Ok(self.finished.unwrap_or(0))
     }
 

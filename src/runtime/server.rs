@@ -3,7 +3,7 @@
 //! A connection has one request under way at a time: while it waits, nothing more is read from it, so a peer that floods
 //! fills its own queue and nobody else's. A slow command waits in the supervisor, not here.
 
-use super::Token;
+use super::{Token, node::Node};
 use crate::control::call::{self, Call, Failure, Reply, Request};
 use crate::control::wire::{self, Decoder};
 use crate::supervise::{Command, Event, Refusal, RequestId, WatcherState};
@@ -46,7 +46,7 @@ pub struct Server {
 
 struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    node: Option<Node>,
 }
 
 struct Connection {
@@ -73,7 +73,7 @@ impl Server {
         Server {
             listener: bound.map(|(bound, path)| Listener {
                 socket: bound.fd.into(),
-                path,
+                node: Node::made_at(&path),
             }),
             gid,
             connections: BTreeMap::new(),
@@ -308,11 +308,17 @@ impl Server {
         for connection in self.connections.values_mut() {
             connection.write();
         }
-        if let Some(listener) = &self.listener
-            && let Err(error) = std::fs::remove_file(&listener.path)
-            && error.kind() != ErrorKind::NotFound
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(node) = self
+            .listener
+            .as_ref()
+            .and_then(|listener| listener.node.as_ref())
         {
-            log::warn!(target: "manager", "{} could not be removed: {error}", listener.path.display());
+            node.remove();
         }
     }
 }

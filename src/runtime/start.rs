@@ -102,17 +102,9 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         process::set_subreaper().map_err(|error| failed("becoming a subreaper", &error))?;
     }
 
-    let control = bind_control(options, &plan)?;
-    let (listeners, unbound) = match Listeners::bind_all(&plan, &mut inherited) {
-        Ok(bound) => bound,
-        Err(errors) => {
-            if let Some((_, path)) = &control {
-                // It was ours, and nobody has used it.
-                let _ = std::fs::remove_file(path);
-            }
-            return Err(StartError::Sockets(errors));
-        }
-    };
+    let server = Server::new(bind_control(options, &plan)?, plan.control_gid);
+    let (listeners, unbound) =
+        Listeners::bind_all(&plan, &mut inherited).map_err(StartError::Sockets)?;
     inherited.close_rest();
 
     let now = clock();
@@ -131,7 +123,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         listeners,
         processes: Processes::new(spawner, environment_of_manager, plan.manager.env.clone()),
         leftovers: Leftovers::default(),
-        server: Server::new(control, plan.control_gid),
+        server,
         supervisor,
         started: std::time::SystemTime::now(),
         jobs: VecDeque::new(),

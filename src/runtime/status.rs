@@ -3,10 +3,9 @@
 use super::listeners::Listeners;
 use crate::control::call::{Failure, Reply};
 use crate::control::document::{
-    ManagerState, ManagerStatus, SocketState, SocketStatus, Status, Timestamp, WatcherState,
-    WatcherStatus, WorkerState, WorkerStatus,
+    ManagerState, ManagerStatus, SocketStatus, Status, Timestamp, WatcherStatus, WorkerStatus,
 };
-use crate::supervise::{self, SocketView, Supervisor, Time, View, WatcherView};
+use crate::supervise::{SocketView, Supervisor, Time, View, WatcherView};
 use crate::sys::process::Pid;
 use crate::sys::socket::{self, Queue};
 use crate::unit::{self, SocketKind};
@@ -98,12 +97,7 @@ fn socket_status(
             SocketKind::Seqpacket => "seqpacket",
         }
         .to_owned(),
-        state: match view.state {
-            supervise::SocketState::Listening => SocketState::Listening,
-            supervise::SocketState::Armed => SocketState::Armed,
-            supervise::SocketState::Paused => SocketState::Paused,
-            supervise::SocketState::Failed => SocketState::Failed,
-        },
+        state: view.state,
         queue: number(queue.waiting),
         queue_limit: number(queue.limit),
         watchers: view
@@ -132,16 +126,7 @@ impl Clock {
     fn watcher(&self, view: &WatcherView<'_>) -> WatcherStatus {
         WatcherStatus {
             name: view.name.to_owned(),
-            state: match view.state {
-                supervise::WatcherState::Stopped => WatcherState::Stopped,
-                supervise::WatcherState::Waiting => WatcherState::Waiting,
-                supervise::WatcherState::Starting => WatcherState::Starting,
-                supervise::WatcherState::Running => WatcherState::Running,
-                supervise::WatcherState::Reloading => WatcherState::Reloading,
-                supervise::WatcherState::Stopping => WatcherState::Stopping,
-                supervise::WatcherState::Backoff => WatcherState::Backoff,
-                supervise::WatcherState::Failed => WatcherState::Failed,
-            },
+            state: view.state,
             wanted: view.wanted,
             ready: view.ready,
             restarts: view.restarts,
@@ -151,12 +136,7 @@ impl Clock {
                 .map(|worker| WorkerStatus {
                     wid: worker.wid,
                     pid: Some(worker.pid.0.unsigned_abs()),
-                    state: match worker.state {
-                        supervise::WorkerState::Starting => WorkerState::Starting,
-                        supervise::WorkerState::Ready => WorkerState::Ready,
-                        supervise::WorkerState::Reloading => WorkerState::Reloading,
-                        supervise::WorkerState::Stopping => WorkerState::Stopping,
-                    },
+                    state: worker.state,
                     since: self.wall(worker.since),
                     status: worker.status.map(str::to_owned),
                     generation: worker.generation,

@@ -32,6 +32,8 @@
 //! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
 //! the workers' business: whatever they do, it stays open.
 
+#![deny(clippy::disallowed_methods)]
+
 mod order;
 mod request;
 mod socket;

@@ -327,10 +327,12 @@ impl Supervisor {
             self.log(turn, LogLevel::Info, id, || {
                 format!("worker {wid} says that it is stopping")
             });
-        } else if ready && kind == WatcherKind::Notify && matches!(state, State::Starting { .. }) {
-            if let State::Starting { worker, .. } = self.take_slot(id, wid) {
-                self.settle_worker(turn, id, wid, worker);
-            }
+        } else if ready
+            && kind == WatcherKind::Notify
+            && matches!(state, State::Starting { .. })
+            && let State::Starting { worker, .. } = self.take_slot(id, wid)
+        {
+            self.settle_worker(turn, id, wid, worker);
         }
     }
 

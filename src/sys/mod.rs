@@ -11,6 +11,7 @@ pub mod owner;
 pub mod placement;
 pub mod process;
 pub mod queue;
+mod raw;
 pub mod reuseport;
 pub mod signals;
 pub mod socket;

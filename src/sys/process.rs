@@ -618,9 +618,11 @@ mod tests {
 
     #[test]
     fn a_started_process_is_known_by_its_environment() {
-        let child = Program::shell("read line")
+        // It stops itself rather than exec another program, whose environment would be empty for a moment.
+        let (child, output) = Program::shell("echo up; kill -STOP $$")
             .env("TENTPOLE_WID=12")
-            .spawn_held();
+            .spawn_with_output();
+        fs::File::from(output).read_exact(&mut [0; 3]).unwrap();
         assert!(environ_has(child.pid, &[("TENTPOLE_WID", "12")]));
         assert!(!environ_has(child.pid, &[("TENTPOLE_WID", "1")]));
         assert!(!environ_has(

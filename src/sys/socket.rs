@@ -728,6 +728,7 @@ pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::process::Pid;
+    use super::super::spawn::tests::eventually;
     use super::*;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::unix::fs::symlink;
@@ -898,10 +899,27 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let client = TcpStream::connect(address).unwrap();
         // Closed first on this side: TIME-WAIT stays here.
+        let client_port = client.local_addr().unwrap().port();
         drop(listener.accept().unwrap());
+        eventually(|| {
+            io::Read::read(&mut &client, &mut [0])
+                .ok()
+                .filter(|&count| count == 0)
+        });
         drop(client);
         drop(listener);
-        listen(&stream(&Address::Ip(address))).unwrap();
+        let time_wait = format!(
+            "0100007F:{:04X} 0100007F:{:04X} 06",
+            address.port(),
+            client_port
+        );
+        eventually(|| listen(&stream(&Address::Ip(address))).ok());
+        assert_eq!(
+            fs::read_to_string("/proc/self/net/tcp")
+                .map(|table| table.contains(&time_wait))
+                .ok(),
+            Some(true)
+        );
     }
 
     #[test]
@@ -1121,11 +1139,14 @@ mod tests {
         for kind in [Kind::Stream, Kind::Dgram, Kind::Seqpacket] {
             let address = folder.address("x.sock");
             let spec = Listen::new(&address, kind);
-            drop(listen(&spec).unwrap());
-            let text = error(Listen {
-                replace: false,
-                ..spec
-            });
+            drop(eventually(|| listen(&spec).ok()));
+            let refuse = || {
+                Some(error(Listen {
+                    replace: false,
+                    ..spec
+                }))
+            };
+            let text = eventually(|| refuse().filter(|text| !text.contains(" in use ")));
             assert!(
                 text.ends_with("nobody listens on any more; remove it, or set `replace = true`"),
                 "{text}"
@@ -1251,7 +1272,7 @@ mod tests {
             format!("@{name} is in use {}", by_us())
         );
         drop(bound);
-        listen(&dgram(&address)).unwrap();
+        eventually(|| listen(&dgram(&address)).ok());
     }
 
     #[test]

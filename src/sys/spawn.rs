@@ -1,35 +1,45 @@
 //! Starting a program: clone(2), what the child sets for itself, execve(2), and why it failed.
 //!
 //! The child shares the manager's memory until it execs (CLONE_VM), so starting it costs the same however large the
-//! manager is, and the manager stands still meanwhile (CLONE_VFORK), so that it knows the outcome when it goes on.
+//! manager is, and the manager waits for that, so that it knows the outcome when it goes on.
 //!
 //! Sharing memory is sound under these rules, which all of the code below [`begin`] keeps:
 //!
-//! - Everything the child needs is allocated and looked up before; the child makes system calls and writes to three
-//!   places set aside for it: its failure, its pid in the environment, and errno of the thread that is suspended.
+//! - Everything the child needs is allocated and looked up before; the child makes system calls and writes to two
+//!   places set aside for it: its failure, and its pid in the environment.
 //! - Every signal is blocked from before clone until the child has put every handler back to its default, so no
 //!   handler ever runs in the child.
 //! - It runs on a stack of its own below which lies a page that can't be touched.
 //! - It leaves by execve or exit_group and never returns, so nothing is dropped or flushed twice.
+//!
+//! How the manager waits: by CLONE_VFORK, which the kernel ends when the child execs or ends. But between its change of
+//! user and its exec, the child can be stopped by any process of that user (a hostile worker that sends SIGSTOP to
+//! all it may, in a loop, meets it within a hundred starts), and a manager in vfork could not even be killed nicely. So a
+//! child that is to become another user is waited for by a futex, which the kernel wakes at the same two points
+//! (set_tid_address(2)), and one that is found stopped is killed and its start has failed. The manager then does nothing but
+//! wait, without touching errno, so the rules above hold there as well.
 //!
 //! Descriptors are placed first, while the limits are still the manager's: a worker may be given a limit of open
 //! descriptors that is lower than the numbers it gets. The folder is changed last, with the rights of the worker's user.
 
 use super::placement::{self, place};
 use super::process::{self, Pid};
+use super::raw::{self, system_call};
 use super::reason;
+use nix::errno::Errno;
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A program to start, and all that is set for it. The default leaves everything as the manager has it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -301,6 +311,15 @@ impl Spawner {
             .iter()
             .map(|(fd, target)| (fd.as_raw_fd(), *target))
             .collect();
+        if let Some(value) = spawn
+            .oom_score_adj
+            .filter(|value| !(-1000..=1000).contains(value))
+        {
+            return Err(SpawnError {
+                step: Step::OomScoreAdj(value),
+                errno: libc::EINVAL,
+            });
+        }
         let oom_score_adj = spawn.oom_score_adj.map(|value| value.to_string());
         let cpus = match spawn.cpu_affinity.map(cpu_mask).transpose() {
             Ok(cpus) => cpus,
@@ -331,11 +350,21 @@ impl Spawner {
             hard: infinity(hard),
         }));
 
+        // Who may stop the child may stop the manager as well, unless the child becomes another user.
+        // SAFETY: takes nothing, can't fail.
+        let own_uid = unsafe { libc::geteuid() };
+        let how = match spawn.uid {
+            Some(uid) if uid != own_uid && raw::LEAVES_ERRNO_ALONE => Waiting::Futex,
+            _ => Waiting::Vfork,
+        };
         let job = Job {
             placement: &place(&fds),
             values: &values,
             pidfd_id,
-            oom_score_adj: oom_score_adj.as_deref().map(str::as_bytes),
+            oom_score_adj: oom_score_adj
+                .as_deref()
+                .filter(|_| how == Waiting::Vfork)
+                .map(str::as_bytes),
             cpus: cpus.as_deref(),
             nice: spawn.nice,
             rlimits: &rlimits,
@@ -349,6 +378,8 @@ impl Spawner {
             argv: argv.as_ptr(),
             envp: envp.as_mut_ptr(),
             failure: UnsafeCell::new(None),
+            how,
+            is_shared: AtomicU32::new(1),
         };
         let outcome = self.stack.run(&job);
         // The kernel makes a process that changes its user undumpable, by a flag of the memory that the child shared
@@ -361,14 +392,20 @@ impl Spawner {
             step: Step::Clone,
             errno,
         })?;
-        match job.failure.into_inner() {
-            None => Ok(child),
-            Some(failure) => {
-                // It has ended or is about to, so this does not block for long; it is our own child, so it can't fail.
-                let _ = process::wait(libc::P_PID, child.pid.as_raw(), 0);
-                Err(failure.explain(spawn, &rlimits))
-            }
-        }
+        let failure = job
+            .failure
+            .into_inner()
+            .or_else(|| match (how, &oom_score_adj) {
+                (Waiting::Futex, Some(value)) => give_oom_score_adj(child.pid, value).err(),
+                _ => None,
+            });
+        let Some(failure) = failure else {
+            return Ok(child);
+        };
+        // Mostly it has ended or is about to, so the wait is short. It is our own child, so neither can fail.
+        let _ = process::kill(child.pid, libc::SIGKILL);
+        let _ = process::wait(libc::P_PID, child.pid.as_raw(), 0);
+        Err(failure.explain(spawn, &rlimits))
     }
 }
 
@@ -396,12 +433,24 @@ struct Job<'a> {
     envp: *mut *const libc::c_char,
     /// Where the child says what failed.
     failure: UnsafeCell<Option<Failure>>,
+    how: Waiting,
+    /// Not 0 until the kernel lets go of this memory for the child.
+    is_shared: AtomicU32,
 }
 
 /// The variable that holds the pidfd's inode: the last entry of the environment, so that it can be cut off.
 struct PidfdId {
     value: *mut u8,
     entry: usize,
+}
+
+/// How the parent waits until the child shares its memory no longer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// The kernel does not let it go on before.
+    Vfork,
+    /// The kernel wakes it, and it looks after the child meanwhile.
+    Futex,
 }
 
 struct Rlimit {
@@ -434,29 +483,33 @@ enum Stage {
     Exec(usize),
 }
 
-/// The child's whole life before its exec.
-extern "C" fn begin(job: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: `Stack::run` gives a pointer to a `Job` that outlives the child's use of it; it is only read, but for the
-    // places behind raw pointers and the cell.
-    let job = unsafe { &*job.cast::<Job<'_>>().cast_const() };
-    let Err(failure) = become_program(job);
-    // SAFETY: the parent stands still and reads the cell only after this process has ended.
-    unsafe { job.failure.get().write_volatile(Some(failure)) };
-    // SAFETY: ends this process alone (it is no thread of the parent), without anything that atexit(3) would do.
-    unsafe { libc::syscall(libc::SYS_exit_group, 127) };
-    127
-}
-
 /// A system call of the child: its result, or errno.
 ///
 /// What it changes (descriptors, limits, ids, dispositions, the folder) belongs to the child alone, since neither
 /// CLONE_FILES nor CLONE_FS nor CLONE_SIGHAND was asked for.
 macro_rules! system_call {
-    ($($argument:expr),+ $(,)?) => {
+    ($number:expr $(, $argument:expr)* $(,)?) => {
         // SAFETY: every pointer that is given to it in this file leads to memory of the job, of a constant or of the
         // caller's own frame, which outlives the call and is as long as the call is told.
-        call(unsafe { libc::syscall($($argument),+) })
+        unsafe { system_call($number, [$(($argument) as usize),*]) }
     };
+}
+
+/// The child's whole life before its exec.
+extern "C" fn begin(job: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `Stack::run` gives a pointer to a `Job` that outlives the child's use of it; it is only read, but for the
+    // places behind raw pointers and the cell.
+    let job = unsafe { &*job.cast::<Job<'_>>().cast_const() };
+    if job.how == Waiting::Futex {
+        // It can't fail. From here on, exec and exit clear the word and wake who waits for it.
+        let _ = system_call!(libc::SYS_set_tid_address, job.is_shared.as_ptr());
+    }
+    let Err(failure) = become_program(job);
+    // SAFETY: the parent waits, and reads the cell only after this process has let go of the memory.
+    unsafe { job.failure.get().write_volatile(Some(failure)) };
+    // Ends this process alone (it is no thread of the parent), without anything that atexit(3) would do.
+    let _ = system_call!(libc::SYS_exit_group, 127);
+    127
 }
 
 fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
@@ -464,7 +517,7 @@ fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
 
     system_call!(libc::SYS_setsid).map_err(at(Stage::Setsid))?;
 
-    let mut saved = -1;
+    let mut saved = 0;
     for &step in job.placement {
         let result = match step {
             placement::Step::Keep(fd) => system_call!(SYS_FCNTL, fd, libc::F_SETFD, 0),
@@ -480,8 +533,8 @@ fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
         }
     }
 
-    // SAFETY: can't fail.
-    let pid = unsafe { libc::syscall(libc::SYS_getpid) };
+    // It can't fail.
+    let pid = system_call!(libc::SYS_getpid).unwrap_or_default();
     for &value in job.values {
         // SAFETY: each has SLOT bytes, and nothing else refers to them while the parent stands still.
         unsafe { write_decimal(pid as u64, value) };
@@ -585,16 +638,11 @@ fn exec(job: &Job<'_>) -> Failure {
     })
 }
 
-/// The result of a raw system call, or its errno.
-fn call(result: libc::c_long) -> Result<i32, i32> {
-    match result {
-        // SAFETY: errno of the calling thread; in the child it is that of the parent's suspended thread.
-        -1 => Err(unsafe { *libc::__errno_location() }),
-        result => Ok(result as i32),
-    }
-}
-
-/// Writes `number` in decimal at `at`, which must have SLOT bytes, all of them zero.
+/// Writes `number` in decimal at `at`.
+///
+/// # Safety
+///
+/// `at` must have SLOT bytes, all of them zero.
 unsafe fn write_decimal(number: u64, at: *mut u8) {
     let mut digits = 1;
     let mut rest = number / 10;
@@ -612,14 +660,36 @@ unsafe fn write_decimal(number: u64, at: *mut u8) {
 }
 
 /// The inode of a pidfd of the process; `None` where it can't be had (no free descriptor, a system call filter).
-fn pidfd_inode(pid: libc::c_long) -> Option<u64> {
+fn pidfd_inode(pid: usize) -> Option<u64> {
     let fd = system_call!(libc::SYS_pidfd_open, pid, 0).ok()?;
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: a plain system call into memory of this frame.
-    let result = unsafe { libc::fstat(fd, status.as_mut_ptr()) };
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let result = system_call!(
+        libc::SYS_statx,
+        fd,
+        path,
+        flags,
+        libc::STATX_INO,
+        status.as_mut_ptr()
+    );
     let _ = system_call!(libc::SYS_close, fd);
-    // SAFETY: filled, as the result says.
-    (result == 0).then(|| unsafe { status.assume_init() }.st_ino)
+    // SAFETY: zeroed, which is a valid value, and then filled.
+    result.ok().map(|_| unsafe { status.assume_init() }.stx_ino)
+}
+
+/// Of a child that has exec'd. While it shared our memory without vfork, the kernel would have set ours as well.
+fn give_oom_score_adj(pid: Pid, value: &str) -> Result<(), Failure> {
+    let result = fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{pid}/oom_score_adj"));
+    match result.and_then(|mut file| file.write_all(value.as_bytes())) {
+        // It has ended already.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        result => result.map_err(|error| Failure {
+            stage: Stage::OomScoreAdj,
+            errno: error.raw_os_error().unwrap_or(libc::EINVAL),
+        }),
+    }
 }
 
 /// Of this process alone: for a child of vfork the kernel leaves those that share its memory out.
@@ -654,16 +724,14 @@ const NO_SIGNALS: KernelSet = 0;
 const ALL_SIGNALS: KernelSet = KernelSet::MAX;
 
 fn set_signal_mask(new: &KernelSet, old: *mut KernelSet) {
-    // SAFETY: both are sets of the size given, or null. It can't fail with these arguments.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            ptr::from_ref(new),
-            old,
-            SIGSET_BYTES,
-        );
-    }
+    // It can't fail with sets of this size.
+    let _ = system_call!(
+        libc::SYS_rt_sigprocmask,
+        libc::SIG_SETMASK,
+        ptr::from_ref(new),
+        old,
+        SIGSET_BYTES
+    );
 }
 
 /// A stack for children, one at a time.
@@ -709,19 +777,29 @@ impl Stack {
 
     /// Runs `job` in a child, until it has exec'd or ended; the errno of clone otherwise.
     fn run(&mut self, job: &Job<'_>) -> Result<Child, i32> {
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+        let flags = match job.how {
+            Waiting::Vfork => flags | libc::CLONE_VFORK,
+            Waiting::Futex => flags,
+        };
         let argument = ptr::from_ref(job).cast_mut().cast();
         let mut pidfd: libc::c_int = -1;
         let mut mask = NO_SIGNALS;
         set_signal_mask(&ALL_SIGNALS, &mut mask);
         // SAFETY: the stack is ours, grows down from its top, which is aligned to a page, and is used by one child at a
-        // time: `&mut self` is held until clone returns, which CLONE_VFORK delays until the child is done with our
-        // memory. What the child does there is argued at the head of this file.
+        // time: `&mut self` is held until the child is done with our memory, which either CLONE_VFORK or
+        // `wait_until_alone` waits for. What the child does there is argued at the head of this file.
         let result = unsafe {
             let top = self.base.byte_add(self.size);
             libc::clone(begin, top, flags, argument, &raw mut pidfd)
         };
-        let result = call(result.into());
+        let result = match result {
+            -1 => Err(Errno::last_raw()),
+            pid => Ok(pid),
+        };
+        if let (Ok(pid), Waiting::Futex) = (result, job.how) {
+            wait_until_alone(job, pid);
+        }
         set_signal_mask(&mask, ptr::null_mut());
         let pid = result?;
         // SAFETY: the kernel has put it there with the child, and nobody else owns it.
@@ -729,6 +807,52 @@ impl Stack {
         // clone's result is positive when it is no error.
         let pid = Pid::new(pid).ok_or(libc::EINVAL)?;
         Ok(Child { pid, pidfd })
+    }
+}
+
+/// How long a child may need for its exec before it is looked after.
+static PATIENCE: [i64; 2] = [0, 100_000_000];
+
+/// Waits until the child has exec'd or ended; one that somebody has stopped is killed. Leaves errno alone.
+fn wait_until_alone(job: &Job<'_>, pid: i32) {
+    let stopped = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
+    let ended = libc::WEXITED | libc::WNOWAIT;
+    while job.is_shared.load(Ordering::Acquire) != 0 {
+        // The kernel's own timespec has 64 bits wherever there are raw calls. A signal can't interrupt it: all are blocked.
+        let patience = &raw const PATIENCE;
+        let word = job.is_shared.as_ptr();
+        if system_call!(libc::SYS_futex, word, libc::FUTEX_WAIT, 1, patience, 0, 0)
+            != Err(libc::ETIMEDOUT)
+        {
+            continue;
+        }
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        let _ = system_call!(
+            libc::SYS_waitid,
+            libc::P_PID,
+            pid,
+            info.as_mut_ptr(),
+            stopped,
+            0
+        );
+        // SAFETY: zeroed, which is a valid value, and possibly filled.
+        match unsafe { info.assume_init() }.si_code {
+            // Slow, that is all.
+            0 => {}
+            libc::CLD_STOPPED => {
+                let _ = system_call!(libc::SYS_kill, pid, libc::SIGKILL);
+                let _ = system_call!(libc::SYS_waitid, libc::P_PID, pid, 0, ended, 0);
+                let failure = Failure {
+                    stage: Stage::Exec(0),
+                    errno: libc::EINTR,
+                };
+                // SAFETY: the child has ended.
+                unsafe { job.failure.get().write_volatile(Some(failure)) };
+                return;
+            }
+            // Killed, perhaps before it could say that it wants the word to be cleared.
+            _ => return,
+        }
     }
 }
 
@@ -743,13 +867,11 @@ impl Drop for Stack {
 fn altered_signals() -> Vec<i32> {
     (1..=64)
         .filter(|&signal| {
-            // The kernel's structure begins with the handler; the rest is not looked at.
+            // Larger than the kernel's structure, which begins with the handler; the rest is not looked at.
             let mut action = [0usize; 16];
             let (new, old) = (ptr::null::<libc::c_void>(), action.as_mut_ptr());
-            // SAFETY: `action` is larger than the structure on every architecture.
-            let result =
-                unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, SIGSET_BYTES) };
-            result == 0 && action[0] != libc::SIG_DFL
+            let result = system_call!(libc::SYS_rt_sigaction, signal, new, old, SIGSET_BYTES);
+            result.is_ok() && action[0] != libc::SIG_DFL
         })
         .collect()
 }
@@ -849,6 +971,10 @@ fn explain_exec(spawn: &Spawn<'_>, index: usize, errno: i32) -> (PathBuf, Option
             .map_or_else(PathBuf::new, |name| path_of(name).into());
         return (name, Some("not found in PATH".into()));
     };
+    if errno == libc::EINTR {
+        let note = "a process of the same user stopped it before its exec, so it was killed";
+        return (candidate.into(), Some(note.into()));
+    }
     if errno != libc::ENOENT {
         return (
             candidate.into(),
@@ -972,7 +1098,7 @@ pub(crate) mod tests {
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::collections::BTreeMap;
-    use std::io::{PipeWriter, Write};
+    use std::io::PipeWriter;
     use std::ops::Deref;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -980,6 +1106,9 @@ pub(crate) mod tests {
 
     /// Held by tests that look at, or make, descriptors without CLOEXEC: they are the whole process's.
     pub(crate) static INHERITABLE: Mutex<()> = Mutex::new(());
+
+    /// Held by tests that start programs as another user: whether it may be dumped is the whole process's.
+    static CHANGING_USER: Mutex<()> = Mutex::new(());
 
     /// A program of a test; its fds 0 to 2 are /dev/null unless said otherwise.
     pub(crate) struct Program {
@@ -1108,11 +1237,15 @@ pub(crate) mod tests {
         }
 
         fn error<'a>(&'a self, change: impl FnOnce(Spawn<'a>) -> Spawn<'a>) -> String {
-            Spawner::new()
-                .unwrap()
-                .spawn(&change(self.spec()))
-                .expect_err("must not start")
-                .to_string()
+            let spec = change(self.spec());
+            eventually(|| {
+                let error = Spawner::new()
+                    .unwrap()
+                    .spawn(&spec)
+                    .expect_err("must not start");
+                // A file that was just written may still be open in another test's child.
+                (error.errno != libc::ETXTBSY).then(|| error.to_string())
+            })
         }
     }
 
@@ -1123,6 +1256,19 @@ pub(crate) mod tests {
             .open("/dev/null")
             .unwrap()
             .into()
+    }
+
+    /// Until `attempt` gives something. The children of other tests hold copies of our descriptors for a moment, until
+    /// their exec has closed them, so what a test has closed may live on that long.
+    pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(result) = attempt() {
+                return result;
+            }
+            assert!(start.elapsed().as_secs() < 20, "it must come about");
+            std::thread::yield_now();
+        }
     }
 
     /// Until the child is a zombie.
@@ -1301,6 +1447,9 @@ pub(crate) mod tests {
 
     #[test]
     fn everything_that_root_may_set_is_set() {
+        let _alone = CHANGING_USER
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
         if !is_root() {
             return;
         }
@@ -1344,6 +1493,96 @@ pub(crate) mod tests {
             before,
             "the manager itself is as it was"
         );
+    }
+
+    #[test]
+    fn a_hostile_user_can_not_stop_the_manager() {
+        let _alone = CHANGING_USER
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        if !is_root() || !raw::LEAVES_ERRNO_ALONE {
+            return;
+        }
+        // A user of our own: it signals all that it may.
+        let uid = Some(3_000_000_000 + std::process::id());
+        let null = null();
+        let fds = [0, 1, 2].map(|fd| (null.as_fd(), fd));
+        let hostile = Program::shell("while :; do kill -s STOP -- -1; done");
+        let spec = Spawn {
+            uid,
+            fds: &fds,
+            ..hostile.spec()
+        };
+        let mut spawner = Spawner::new().unwrap();
+        let hostile = spawner.spawn(&spec).unwrap();
+        let victim = Program::at("/bin/true");
+        let start = std::time::Instant::now();
+        let error = loop {
+            match spawner.spawn(&Spawn {
+                uid,
+                ..victim.spec()
+            }) {
+                Ok(child) => {
+                    // Stopped after its exec, perhaps.
+                    process::kill(child.pid, libc::SIGKILL).unwrap();
+                    wait_for_end(&child);
+                    process::reap(child.pid).unwrap();
+                }
+                Err(error) => break Some(error.to_string()),
+            }
+            if start.elapsed().as_secs() > 10 {
+                break None;
+            }
+        };
+        process::kill(hostile.pid, libc::SIGKILL).unwrap();
+        wait_for_end(&hostile);
+        process::reap(hostile.pid).unwrap();
+        match error {
+            Some(error) => assert_eq!(
+                error,
+                "exec /bin/true: Interrupted system call (a process of the same user stopped it before its exec, so it \
+                 was killed)"
+            ),
+            None => eprintln!("skipped: no start was met in time"),
+        }
+    }
+
+    #[test]
+    fn a_start_as_another_user_tells_its_failure_too() {
+        let _alone = CHANGING_USER
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        if !is_root() {
+            return;
+        }
+        let uid = Some(65_534);
+        assert_eq!(
+            Program::at("/nonexistent/foo").error(|spec| Spawn { uid, ..spec }),
+            "exec /nonexistent/foo: No such file or directory"
+        );
+        assert_eq!(
+            Program::shell(":").error(|spec| Spawn {
+                uid,
+                oom_score_adj: Some(5000),
+                ..spec
+            }),
+            "oom_score_adj 5000: Invalid argument"
+        );
+    }
+
+    #[test]
+    fn the_oom_score_is_set_for_the_same_user_and_for_another() {
+        let own = || fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let before = own();
+        let program = Program::shell("cat /proc/self/oom_score_adj");
+        assert_eq!(
+            program.output(|spec| Spawn {
+                oom_score_adj: Some(321),
+                ..spec
+            }),
+            "321\n"
+        );
+        assert_eq!(own(), before, "the manager's own is as it was");
     }
 
     #[test]
@@ -1547,6 +1786,9 @@ pub(crate) mod tests {
 
     #[test]
     fn each_step_that_fails_is_named() {
+        let _alone = CHANGING_USER
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
         let program = Program::shell(":");
         assert_eq!(
             program.error(|spec| Spawn {

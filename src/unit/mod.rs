@@ -3,6 +3,8 @@
 //! A *front door* (here: TOML) reads text and yields [`Units`]. Everything downstream works on these types and never
 //! looks at text again. Every mistake is a [`Finding`] with a [`Place`]; all of a file's mistakes are reported at once.
 
+#![deny(clippy::disallowed_methods)]
+
 mod address;
 mod field;
 mod finding;

@@ -10,7 +10,7 @@
 //! let address = manager.address("web");
 //! ```
 //!
-//! In unit texts `PROBE` is the test program of `tests/probe.rs` and `DIR` the folder.
+//! In unit texts `PROBE` is the test program of `probe.rs` and `DIR` the folder.
 
 #![allow(dead_code)] // Each test file uses a part of it.
 

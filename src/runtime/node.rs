@@ -1,0 +1,40 @@
+//! The file of a unix socket.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
+#[derive(Debug)]
+pub struct Node {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Node {
+    /// The file that has just been made at `path`.
+    pub fn made_at(path: &Path) -> Option<Node> {
+        let data = std::fs::symlink_metadata(path).ok()?;
+        Some(Node {
+            path: path.to_path_buf(),
+            device: data.dev(),
+            inode: data.ino(),
+        })
+    }
+
+    /// Removes it, if it is still there.
+    pub fn remove(&self) {
+        let Ok(data) = std::fs::symlink_metadata(&self.path) else {
+            return;
+        };
+        if (data.dev(), data.ino()) != (self.device, self.inode) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != ErrorKind::NotFound
+        {
+            log::warn!(target: "manager", "{} could not be removed: {error}", self.path.display());
+        }
+    }
+}
