@@ -114,7 +114,7 @@ fn unsafe_lives_in_sys_and_each_block_says_why_it_is_sound() {
                     path.display(),
                     number + 1
                 );
-                let argued = lines[number.saturating_sub(6)..=number]
+                let argued = lines[number.saturating_sub(9)..=number]
                     .iter()
                     .any(|line| line.contains("SAFETY"));
                 assert!(

@@ -3,6 +3,7 @@
 //! The names of fields and states and their order are a contract with scripts. A field that a reader does not know is
 //! ignored, so that an old command line can ask a newer manager.
 
+pub use crate::supervise::{SocketState, WatcherState, WorkerState};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::time::{Duration, SystemTime};
 
@@ -65,20 +66,6 @@ pub struct SocketStatus {
     pub error: Option<String>,
 }
 
-/// What happens to a socket's traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SocketState {
-    /// Its workers accept.
-    Listening,
-    /// The manager waits for traffic on it.
-    Armed,
-    /// Traffic waits in the kernel's queue.
-    Paused,
-    /// It could not be bound.
-    Failed,
-}
-
 /// One watcher and its workers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatcherStatus {
@@ -100,28 +87,6 @@ pub struct WatcherStatus {
     pub workers: Vec<WorkerStatus>,
 }
 
-/// Where a watcher is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WatcherState {
-    /// Not wanted.
-    Stopped,
-    /// On demand, and no traffic yet.
-    Waiting,
-    /// Not every worker is ready yet.
-    Starting,
-    /// Every worker is ready.
-    Running,
-    /// Its workers are being replaced.
-    Reloading,
-    /// Its workers are being ended.
-    Stopping,
-    /// It failed and is tried again.
-    Backoff,
-    /// It failed for good.
-    Failed,
-}
-
 /// One worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerStatus {
@@ -137,20 +102,6 @@ pub struct WorkerStatus {
     pub status: Option<String>,
     /// 1 for the first process of this wid, one more for each replacement.
     pub generation: u64,
-}
-
-/// Where a worker is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WorkerState {
-    /// Spawned, not ready yet.
-    Starting,
-    /// Ready.
-    Ready,
-    /// It said that it is reloading.
-    Reloading,
-    /// Told to end.
-    Stopping,
 }
 
 /// A moment of the wall clock, in whole seconds; as text it is RFC 3339 in UTC, such as `2026-01-01T00:00:00Z`.

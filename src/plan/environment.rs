@@ -9,7 +9,7 @@ pub(super) const DEFAULT_PATH: &str =
 
 /// What the manager says to each worker anew, and must not hand on from its own parent: sd_listen_fds(3), sd_notify(3),
 /// sd_watchdog_enabled(3).
-const PROTOCOL: [&str; 7] = [
+const PROTOCOL: [&str; 8] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -17,6 +17,7 @@ const PROTOCOL: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    "FDSTORE",
 ];
 
 /// Why a unit may not set `name` itself, if so.

@@ -3,7 +3,6 @@
 use super::{Host, Plan, User, plan};
 use crate::unit::{self, *};
 use std::ffi::OsString;
-use std::time::Duration;
 
 /// A value that stands in no file.
 pub(super) fn at(text: &str) -> At<String> {
@@ -12,86 +11,19 @@ pub(super) fn at(text: &str) -> At<String> {
 
 /// A socket with every default, on a path of its own.
 pub(super) fn socket(name: &str) -> unit::Socket {
-    unit::Socket {
-        name: at(name),
-        address: At::nowhere(Address::Path(format!("/run/{name}.sock").into())),
-        kind: SocketKind::Stream,
-        family: None,
-        backlog: 4096,
-        interface: None,
-        so_reuseport: At::nowhere(false),
-        blocking: true,
-        umask: None,
-        user: None,
-        group: None,
-        mode: None,
-        directory_mode: Mode(0o755),
-        replace: true,
-        optional: false,
-        remove_on_stop: true,
-        fd_name: None,
-        inherit: Inherit::Auto,
-        trigger_limit: TriggerLimit {
-            burst: 20,
-            interval: Duration::from_secs(2),
-        },
-    }
+    unit::Socket::new(
+        at(name),
+        At::nowhere(Address::Path(format!("/run/{name}.sock").into())),
+    )
 }
 
 /// A watcher with every default, in the folder `/etc/units`.
 pub(super) fn watcher(name: &str, cmd: &str) -> unit::Watcher {
-    unit::Watcher {
-        name: at(name),
-        folder: "/etc/units".into(),
-        cmd: At::nowhere(Words::Text(cmd.into())),
-        args: None,
-        executable: None,
-        shell: false,
-        shell_args: None,
-        sockets: None,
-        use_sockets: false,
-        listen_fds: true,
-        stdin: Stdin::Null,
-        stdin_socket: None,
-        numprocesses: At::nowhere(1),
-        singleton: false,
-        kind: WatcherKind::Exec,
-        warmup_delay: Duration::ZERO,
-        ready_delay: Duration::ZERO,
-        start_timeout: Some(Duration::from_secs(90)),
-        watchdog: None,
-        watchdog_signal: Signal(6),
-        notify_access: NotifyAccess::Main,
-        autostart: true,
-        on_demand: At::nowhere(false),
-        restart: Restart::Always,
-        restart_delay: Duration::from_millis(100),
-        restart_max_delay: Duration::from_secs(30),
-        restart_reset: Duration::from_secs(10),
-        max_retry: None,
-        stop_signal: Signal(15),
-        graceful_timeout: Some(Duration::from_secs(30)),
-        stop_children: false,
-        critical: false,
-        priority: 0,
-        after: Vec::new(),
-        requires: Vec::new(),
-        user: None,
-        group: None,
-        supplementary_groups: None,
-        umask: None,
-        working_dir: None,
-        nice: None,
-        oom_score_adj: None,
-        cpu_affinity: None,
-        rlimits: Vec::new(),
-        env: Vec::new(),
-        env_file: None,
-        copy_env: true,
-        virtualenv: None,
-        stdout: Output::Inherit,
-        stderr: Output::Inherit,
-    }
+    unit::Watcher::new(
+        at(name),
+        "/etc/units".into(),
+        At::nowhere(Words::Text(cmd.into())),
+    )
 }
 
 /// `[env]` of a unit.

@@ -4,18 +4,6 @@ use crate::plan::{Host, User};
 use crate::sys::users;
 use std::ffi::OsString;
 
-/// Variables that were meant for the manager alone.
-const OWN: [&str; 8] = [
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDNAMES",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "FDSTORE",
-];
-
 /// The machine we run on.
 #[derive(Debug, Default)]
 pub struct System {
@@ -47,9 +35,7 @@ impl Host for System {
     }
 
     fn environment(&self) -> Vec<(OsString, OsString)> {
-        std::env::vars_os()
-            .filter(|(name, _)| OWN.iter().all(|own| name != own))
-            .collect()
+        std::env::vars_os().collect()
     }
 
     fn is_root(&self) -> bool {

@@ -3,8 +3,7 @@
 use super::listeners::Listeners;
 use crate::control::call::{Failure, Reply};
 use crate::control::document::{
-    ManagerState, ManagerStatus, SocketState, SocketStatus, Status, Timestamp, WatcherState,
-    WatcherStatus, WorkerState, WorkerStatus,
+    ManagerState, ManagerStatus, SocketStatus, Status, Timestamp, WatcherStatus, WorkerStatus,
 };
 use crate::supervise::{self, SocketView, Supervisor, Time, View, WatcherView};
 use crate::sys::process::Pid;
@@ -87,8 +86,11 @@ fn socket_status(
     listeners: &Listeners,
     unix: &HashMap<u64, Queue>,
 ) -> SocketStatus {
-    let queue = listeners.queue(view.id, unix);
-    let number = |count: u64| Some(u32::try_from(count).unwrap_or(u32::MAX));
+    // Of datagrams the kernel counts bytes, which are no connections.
+    let counts = listeners.kind(view.id) != SocketKind::Dgram
+        && view.state != supervise::SocketState::Failed;
+    let queue = counts.then(|| listeners.queue(view.id, unix));
+    let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     SocketStatus {
         name: view.name.to_owned(),
         address: listeners.address(view.id).to_owned(),
@@ -98,14 +100,9 @@ fn socket_status(
             SocketKind::Seqpacket => "seqpacket",
         }
         .to_owned(),
-        state: match view.state {
-            supervise::SocketState::Listening => SocketState::Listening,
-            supervise::SocketState::Armed => SocketState::Armed,
-            supervise::SocketState::Paused => SocketState::Paused,
-            supervise::SocketState::Failed => SocketState::Failed,
-        },
-        queue: number(queue.waiting),
-        queue_limit: number(queue.limit),
+        state: view.state,
+        queue: queue.map(|queue| number(queue.waiting)),
+        queue_limit: queue.map(|queue| number(queue.limit)),
         watchers: view
             .watchers
             .iter()
@@ -132,16 +129,7 @@ impl Clock {
     fn watcher(&self, view: &WatcherView<'_>) -> WatcherStatus {
         WatcherStatus {
             name: view.name.to_owned(),
-            state: match view.state {
-                supervise::WatcherState::Stopped => WatcherState::Stopped,
-                supervise::WatcherState::Waiting => WatcherState::Waiting,
-                supervise::WatcherState::Starting => WatcherState::Starting,
-                supervise::WatcherState::Running => WatcherState::Running,
-                supervise::WatcherState::Reloading => WatcherState::Reloading,
-                supervise::WatcherState::Stopping => WatcherState::Stopping,
-                supervise::WatcherState::Backoff => WatcherState::Backoff,
-                supervise::WatcherState::Failed => WatcherState::Failed,
-            },
+            state: view.state,
             wanted: view.wanted,
             ready: view.ready,
             restarts: view.restarts,
@@ -151,12 +139,7 @@ impl Clock {
                 .map(|worker| WorkerStatus {
                     wid: worker.wid,
                     pid: Some(worker.pid.0.unsigned_abs()),
-                    state: match worker.state {
-                        supervise::WorkerState::Starting => WorkerState::Starting,
-                        supervise::WorkerState::Ready => WorkerState::Ready,
-                        supervise::WorkerState::Reloading => WorkerState::Reloading,
-                        supervise::WorkerState::Stopping => WorkerState::Stopping,
-                    },
+                    state: worker.state,
                     since: self.wall(worker.since),
                     status: worker.status.map(str::to_owned),
                     generation: worker.generation,

@@ -2,10 +2,12 @@
 
 use super::state::{Binding, State, Watcher};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The state of a watcher, as DESIGN's "Life cycles" names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum WatcherState {
     Stopped,
@@ -34,7 +36,8 @@ impl fmt::Display for WatcherState {
 }
 
 /// The state of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum WorkerState {
     Starting,
@@ -44,7 +47,8 @@ pub enum WorkerState {
 }
 
 /// The state of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SocketState {
     /// Its workers accept.
     Listening,

@@ -7,6 +7,9 @@
 //! | `sleep` | does nothing until it is ended |
 //! | `ignore-term` | the same, and ignores SIGTERM |
 //! | `notify TEXT...` | sends each TEXT to NOTIFY_SOCKET (`\n` between tags is `;`), then sleeps |
+//! | `answer FD [COUNT]` | answers each connection of any stream or seqpacket socket with its pid; exits after COUNT |
+//! | `echo FD [COUNT]` | answers each datagram with its pid and the text; exits after COUNT |
+//! | `flood` | sends all kinds of messages to NOTIFY_SOCKET for ever |
 //! | `do STEP , STEP...` | carries out steps, then exits with 0; see [`step`] |
 
 use std::io::{BufRead, BufReader, Write};
@@ -31,6 +34,9 @@ fn main() {
             }
             sleep();
         }
+        Some("answer") => answer(fd(&args), count(&args)),
+        Some("echo") => echo(fd(&args), count(&args)),
+        Some("flood") => flood(),
         Some("do") => run(&args[2..]),
         other => panic!("unknown verb {other:?}"),
     }
@@ -91,6 +97,56 @@ fn fds() -> String {
     fds.iter().map(i32::to_string).collect::<Vec<_>>().join(" ")
 }
 
+fn fd(args: &[String]) -> i32 {
+    args[2].parse().expect("a descriptor")
+}
+
+fn count(args: &[String]) -> usize {
+    args.get(3)
+        .map_or(usize::MAX, |count| count.parse().expect("a count"))
+}
+
+fn answer(listener: i32, count: usize) {
+    for _ in 0..count {
+        let null = std::ptr::null_mut();
+        let accepted = unsafe { libc::accept4(listener, null, null.cast(), libc::SOCK_CLOEXEC) };
+        assert!(accepted >= 0, "accept: {}", std::io::Error::last_os_error());
+        let mut connection = unsafe { std::fs::File::from_raw_fd(accepted) };
+        let _ = write!(connection, "{}", std::process::id());
+    }
+}
+
+fn echo(socket: i32, count: usize) {
+    let mut buffer = [0u8; 4096];
+    for _ in 0..count {
+        let mut from: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let mut length = size_of_val(&from) as libc::socklen_t;
+        let from = (&raw mut from).cast();
+        let size = buffer.len();
+        let into = buffer.as_mut_ptr().cast();
+        let received = unsafe { libc::recvfrom(socket, into, size, 0, from, &mut length) };
+        let text = String::from_utf8_lossy(&buffer[..received.max(0) as usize]);
+        let answer = format!("{} {text}", std::process::id());
+        let bytes = answer.as_bytes();
+        unsafe { libc::sendto(socket, bytes.as_ptr().cast(), bytes.len(), 0, from, length) };
+    }
+}
+
+/// Everything that a program may send by mistake, one after the other.
+fn flood() {
+    let long = format!("STATUS={}", "x".repeat(60_000));
+    for number in 0u64.. {
+        match number % 8 {
+            0 => notify("READY=maybe;WATCHDOG=;=;=;;;"),
+            1 => notify(&long),
+            2 => notify("MAINPID=1"),
+            3 => notify("MAINPID=-5\nERRNO=many\nEXTEND_TIMEOUT_USEC=99999999999999999999999"),
+            4 => notify("\0\0\0STATUS=\0"),
+            5 => notify("FDSTORE=1\nFDNAME=x"),
+            6 => notify(&format!("STATUS=line {number}")),
+            _ => notify("\u{fffd}\u{202e}"),
+        }
+    }
 /// Carries out steps that are separated by `,`, one after the other.
 fn run(words: &[String]) {
     let mut depth = 0;
