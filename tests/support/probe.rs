@@ -147,6 +147,8 @@ fn flood() {
             _ => notify("\u{fffd}\u{202e}"),
         }
     }
+}
+
 /// Carries out steps that are separated by `,`, one after the other.
 fn run(words: &[String]) {
     let mut depth = 0;
