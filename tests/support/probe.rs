@@ -12,6 +12,8 @@
 //! | `flood` | sends all kinds of messages to NOTIFY_SOCKET for ever |
 //! | `do STEP , STEP...` | carries out steps, then exits with 0; see [`step`] |
 
+#![allow(clippy::zombie_processes)] // Leaving children behind is what it is for.
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
