@@ -552,10 +552,17 @@ fn exit_code(code: i32) -> ExitCode {
     u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// One line on stderr.
+/// One line on stderr; where there is more than one thing to say, the others before it.
 fn complain(text: &str) {
+    let text = text.trim_end();
+    let (others, last) = text.rsplit_once('\n').unwrap_or(("", text));
+    let mut lines = String::new();
+    for line in others.lines() {
+        lines.push_str(&printable(line));
+        lines.push('\n');
+    }
     // There is no other place to say that stderr is closed.
-    let _ = writeln!(io::stderr(), "tentpole: {}", printable(text));
+    let _ = writeln!(io::stderr(), "{lines}tentpole: {}", printable(last));
 }
 
 /// What the stream that is written to can show.

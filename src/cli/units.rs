@@ -1,12 +1,11 @@
 //! Commands on unit files, without a manager: check, plan.
 
 use super::{Error, Surroundings, printable};
-use crate::plan::{self, Host, Invocation, Moment, Plan, Sink, Source, Watcher};
+use crate::plan::{self, Host, Plan, PlannedWorker};
 use crate::runtime::System;
 use crate::unit::{self, Address, Finding, Loaded, Search, Severity, Sources};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -166,16 +165,11 @@ pub(super) fn plan(
             summary(examined.units, &examined.findings)
         )));
     };
-    let environment = host.environment();
-    let workers = plan
-        .watchers
-        .iter()
-        .flat_map(|watcher| (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid)))
-        .map(|(watcher, wid)| WorkerDocument::of(&plan, watcher, wid, &environment));
+    let workers = plan.workers(&host, &|path| std::fs::read_to_string(path));
     let failed = if json {
         write_json(workers, out)?
     } else {
-        write_text(workers, out)?
+        write_text(workers, &plan, out)?
     };
     match failed {
         0 => Ok(ExitCode::SUCCESS),
@@ -188,132 +182,8 @@ pub(super) fn plan(
     }
 }
 
-/// One worker as `plan --json` prints it: either `run` or `error`.
-#[derive(Debug, PartialEq, Serialize)]
-struct WorkerDocument {
-    watcher: String,
-    wid: u32,
-    #[serde(flatten)]
-    outcome: Outcome,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Outcome {
-    Run(RunDocument),
-    /// Why the worker could not be executed.
-    Error(String),
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-struct RunDocument {
-    /// Paths that are tried in turn.
-    candidates: Vec<String>,
-    argv: Vec<String>,
-    /// `None` is the manager's own.
-    working_dir: Option<String>,
-    fds: Vec<FdDocument>,
-    /// Names in order. What only the child can know is not here: LISTEN_PID, LISTEN_PIDFDID, WATCHDOG_PID, NOTIFY_SOCKET.
-    env: BTreeMap<String, String>,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct FdDocument {
-    fd: u32,
-    /// The socket's name, if it is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    socket: Option<String>,
-    /// The socket's address, a path, or `inherit` for the manager's own.
-    target: String,
-}
-
-impl WorkerDocument {
-    fn of(plan: &Plan, watcher: &Watcher, wid: u32, environment: &[(OsString, OsString)]) -> Self {
-        let outcome = match invocation(plan, watcher, wid, environment) {
-            Ok(invocation) => Outcome::Run(RunDocument::of(plan, &invocation)),
-            Err(reason) => Outcome::Error(reason),
-        };
-        WorkerDocument {
-            watcher: watcher.name().to_owned(),
-            wid,
-            outcome,
-        }
-    }
-}
-
-/// TODO(plan): this is `Plan::workers` where that is there.
-fn invocation(
-    plan: &Plan,
-    watcher: &Watcher,
-    wid: u32,
-    environment: &[(OsString, OsString)],
-) -> Result<Invocation, String> {
-    let env_file = match watcher.env_file(wid) {
-        None => None,
-        Some((path, may_be_missing)) => match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(format!("`env_file` `{}`: {error}", path.display())),
-        },
-    };
-    watcher.invocation(&Moment {
-        wid,
-        environment,
-        manager_env: &plan.manager.env,
-        env_file: env_file.as_deref(),
-        unbound: &[],
-    })
-}
-
-impl RunDocument {
-    fn of(plan: &Plan, invocation: &Invocation) -> Self {
-        let mut fds = Vec::new();
-        fds.push(match &invocation.stdin {
-            Source::Null => FdDocument::other(0, "/dev/null"),
-            Source::File(path) => FdDocument::other(0, path),
-            Source::Socket(name) => FdDocument::socket(0, name, plan),
-        });
-        for (fd, sink) in [(1, &invocation.stdout), (2, &invocation.stderr)] {
-            fds.push(match sink {
-                Sink::Inherit => FdDocument::other(fd, "inherit"),
-                Sink::Null => FdDocument::other(fd, "/dev/null"),
-                Sink::File(path) => FdDocument::other(fd, path),
-            });
-        }
-        let sockets = (3..).zip(&invocation.fds);
-        fds.extend(sockets.map(|(fd, name)| FdDocument::socket(fd, name, plan)));
-        RunDocument {
-            candidates: invocation.candidates.iter().map(lossy).collect(),
-            argv: invocation.argv.iter().map(lossy).collect(),
-            working_dir: invocation.working_dir.as_ref().map(lossy),
-            fds,
-            env: invocation
-                .env
-                .iter()
-                .map(|(name, value)| (lossy(name), lossy(value)))
-                .collect(),
-        }
-    }
-}
-
-impl FdDocument {
-    fn other(fd: u32, target: impl AsRef<OsStr>) -> Self {
-        FdDocument {
-            fd,
-            socket: None,
-            target: lossy(target),
-        }
-    }
-
-    fn socket(fd: u32, name: &str, plan: &Plan) -> Self {
-        let socket = plan.sockets.iter().find(|socket| socket.name() == name);
-        FdDocument {
-            fd,
-            socket: Some(name.to_owned()),
-            target: socket.map_or_else(String::new, |socket| address(&socket.unit.address.value)),
-        }
-    }
-}
+/// What would run, or why it would not.
+type Planned = Result<PlannedWorker, String>;
 
 fn lossy(text: impl AsRef<OsStr>) -> String {
     text.as_ref().to_string_lossy().into_owned()
@@ -330,17 +200,20 @@ fn address(address: &Address) -> String {
     }
 }
 
-/// Writes an array, one worker a line; the answer is how many could not be executed.
-fn write_json(
-    workers: impl Iterator<Item = WorkerDocument>,
-    out: &mut dyn Write,
-) -> io::Result<usize> {
+/// Writes an array, one worker a line, `{"error": REASON}` for one that could not be executed; the answer is how many
+/// those are.
+fn write_json(workers: impl Iterator<Item = Planned>, out: &mut dyn Write) -> io::Result<usize> {
     let mut failed = 0;
     let mut before = "[";
     for worker in workers {
-        failed += usize::from(matches!(worker.outcome, Outcome::Error(_)));
         out.write_all(before.as_bytes())?;
-        serde_json::to_writer(&mut *out, &worker)?;
+        match worker {
+            Ok(worker) => serde_json::to_writer(&mut *out, &worker)?,
+            Err(error) => {
+                failed += 1;
+                serde_json::to_writer(&mut *out, &serde_json::json!({ "error": error }))?;
+            }
+        }
         before = ",\n ";
     }
     // An empty array has no opening bracket yet.
@@ -353,24 +226,20 @@ fn write_json(
 
 /// Writes a paragraph for each worker; the answer is how many could not be executed.
 fn write_text(
-    workers: impl Iterator<Item = WorkerDocument>,
+    workers: impl Iterator<Item = Planned>,
+    plan: &Plan,
     out: &mut dyn Write,
 ) -> io::Result<usize> {
     let mut failed = 0;
     let mut line_before = "";
     for worker in workers {
-        writeln!(
-            out,
-            "{line_before}{} {}",
-            printable(&worker.watcher),
-            worker.wid
-        )?;
+        out.write_all(line_before.as_bytes())?;
         line_before = "\n";
-        match &worker.outcome {
-            Outcome::Run(run) => write_run(run, out)?,
-            Outcome::Error(reason) => {
+        match &worker {
+            Ok(worker) => write_worker(worker, plan, out)?,
+            Err(reason) => {
                 failed += 1;
-                writeln!(out, "  error: {}", printable(reason))?;
+                writeln!(out, "error: {}", printable(reason))?;
             }
         }
     }
@@ -380,18 +249,37 @@ fn write_text(
     Ok(failed)
 }
 
-fn write_run(run: &RunDocument, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "  {}", printable(&shell_words::join(&run.argv)))?;
-    if let Some(folder) = &run.working_dir {
+fn write_worker(worker: &PlannedWorker, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{} {}", printable(&worker.watcher), worker.wid)?;
+    writeln!(out, "  {}", printable(&shell_words::join(&worker.argv)))?;
+    if let Some(folder) = &worker.working_dir {
         writeln!(out, "  in {}", printable(folder))?;
     }
-    for FdDocument { fd, socket, target } in &run.fds {
-        match socket {
-            Some(name) => writeln!(out, "  {fd} = {} ({})", printable(name), printable(target))?,
-            None => writeln!(out, "  {fd} = {}", printable(target))?,
+    if let Some(uid) = worker.uid {
+        let name = worker.user.as_deref().unwrap_or("-");
+        writeln!(out, "  as {} (uid {uid})", printable(name))?;
+    }
+    let stdio = [&worker.stdin, &worker.stdout, &worker.stderr];
+    for (fd, target) in stdio.into_iter().enumerate() {
+        if !worker.fds.iter().any(|given| given.fd as usize == fd) {
+            writeln!(out, "  {fd} = {}", printable(target))?;
         }
     }
-    for (name, value) in &run.env {
+    for given in &worker.fds {
+        let socket = plan
+            .sockets
+            .iter()
+            .find(|socket| socket.name() == given.socket);
+        let address = socket.map_or_else(String::new, |socket| address(&socket.unit.address.value));
+        writeln!(
+            out,
+            "  {} = {} ({})",
+            given.fd,
+            printable(&given.socket),
+            printable(&address)
+        )?;
+    }
+    for (name, value) in &worker.env {
         writeln!(out, "  {}={}", printable(name), printable(value))?;
     }
     Ok(())
@@ -400,6 +288,7 @@ fn write_run(run: &RunDocument, out: &mut dyn Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::PlannedFd;
     use crate::unit::Place;
 
     fn findings(severities: &[Severity]) -> Vec<Finding> {
@@ -462,56 +351,56 @@ mod tests {
         }
     }
 
-    fn workers() -> Vec<WorkerDocument> {
-        let invocation = Invocation {
-            candidates: vec!["/bin/chaussette".into()],
-            argv: vec![
-                "chaussette".into(),
-                "--fd".into(),
-                "3".into(),
-                "a b\x1b".into(),
-            ],
-            env: vec![("B".into(), "2\n3".into()), ("A".into(), "1".into())],
-            fds: vec!["web".into()],
-            listen_pid: true,
-            notify: false,
-            watchdog_pid: false,
-            stdin: Source::Null,
-            stdout: Sink::Inherit,
-            stderr: Sink::File("/var/log/web".into()),
+    fn workers() -> Vec<Planned> {
+        let env = [("A", "1"), ("B", "2\n3")].map(|(name, value)| (name.into(), value.into()));
+        let worker = PlannedWorker {
+            watcher: "web".into(),
+            wid: 1,
+            argv: ["chaussette", "--fd", "3", "a b\x1b"]
+                .map(str::to_owned)
+                .into(),
+            executable: vec!["/bin/chaussette".into()],
+            fds: vec![PlannedFd {
+                fd: 3,
+                socket: "web".into(),
+                name: Some("web".into()),
+            }],
+            env: env.into(),
             working_dir: Some("/srv".into()),
+            stdin: "null".into(),
+            stdout: "inherit".into(),
+            stderr: "/var/log/web".into(),
+            user: None,
+            uid: None,
+            gid: None,
+            groups: None,
         };
         vec![
-            WorkerDocument {
-                watcher: "web".into(),
-                wid: 1,
-                outcome: Outcome::Run(RunDocument::of(&Plan::default(), &invocation)),
-            },
-            WorkerDocument {
-                watcher: "job".into(),
-                wid: 1,
-                outcome: Outcome::Error("`env_file` `/x`: No such file or directory".into()),
-            },
+            Ok(worker),
+            Err("watcher `job`: `env_file` `/x` can't be read".into()),
         ]
     }
 
     #[test]
     fn a_plan_as_text_has_a_paragraph_for_each_worker() {
         let mut out = Vec::new();
-        assert_eq!(write_text(workers().into_iter(), &mut out).unwrap(), 1);
+        let plan = Plan::default();
+        assert_eq!(
+            write_text(workers().into_iter(), &plan, &mut out).unwrap(),
+            1
+        );
         let want = "\
 web 1
   chaussette --fd 3 'a b\\u{1b}'
   in /srv
-  0 = /dev/null
+  0 = null
   1 = inherit
   2 = /var/log/web
   3 = web ()
   A=1
   B=2\\n3
 
-job 1
-  error: `env_file` `/x`: No such file or directory
+error: watcher `job`: `env_file` `/x` can't be read
 ";
         assert_eq!(String::from_utf8(out).unwrap(), want);
     }
@@ -522,12 +411,12 @@ job 1
         assert_eq!(write_json(workers().into_iter(), &mut out).unwrap(), 1);
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 2);
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
-        assert_eq!(value[0]["run"]["argv"][1], "--fd");
-        assert_eq!(value[0]["run"]["fds"][3]["socket"], "web");
-        assert_eq!(value[0]["run"]["env"]["A"], "1");
+        assert_eq!(value[0]["argv"][1], "--fd");
+        assert_eq!(value[0]["fds"][0]["socket"], "web");
+        assert_eq!(value[0]["env"]["A"], "1");
         assert_eq!(
             value[1]["error"],
-            "`env_file` `/x`: No such file or directory"
+            "watcher `job`: `env_file` `/x` can't be read"
         );
         let mut empty = Vec::new();
         assert_eq!(write_json(std::iter::empty(), &mut empty).unwrap(), 0);

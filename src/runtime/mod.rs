@@ -121,6 +121,7 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
+        self.leftovers.sweep(Time::MAX, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
 
@@ -134,13 +135,13 @@ impl Manager {
             .collect();
         ready.sort_unstable_by_key(|(token, _)| *token);
         if std::mem::take(&mut self.exits_left) {
-            self.take_exits()?;
+            self.take_exits();
         }
         for (token, ready) in ready {
             match token {
-                Token::Notify => self.take_notifications()?,
-                Token::Signals => self.take_signals()?,
-                Token::Main(proc) => self.take_foreign_exit(proc)?,
+                Token::Notify => self.take_notifications(),
+                Token::Signals => self.take_signals(),
+                Token::Main(proc) => self.take_foreign_exit(proc),
                 Token::Control => self.server.accept(&self.epoll),
                 Token::Connection(number) => self.take_connection(number, ready),
                 Token::Socket(id) => self.dispatch(Event::Traffic {
@@ -307,10 +308,10 @@ impl Manager {
         }
     }
 
-    fn take_signals(&mut self) -> io::Result<()> {
-        while let Some(signal) = self.signals.read()? {
+    fn take_signals(&mut self) {
+        while let Some(signal) = survive("reading a signal", self.signals.read()) {
             match signal {
-                libc::SIGCHLD => self.take_exits()?,
+                libc::SIGCHLD => self.take_exits(),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
                     log::info!(target: "manager", "got signal {}", crate::unit::signal_name(crate::unit::Signal(signal)));
                     self.dispatch(Event::Terminate);
@@ -322,17 +323,17 @@ impl Manager {
                 }
             }
         }
-        Ok(())
     }
 
     /// Peeks at ended children, acts on each while its pid is still reserved, then reaps it.
-    fn take_exits(&mut self) -> io::Result<()> {
+    fn take_exits(&mut self) {
         for _ in 0..FACTS_PER_TURN {
-            let Some((pid, exit)) = process::peek_exit()? else {
-                return Ok(());
+            let Some((pid, exit)) = survive("looking for ended children", process::peek_exit())
+            else {
+                return;
             };
             // A message that it sent before its end must count, and can't be attributed once it is reaped.
-            self.take_notifications()?;
+            self.take_notifications();
             let group = process::group_of(pid).ok();
             if let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
                 self.leftovers.add(proc, ended);
@@ -341,24 +342,25 @@ impl Manager {
                     exit: processes::exit(exit),
                 });
             }
-            process::reap(pid)?;
+            if let Err(error) = process::reap(pid) {
+                log::error!(target: "manager", "pid {pid} could not be reaped: {error}");
+                return;
+            }
             self.leftovers.reaped(pid, group);
         }
         self.exits_left = true;
-        Ok(())
     }
 
     /// A main process that somebody else is the parent of has ended.
-    fn take_foreign_exit(&mut self, proc: ProcId) -> io::Result<()> {
+    fn take_foreign_exit(&mut self, proc: ProcId) {
         // If it has become our child meanwhile, it is taken as such, with its exit code.
-        self.take_exits()?;
+        self.take_exits();
         let Some((exit, ended)) = self.processes.foreign_ended(&self.epoll, proc) else {
-            return Ok(());
+            return;
         };
         self.leftovers.add(proc, ended);
         self.dispatch(Event::Exited { proc, exit });
         self.leftovers.look(proc);
-        Ok(())
     }
 
     fn sweep_leftovers(&mut self) {
@@ -373,15 +375,15 @@ impl Manager {
         }
     }
 
-    fn take_notifications(&mut self) -> io::Result<()> {
+    fn take_notifications(&mut self) {
         for _ in 0..FACTS_PER_TURN {
-            let received = match self.notify.receive()? {
+            let received = match survive("receiving a notification", self.notify.receive()) {
                 Some(Message::Received(received)) => received,
                 Some(Message::Anonymous) => {
                     log::debug!(target: "manager", "a notification without a sender is ignored");
                     continue;
                 }
-                None => return Ok(()),
+                None => return,
             };
             // Descriptors that came along are closed here: which is what a barrier waits for.
             let Some((proc, sender)) = self.processes.sender(received.sender) else {
@@ -415,7 +417,6 @@ impl Manager {
                 }
             }
         }
-        Ok(())
     }
 
     fn follow(&mut self, proc: ProcId, pid: crate::supervise::Pid) {
@@ -446,6 +447,14 @@ impl Manager {
             }
         }
     }
+}
+
+/// A system call that fails is no reason for the manager to end: it is told, and tried again in a later turn.
+fn survive<T>(what: &str, result: io::Result<Option<T>>) -> Option<T> {
+    result.unwrap_or_else(|error| {
+        log::error!(target: "manager", "{what} failed: {error}");
+        None
+    })
 }
 
 /// Why a process could not be made, before anything was tried.

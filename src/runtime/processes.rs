@@ -312,12 +312,13 @@ impl Processes {
     /// Whether a process may become the main process of a worker: the rules of systemd. It must live, be neither PID 1
     /// nor the manager nor another worker's, and belong to the worker, unless root says so.
     pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
-        let Some(pid) = Pid::new(pid).filter(|pid| pid.as_raw() != 1 && *pid != Pid::own()) else {
-            return false;
-        };
-        let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
-        let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
-        let fit = alive && !others && (root || self.owner(pid) == Some(proc));
+        let fit = Pid::new(pid)
+            .filter(|pid| pid.as_raw() != 1 && *pid != Pid::own())
+            .is_some_and(|pid| {
+                let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
+                let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
+                alive && !others && (root || self.owner(pid) == Some(proc))
+            });
         if !fit {
             log::warn!(target: &self.name(proc), "MAINPID={pid} is refused: it is not a live process of this worker");
         }

@@ -5,7 +5,7 @@ use crate::control::call::{Failure, Reply};
 use crate::control::document::{
     ManagerState, ManagerStatus, SocketStatus, Status, Timestamp, WatcherStatus, WorkerStatus,
 };
-use crate::supervise::{SocketView, Supervisor, Time, View, WatcherView};
+use crate::supervise::{self, SocketView, Supervisor, Time, View, WatcherView};
 use crate::sys::process::Pid;
 use crate::sys::socket::{self, Queue};
 use crate::unit::{self, SocketKind};
@@ -86,8 +86,11 @@ fn socket_status(
     listeners: &Listeners,
     unix: &HashMap<u64, Queue>,
 ) -> SocketStatus {
-    let queue = listeners.queue(view.id, unix);
-    let number = |count: u64| Some(u32::try_from(count).unwrap_or(u32::MAX));
+    // Of datagrams the kernel counts bytes, which are no connections.
+    let counts = listeners.kind(view.id) != SocketKind::Dgram
+        && view.state != supervise::SocketState::Failed;
+    let queue = counts.then(|| listeners.queue(view.id, unix));
+    let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     SocketStatus {
         name: view.name.to_owned(),
         address: listeners.address(view.id).to_owned(),
@@ -98,8 +101,8 @@ fn socket_status(
         }
         .to_owned(),
         state: view.state,
-        queue: number(queue.waiting),
-        queue_limit: number(queue.limit),
+        queue: queue.map(|queue| number(queue.waiting)),
+        queue_limit: queue.map(|queue| number(queue.limit)),
         watchers: view
             .watchers
             .iter()

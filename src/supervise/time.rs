@@ -16,6 +16,9 @@ impl Time {
     /// The clock's zero.
     pub const ZERO: Time = Time(0);
 
+    /// Later than anything.
+    pub const MAX: Time = Time(u64::MAX);
+
     /// The point that is `since_zero` after the clock's zero.
     pub fn from_monotonic(since_zero: Duration) -> Time {
         Time::ZERO + since_zero

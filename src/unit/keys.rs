@@ -201,7 +201,7 @@ keys! {
         "on_demand" => f.boolean() => d.watcher.on_demand;
         "restart" instead of ["respawn"] => f.word(RESTARTS) => d.restart;
         "respawn" instead of ["restart"] => f.boolean() => d.respawn;
-        "restart_delay" => f.tick() => d.watcher.restart_delay;
+        "restart_delay" => f.duration() => d.watcher.restart_delay;
         "restart_max_delay" => f.tick() => d.restart_max_delay;
         "restart_reset" => f.tick() => d.watcher.restart_reset;
         "max_retry" => max_retry(f) => d.watcher.max_retry;
@@ -1699,10 +1699,6 @@ mod tests {
                 (
                     "watchdog = \"1us\"",
                     "12: `watchdog` of `watcher.w` is too short; the least is `\"1ms\"`",
-                ),
-                (
-                    "restart_delay = 0",
-                    "17: `restart_delay` of `watcher.w` is too short; the least is `\"1ms\"`",
                 ),
                 (
                     "restart_max_delay = 0.01",

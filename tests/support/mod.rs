@@ -145,8 +145,24 @@ impl Manager {
 
     /// A connection to the control socket, with a read timeout.
     pub fn connect(&self) -> UnixStream {
-        let stream =
-            UnixStream::connect(self.path("control")).expect("connect to the control socket");
+        // A manager that was only just spawned has none yet.
+        let stream = poll(|| match UnixStream::connect(self.path("control")) {
+            Err(error)
+                if is_alive(self.pid())
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::ECONNREFUSED)
+                    ) =>
+            {
+                None
+            }
+            other => Some(other),
+        });
+        let stream = stream
+            .expect("a control socket in time")
+            .unwrap_or_else(|error| {
+                panic!("connect to the control socket: {error}\n{}", self.log())
+            });
         stream
             .set_read_timeout(Some(DEADLINE))
             .expect("set a timeout");
@@ -180,6 +196,7 @@ impl Manager {
         workers
             .iter()
             .map(|worker| worker["pid"].as_i64().expect("a pid") as i32)
+            .inspect(|pid| executed(*pid))
             .collect()
     }
 
@@ -240,6 +257,107 @@ impl Drop for Manager {
             }
         }
     }
+}
+
+/// What workers leave in files, and what is left of them.
+impl Manager {
+    /// The lines of a file in the folder; none as long as it is not there.
+    pub fn lines(&self, name: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until a file in the folder has so many lines, and returns them.
+    pub fn wait_for_lines(&self, name: &str, count: usize) -> Vec<String> {
+        let mut last = Vec::new();
+        let found = poll(|| {
+            last = self.lines(name);
+            (last.len() >= count).then(|| last.clone())
+        });
+        found.unwrap_or_else(|| panic!("{name} never had {count} lines: {last:#?}\n{}", self.log()))
+    }
+
+    /// Makes an empty file in the folder: a worker may wait for it.
+    pub fn touch(&self, name: &str) {
+        std::fs::write(self.path(name), "").expect("make a file");
+    }
+
+    /// Waits until the log holds a text.
+    pub fn wait_for_log(&self, text: &str) {
+        let found = poll(|| self.log().contains(text).then_some(()));
+        found.unwrap_or_else(|| panic!("the log never said {text:?}:\n{}", self.log()));
+    }
+
+    /// The next message to the manager's parent; None if there is none for so long.
+    pub fn next_notice(&self, patience: Duration) -> Option<String> {
+        self.parent
+            .set_read_timeout(Some(patience))
+            .expect("set a timeout");
+        let mut buffer = [0; 4096];
+        let received = self.parent.recv(&mut buffer);
+        self.parent
+            .set_read_timeout(Some(DEADLINE))
+            .expect("set a timeout");
+        received
+            .ok()
+            .map(|count| String::from_utf8_lossy(&buffer[..count]).into_owned())
+    }
+
+    /// Every live process that the manager has started, however far it has run away.
+    pub fn offspring(&self) -> Vec<i32> {
+        let own = self.child.as_ref().map(|child| child.id() as i32);
+        let mut pids = processes_of(self.dir.path());
+        pids.retain(|pid| Some(*pid) != own);
+        pids
+    }
+
+    /// Waits until nothing that the manager has started lives.
+    pub fn wait_until_childless(&self) {
+        let mut left = Vec::new();
+        let done = poll(|| {
+            left = self.offspring();
+            left.is_empty().then_some(())
+        });
+        done.unwrap_or_else(|| panic!("{left:?} are left\n{}", self.log()));
+    }
+}
+
+/// The live processes that have a folder's control socket in their environment: a manager and its offspring.
+pub fn processes_of(dir: &Path) -> Vec<i32> {
+    let mark = format!("TENTPOLE_CONTROL={}/control", dir.display()).into_bytes();
+    let all = std::fs::read_dir("/proc").expect("list /proc");
+    all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == mark) && is_alive(*pid)
+        })
+        .collect()
+}
+
+/// When a process was started, in hundredths of a second of the kernel's clock.
+pub fn start_time(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("is alive");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let field = rest.split_whitespace().nth(19).expect("a start time");
+    field.parse().expect("a number")
+}
+
+/// Says that a test is left out, unless it runs as root.
+pub fn needs_root() -> bool {
+    if !is_root() {
+        eprintln!("skipped: needs root");
+    }
+    is_root()
+}
+
+/// Says that a test is left out, unless a program is installed.
+pub fn needs_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join(name).exists());
+    if !found {
+        eprintln!("skipped: needs {name}");
+    }
+    found
 }
 
 /// A folder that only its owner may write: unit files of root must stand in one.
@@ -388,4 +506,191 @@ pub fn find(units: &Value, name: &str) -> Value {
 /// Whether the tests run as root; some need it, and say that they are left out.
 pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
+}
+
+/// A manager that is started by a shell script, in which `"$@"` is its command line.
+pub fn spawn_by_script(units: &str, script: &str, change: impl FnOnce(&mut Command)) -> Manager {
+    Manager::spawn_with(units, |command| {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", script, "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        let mut log = None;
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+            if name == "NOTIFY_SOCKET" {
+                log = value.map(|notify| Path::new(notify).with_file_name("log"));
+            }
+        }
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(log.expect("has a NOTIFY_SOCKET"))
+            .expect("open the log");
+        shell
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share the log"))
+            .stderr(log);
+        unsafe {
+            shell.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                Ok(())
+            });
+        }
+        *command = shell;
+        change(command);
+    })
+}
+
+/// Gives descriptors to a command at fd 3, 4, ..., beside whatever it is told of them.
+pub fn pass_fds(command: &mut Command, fds: &[std::os::fd::BorrowedFd<'_>]) {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    // Out of the way of the places where they are going to be.
+    let high: Vec<OwnedFd> = fds
+        .iter()
+        .map(|fd| {
+            let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 200) };
+            assert!(copy >= 0, "dup: {}", std::io::Error::last_os_error());
+            unsafe { OwnedFd::from_raw_fd(copy) }
+        })
+        .collect();
+    unsafe {
+        command.pre_exec(move || {
+            for (fd, target) in high.iter().zip(3..) {
+                if libc::dup2(fd.as_raw_fd(), target) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// `tentpole run` on units that it must refuse: what it says. It exits with 1 and leaves nothing in its folder.
+pub fn refused(units: &str) -> String {
+    let dir = folder();
+    write_units(dir.path(), units);
+    refused_in(&dir)
+}
+
+/// The same with the `units.toml` of a folder, which has nothing else that is new afterwards.
+pub fn refused_in(dir: &TempDir) -> String {
+    let before = files(dir.path());
+    let output = bounded(
+        command(dir.path())
+            .arg("run")
+            .arg(dir.path().join("units.toml")),
+    );
+    let text = String::from_utf8(output.stderr).expect("is UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(
+        files(dir.path()),
+        before,
+        "a refused start left files behind"
+    );
+    text
+}
+
+/// The names in a folder, in order.
+pub fn files(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).expect("list a folder");
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            let name = entry.expect("an entry").file_name();
+            name.to_string_lossy().into_owned()
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+/// Waits until a worker's exec is through. The kernel lets the parent go on a little earlier: before it closes what is to
+/// be closed on exec, and before /proc shows the new program.
+fn executed(pid: i32) {
+    let done = poll(|| {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let ours = String::from_utf8_lossy(&environ).contains("TENTPOLE_WID=");
+        (ours || !is_alive(pid)).then_some(())
+    });
+    assert!(done.is_some(), "pid {pid} is not executed");
+}
+
+/// The environment that a process was executed with.
+pub fn environment(pid: i32) -> std::collections::BTreeMap<String, String> {
+    let text = std::fs::read(format!("/proc/{pid}/environ")).expect("read environ");
+    String::from_utf8_lossy(&text)
+        .split_terminator('\0')
+        .map(|entry| {
+            let (name, value) = entry.split_once('=').expect("is NAME=VALUE");
+            (name.to_owned(), value.to_owned())
+        })
+        .collect()
+}
+
+/// The words that a process was executed with.
+pub fn words(pid: i32) -> Vec<String> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline")).expect("read cmdline");
+    let text = String::from_utf8_lossy(&text).into_owned();
+    text.split_terminator('\0').map(str::to_owned).collect()
+}
+
+/// A field of /proc/PID/status, such as `Umask`.
+pub fn process_status(pid: i32, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read status");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field} in {text}"))
+        .trim()
+        .to_owned()
+}
+
+/// Checks which descriptors a worker has. It waits for that, since a program that has just been started opens its
+/// libraries for a moment.
+pub fn assert_fds(pid: i32, fds: &[i32]) {
+    let mut seen = Vec::new();
+    let same = poll(|| {
+        seen = files(Path::new(&format!("/proc/{pid}/fd")));
+        seen.sort_by_key(|fd| fd.parse().unwrap_or(i32::MAX));
+        seen.iter()
+            .eq(fds.iter().map(i32::to_string).collect::<Vec<_>>().iter())
+            .then_some(())
+    });
+    assert!(same.is_some(), "pid {pid} has {seen:?}, not {fds:?}");
+}
+
+/// What a descriptor of a process is: a path, or `socket:[INODE]`.
+pub fn fd_target(pid: i32, fd: i32) -> String {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))
+        .unwrap_or_else(|error| panic!("fd {fd} of {pid}: {error}"));
+    link.to_string_lossy().into_owned()
+}
+
+/// A copy of a descriptor of another process.
+pub fn fd_of(pid: i32, fd: i32) -> std::os::fd::OwnedFd {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    let owned = |number: libc::c_long, what: &str| {
+        assert!(number >= 0, "{what}: {}", std::io::Error::last_os_error());
+        unsafe { OwnedFd::from_raw_fd(number as i32) }
+    };
+    let pidfd = owned(
+        unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) },
+        "pidfd_open",
+    );
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    owned(copy, "pidfd_getfd")
+}
+
+/// Says that a test is left out, and why.
+pub fn leave_out(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    eprintln!("{name} is left out: {why}");
+}
+
+/// Stops a process, and waits until it is: a worker that is about to accept may still do it.
+pub fn freeze(pid: i32) {
+    kill(pid, libc::SIGSTOP);
+    let stopped = poll(|| process_status(pid, "State").starts_with('T').then_some(()));
+    assert!(stopped.is_some(), "pid {pid} is not stopped");
 }
