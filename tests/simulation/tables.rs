@@ -419,6 +419,53 @@ fn a_spawn_that_is_not_wanted_any_more_is_cancelled() {
 }
 
 #[test]
+fn a_stop_goes_in_reverse_order_and_a_start_in_order() {
+    let text = watcher("db", "")
+        + &watcher("app", "requires = [\"db\"]")
+        + &watcher("web", "after = [\"app\"]");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["spawn db/1"]);
+    assert_eq!(run.spawned("db/1"), ["spawn app/1"]);
+    assert_eq!(run.spawned("app/1"), ["spawn web/1"]);
+    assert_eq!(run.spawned("web/1"), ["tell the parent: ready"]);
+
+    // What requires it stops too; what is only after it goes on.
+    assert_eq!(run.stop(&["db"]), ["TERM to app/1", "CONT to app/1"]);
+    assert_eq!(
+        run.ends("app/1"),
+        ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
+    );
+    assert_eq!(
+        run.ends("db/1"),
+        ["kill leftovers of db/1", "answer 1: done"]
+    );
+    assert_eq!(run.state("web"), "running");
+
+    // To start it brings what it requires.
+    assert_eq!(run.start(&["app"]), ["spawn db/1"]);
+    assert_eq!(run.spawned("db/1"), ["spawn app/1"]);
+    assert_eq!(run.spawned("app/1"), ["answer 2: done"]);
+
+    assert_eq!(
+        run.terminate(),
+        [
+            "tell the parent: stopping",
+            "TERM to web/1",
+            "CONT to web/1"
+        ]
+    );
+    assert_eq!(
+        run.ends("web/1"),
+        ["kill leftovers of web/1", "TERM to app/1", "CONT to app/1"]
+    );
+    assert_eq!(
+        run.ends("app/1"),
+        ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
+    );
+    assert_eq!(run.ends("db/1"), ["kill leftovers of db/1", "finish 0"]);
+}
+
+#[test]
 fn a_second_sigterm_kills() {
     let mut run = running("numprocesses = 2");
     run.terminate();
@@ -524,6 +571,33 @@ fn the_parent_hears_ready_once_and_only_when_nothing_is_starting() {
 }
 
 // The end of the manager by a watcher.
+
+#[test]
+fn a_critical_watcher_decides_with_which_code_the_manager_ends() {
+    for (end, code) in [(CODE_0, 0), (Exit::Code(3), 3), (TERM, 143), (KILLED, 137)] {
+        let text = watcher("a", "critical = true\nrestart = \"never\"") + &watcher("b", "");
+        let mut run = Scenario::of(&text);
+        run.begin();
+        run.all_spawned(&["a/1", "b/1"]);
+        assert_eq!(
+            run.exits("a/1", end),
+            [
+                "kill leftovers of a/1",
+                "tell the parent: stopping",
+                "TERM to b/1",
+                "CONT to b/1"
+            ]
+        );
+        run.exits("b/1", TERM);
+        assert_eq!(run.gone("b/1"), [format!("finish {code}")]);
+    }
+    let mut run = Scenario::of(&watcher("a", "critical = true\nmax_retry = 1"));
+    run.begin();
+    assert_eq!(
+        run.spawn_failed("a/1"),
+        ["tell the parent: stopping", "finish 127"]
+    );
+}
 
 #[test]
 fn a_critical_watcher_that_is_restarted_does_not_end_the_manager() {
@@ -790,3 +864,48 @@ fn a_signal_reaches_those_that_are_meant() {
 }
 
 // What the random schedules have found.
+
+#[test]
+fn a_worker_that_ends_during_the_shutdown_is_not_replaced() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.terminate();
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.gone("a/1"), NOTHING);
+    assert_eq!(run.ends("b/1"), ["kill leftovers of b/1", "finish 0"]);
+}
+
+#[test]
+fn shutdown_keeps_its_order_when_something_that_others_require_does_not_run() {
+    let text = watcher("a", "restart_delay = 60\nrestart_max_delay = 60")
+        + &watcher("b", "requires = [\"a\"]")
+        + &watcher("c", "after = [\"b\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "b/1", "c/1"]);
+    run.exits("a/1", CODE_1);
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "backoff");
+    assert_eq!(
+        run.terminate(),
+        ["tell the parent: stopping", "TERM to c/1", "CONT to c/1"]
+    );
+}
+
+#[test]
+fn stop_during_the_shutdown_waits_for_its_turn() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "priority = -1")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.terminate();
+    assert_eq!(run.stop(&["a"]), NOTHING);
+    assert_eq!(
+        run.ends("b/1"),
+        ["kill leftovers of b/1", "TERM to a/1", "CONT to a/1"]
+    );
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "answer 1: done", "finish 0"]
+    );
+}
