@@ -80,6 +80,11 @@ impl Supervisor {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Over)
     }
 
+    /// Whether the stop of everything is one by force.
+    pub(super) fn is_forced(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { forced: true, .. })
+    }
+
     /// Wants a watcher up, and what it requires.
     pub(super) fn start_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         if self.is_stopping() {

@@ -128,7 +128,11 @@ impl Supervisor {
                     deadline: None,
                 },
             );
-            self.stop_slot(turn, id, wid, Why::Asked);
+            if self.is_forced() {
+                self.kill_slot(turn, id, wid);
+            } else {
+                self.stop_slot(turn, id, wid, Why::Asked);
+            }
             return;
         }
         let watcher = self.watcher_mut(id);
@@ -546,11 +550,12 @@ impl Supervisor {
                     cancelled: true,
                 }
             }
-            State::Starting { worker, .. }
-            | State::Settling { worker, .. }
-            | State::Ready { worker, .. }
-            | State::Draining { worker, .. } => {
+            State::Starting { mut worker, .. }
+            | State::Settling { mut worker, .. }
+            | State::Ready { mut worker, .. }
+            | State::Draining { mut worker, .. } => {
                 turn.effects.push(Effect::Kill { proc: worker.proc });
+                worker.since = turn.now;
                 State::Stopping {
                     worker,
                     why: Why::Asked,

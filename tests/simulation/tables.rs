@@ -909,3 +909,25 @@ fn stop_during_the_shutdown_waits_for_its_turn() {
         ["kill leftovers of a/1", "answer 1: done", "finish 0"]
     );
 }
+
+#[test]
+fn a_process_that_comes_after_the_stop_was_forced_is_killed() {
+    let mut run = Scenario::of(&watcher("a", ""));
+    run.begin();
+    assert_eq!(run.terminate(), ["tell the parent: stopping", "cancel a/1"]);
+    run.terminate();
+    assert_eq!(run.spawned("a/1"), ["kill a/1"]);
+}
+
+#[test]
+fn a_killed_worker_is_stopping_since_then() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.after(5.0);
+    run.terminate();
+    assert_eq!(run.terminate(), ["kill a/1", "kill b/1"]);
+    run.after(1.0);
+    let stopping_since = run.watcher("a").workers[0].since;
+    assert_eq!(run.now - stopping_since, Duration::from_secs(1));
+}
