@@ -599,13 +599,18 @@ impl Supervisor {
         match self.take_slot(id, wid) {
             State::Starting { worker, .. }
             | State::Settling { worker, .. }
-            | State::Ready { worker, .. } => {
+            | State::Ready { worker, .. }
+                if self.is_wanted(id, wid) =>
+            {
                 // Nobody waits for these leftovers: they are killed and the slot goes on.
                 turn.effects.push(Effect::KillLeftovers { proc });
                 let end = End::of(exit, &worker);
                 self.ended(turn, id, wid, end);
             }
-            State::Draining { worker, .. } => {
+            State::Starting { worker, .. }
+            | State::Settling { worker, .. }
+            | State::Ready { worker, .. }
+            | State::Draining { worker, .. } => {
                 turn.effects.push(Effect::KillLeftovers { proc });
                 self.set_slot(
                     id,

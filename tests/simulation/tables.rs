@@ -920,6 +920,17 @@ fn a_process_that_comes_after_the_stop_was_forced_is_killed() {
 }
 
 #[test]
+fn stop_waits_for_the_leftovers_of_a_worker_that_ended_before_its_turn() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "requires = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(run.stop(&["a"]), ["TERM to b/1", "CONT to b/1"]);
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.ends("b/1"), ["kill leftovers of b/1"]);
+    assert_eq!(run.gone("a/1"), ["answer 1: done"]);
+}
+
+#[test]
 fn a_killed_worker_is_stopping_since_then() {
     let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
     run.begin();
