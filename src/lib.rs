@@ -17,7 +17,7 @@
 //!
 //! | module | charter | may import |
 //! | --- | --- | --- |
-//! | [`unit`] | text to typed units: the TOML front door, the search path, drop-ins; every mistake has a place | - |
+//! | [`mod@unit`] | text to typed units: the TOML front door, the search path, drop-ins; every mistake has a place | - |
 //! | [`plan`] | units to a complete, checked, ordered description of what to run; all substitutions | `unit` |
 //! | [`supervise`] | the state machine: events in, effects out; no I/O, no clock, no descriptors | `plan`, `unit` |
 //! | [`control`] | the wire: typed calls, replies and errors, the Varlink codec, the status documents | `supervise` |

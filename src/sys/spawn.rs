@@ -3,7 +3,7 @@
 //! The child shares the manager's memory until it execs (CLONE_VM), so starting it costs the same however large the
 //! manager is, and the manager waits for that, so that it knows the outcome when it goes on.
 //!
-//! Sharing memory is sound under these rules, which all of the code below [`begin`] keeps:
+//! Sharing memory is sound under these rules, which all of the code below `begin` keeps:
 //!
 //! - Everything the child needs is allocated and looked up before; the child makes system calls and writes to two
 //!   places set aside for it: its failure, and its pid in the environment.
