@@ -98,6 +98,8 @@ struct Manager {
     effects: Vec<Effect>,
     /// More children may have ended than the last turn took.
     exits_left: bool,
+    /// The memory that only starting needs was given back.
+    trimmed: bool,
     finished: Option<i32>,
 }
 
@@ -115,7 +117,6 @@ impl Manager {
         self.server.watch(&self.epoll)?;
         // Nobody needs the plan as a whole any more: its parts live with those who use them.
         drop(plan);
-        process::trim_heap();
         self.dispatch(Event::Begin);
         while self.finished.is_none() {
             self.turn()?;
@@ -127,6 +128,11 @@ impl Manager {
 
     fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
+        if timeout.is_none() && !std::mem::replace(&mut self.trimmed, true) {
+            // The first rest: what starting has used is not needed any more.
+            process::trim_heap();
+            process::release_code();
+        }
         let mut ready: Vec<(Token, crate::sys::epoll::Ready)> = self
             .epoll
             .wait(timeout)?

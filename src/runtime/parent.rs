@@ -15,9 +15,9 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Whoever started the manager and wants to know how it is.
 #[derive(Debug)]
 pub struct Parent {
-    /// Connected to the parent, to see whether its queue has room: a send to a full one would block, and a manager must
-    /// not stand still because its parent does.
-    probe: Option<UnixDatagram>,
+    /// Connected to the parent. Whether its queue has room is looked at before each message: a send to a full one would
+    /// block, and a manager must not stand still because its parent does.
+    connection: Option<UnixDatagram>,
     /// What there was no room for, and when to try again.
     backlog: VecDeque<ParentNotice>,
     retry: Option<Time>,
@@ -28,14 +28,14 @@ pub struct Parent {
 impl Parent {
     /// By this process's environment.
     pub fn new(now: Time) -> Parent {
-        let probe = connect();
+        let connection = connect();
         // Half of what is asked for, as sd_watchdog_enabled(3) advises.
         let interval = sd_notify::watchdog_enabled()
             .map(|interval| interval / 2)
-            .filter(|_| probe.is_some());
+            .filter(|_| connection.is_some());
         let watchdog = interval.map(|interval| (interval.max(Duration::from_millis(1)), now));
         Parent {
-            probe,
+            connection,
             backlog: VecDeque::new(),
             retry: None,
             watchdog,
@@ -44,7 +44,7 @@ impl Parent {
 
     /// Whether there is any.
     pub fn listens(&self) -> bool {
-        self.probe.is_some()
+        self.connection.is_some()
     }
 
     /// Says one thing.
@@ -67,7 +67,7 @@ impl Parent {
         }
         if let Some((interval, next)) = self.watchdog.filter(|(_, next)| *next <= now) {
             if self.has_room() {
-                send(&[NotifyState::Watchdog]);
+                self.send(&NotifyState::Watchdog);
             }
             self.watchdog = Some((interval, next.max(now) + interval));
         }
@@ -82,7 +82,7 @@ impl Parent {
     }
 
     fn has_room(&self) -> bool {
-        self.probe.as_ref().is_some_and(output::writable_now)
+        self.connection.as_ref().is_some_and(output::writable_now)
     }
 
     fn send_backlog(&mut self, now: Time) {
@@ -92,37 +92,41 @@ impl Parent {
                 return;
             }
             match self.backlog.pop_front() {
-                Some(ParentNotice::Ready) => send(&[NotifyState::Ready]),
-                Some(ParentNotice::Stopping) => send(&[NotifyState::Stopping]),
-                Some(ParentNotice::Status(text)) => send(&[NotifyState::Status(&text)]),
+                Some(ParentNotice::Ready) => self.send(&NotifyState::Ready),
+                Some(ParentNotice::Stopping) => self.send(&NotifyState::Stopping),
+                Some(ParentNotice::Status(text)) => self.send(&NotifyState::Status(&text)),
                 Some(ParentNotice::Extend(duration)) => {
                     let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
-                    send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+                    self.send(&NotifyState::ExtendTimeoutUsec(microseconds));
                 }
                 None => {}
             }
         }
         self.retry = None;
     }
-}
 
-fn send(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        log::debug!(target: "manager", "the parent could not be notified: {error}");
+    /// By our own connection: `sd_notify::notify` of 0.5 knows paths only, and systemd's own NOTIFY_SOCKET may be an
+    /// abstract name.
+    fn send(&self, state: &NotifyState<'_>) {
+        let Some(parent) = &self.connection else {
+            return;
+        };
+        if let Err(error) = parent.send(format!("{state}\n").as_bytes()) {
+            log::debug!(target: "manager", "the parent could not be notified: {error}");
+        }
     }
 }
 
 fn connect() -> Option<UnixDatagram> {
     let name = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
-    let probe = UnixDatagram::unbound().ok()?;
+    let connection = UnixDatagram::unbound().ok()?;
     let connected = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => {
-            SocketAddr::from_abstract_name(name).and_then(|address| probe.connect_addr(&address))
-        }
-        None => probe.connect(&name),
+        Some(name) => SocketAddr::from_abstract_name(name)
+            .and_then(|address| connection.connect_addr(&address)),
+        None => connection.connect(&name),
     };
     match connected {
-        Ok(()) => Some(probe),
+        Ok(()) => Some(connection),
         Err(error) => {
             log::warn!(target: "manager", "NOTIFY_SOCKET={} can't be reached: {error}", name.display());
             None

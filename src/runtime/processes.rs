@@ -35,6 +35,7 @@ pub struct Processes {
     environment: Vec<(OsString, OsString)>,
     manager_env: Vec<(String, unit::At<String>)>,
     /// fd 0 of most workers.
+    empty: Option<OwnedFd>,
     null: Option<OwnedFd>,
     by_proc: HashMap<ProcId, Process>,
     /// Main processes by pid.
@@ -70,7 +71,8 @@ impl Processes {
             spawner,
             environment,
             manager_env,
-            null: output::null().ok(),
+            empty: output::empty().ok(),
+            null: None,
             by_proc: HashMap::new(),
             by_pid: HashMap::new(),
             by_group: HashMap::new(),
@@ -86,7 +88,7 @@ impl Processes {
     ) -> Result<supervise::Pid, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
         let key = (job.watcher, job.wid);
-        let files = Stdio::open(&invocation, &mut self.null)?;
+        let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
         for name in &invocation.fds {
             listeners.provide(name, key).map_err(spawn_failure)?;
         }
@@ -98,7 +100,7 @@ impl Processes {
             Source::Socket(name) => {
                 fds.push((listeners.fd(name, key).ok_or_else(|| unbound(name))?, 0))
             }
-            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.null)),
+            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.empty)),
         }
         fds.extend(files.output(&invocation.stdout, &self.null, 1));
         fds.extend(files.output(&invocation.stderr, &self.null, 2));
@@ -312,12 +314,13 @@ impl Processes {
     /// Whether a process may become the main process of a worker: the rules of systemd. It must live, be neither PID 1
     /// nor the manager nor another worker's, and belong to the worker, unless root says so.
     pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
-        let Some(pid) = Pid::new(pid).filter(|pid| pid.as_raw() != 1 && *pid != Pid::own()) else {
-            return false;
-        };
-        let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
-        let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
-        let fit = alive && !others && (root || self.owner(pid) == Some(proc));
+        let fit = Pid::new(pid)
+            .filter(|pid| pid.as_raw() != 1 && *pid != Pid::own())
+            .is_some_and(|pid| {
+                let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
+                let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
+                alive && !others && (root || self.owner(pid) == Some(proc))
+            });
         if !fit {
             log::warn!(target: &self.name(proc), "MAINPID={pid} is refused: it is not a live process of this worker");
         }
@@ -353,11 +356,19 @@ struct Stdio {
 }
 
 impl Stdio {
-    fn open(invocation: &Invocation, null: &mut Option<OwnedFd>) -> Result<Stdio, SpawnFailure> {
-        let needs_null = invocation.stdin == Source::Null
-            || [&invocation.stdout, &invocation.stderr]
-                .into_iter()
-                .any(|sink| *sink == Sink::Null);
+    fn open(
+        invocation: &Invocation,
+        empty: &mut Option<OwnedFd>,
+        null: &mut Option<OwnedFd>,
+    ) -> Result<Stdio, SpawnFailure> {
+        if invocation.stdin == Source::Null && empty.is_none() {
+            *empty = Some(
+                output::empty().map_err(|error| spawn_failure(format!("open stdin: {error}")))?,
+            );
+        }
+        let needs_null = [&invocation.stdout, &invocation.stderr]
+            .into_iter()
+            .any(|sink| *sink == Sink::Null);
         if needs_null && null.is_none() {
             *null = Some(
                 output::null()
@@ -384,10 +395,10 @@ impl Stdio {
         })
     }
 
-    fn stdin<'a>(&'a self, null: &'a Option<OwnedFd>) -> Option<(BorrowedFd<'a>, RawFd)> {
+    fn stdin<'a>(&'a self, empty: &'a Option<OwnedFd>) -> Option<(BorrowedFd<'a>, RawFd)> {
         self.stdin
             .as_ref()
-            .or(null.as_ref())
+            .or(empty.as_ref())
             .map(|fd| (fd.as_fd(), 0))
     }
 

@@ -270,16 +270,23 @@ impl Server {
         self.answered.push(number);
     }
 
-    /// Tells how a command goes on.
+    /// Tells how a command goes on: of a watcher that is stopping `count` are left, of any other so many are ready.
     pub fn progress(
         &mut self,
         epoll: &Epoll,
         request: RequestId,
         unit: String,
         state: WatcherState,
-        done: u32,
+        count: u32,
         wanted: u32,
     ) {
+        let (done, text) = match state {
+            WatcherState::Stopping => (
+                wanted.saturating_sub(count),
+                format!("{unit}: {state}, {count} left"),
+            ),
+            _ => (count, format!("{unit}: {state}, {count} of {wanted} ready")),
+        };
         let Some(number) = self.by_request.get(&request).copied() else {
             return;
         };
@@ -290,7 +297,7 @@ impl Server {
         if connection.out.is_empty() {
             wire::encode(
                 &Ok(Reply::Progress {
-                    text: state.to_string(),
+                    text,
                     unit,
                     done,
                     wanted,
@@ -414,8 +421,10 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
             wid,
             children,
         } => {
-            let signal =
-                parse_signal(&signal).map_err(|reason| Err(Failure::Refused { reason }))?;
+            let signal = parse_signal(&signal).map_err(|reason| {
+                let reason = format!("`{signal}` {reason}");
+                Err(Failure::Refused { reason })
+            })?;
             (
                 Command::Signal {
                     name,

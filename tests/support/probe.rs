@@ -12,6 +12,8 @@
 //! | `flood` | sends all kinds of messages to NOTIFY_SOCKET for ever |
 //! | `do STEP , STEP...` | carries out steps, then exits with 0; see [`step`] |
 
+#![allow(clippy::zombie_processes)] // Leaving children behind is what it is for.
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
@@ -299,7 +301,7 @@ fn step(words: &[String]) {
 
 /// This program with other steps.
 fn again(steps: &[String]) -> std::process::Command {
-    let mut command = std::process::Command::new(std::env::current_exe().expect("a path"));
+    let mut command = std::process::Command::new(std::env::args_os().next().expect("a name"));
     command.arg("do").args(steps);
     command
 }

@@ -8,5 +8,5 @@ server.listen({ fd: Number(process.argv[2]) });
 // Answer what has been accepted, then end.
 process.on("SIGTERM", () => {
   server.close(() => process.exit(0));
-  server.closeIdleConnections();
+  server.closeIdleConnections?.();
 });
