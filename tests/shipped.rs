@@ -67,11 +67,14 @@ fn every_unit_in_the_documentation_is_taken_without_a_finding() {
     assert!(count > 0, "no units in the documentation");
 }
 
-/// A page does not repeat the socket for every watcher: the sockets that a block refers to and does not have.
+/// A page does not repeat the socket for every watcher, nor the other way about: what a block needs and does not have.
 fn complete(block: &str) -> String {
     let mut unit = block.to_owned();
+    if !block.contains("[watcher.") {
+        unit.push_str("\n[watcher.any]\ncmd = \"any\"\nuse_sockets = true\n");
+    }
     for name in ["web", "php"] {
-        let refers = [format!("$(circus.socket.{name})"), format!("[\"{name}\"]")];
+        let refers = [format!("$(circus.socket.{name})"), format!("\"{name}\"")];
         if refers.iter().any(|text| block.contains(text))
             && !block.contains(&format!("[socket.{name}]"))
         {
@@ -79,6 +82,26 @@ fn complete(block: &str) -> String {
         }
     }
     unit
+}
+
+#[test]
+fn every_key_of_the_unit_reader_is_in_the_reference() {
+    let reader = std::fs::read_to_string(source("src/unit/keys.rs")).expect("read the source");
+    let page = std::fs::read_to_string(source("docs/units.md")).expect("read the page");
+    let tables = reader.split("keys! {").skip(1);
+    let tables = tables.map(|table| table.split("\n}").next().unwrap_or_default());
+    let mut count = 0;
+    for table in tables {
+        for line in table.lines() {
+            // One key and how it is read, or a list of keys that are not built yet.
+            let most = if line.contains("=>") { 1 } else { usize::MAX };
+            for key in line.split('"').skip(1).step_by(2).take(most) {
+                assert!(page.contains(&format!("`{key}`")), "`{key}` is missing");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 100, "only {count} keys were found");
 }
 
 #[test]
