@@ -57,7 +57,7 @@ fn files_that_are_no_unit_files_are_refused_each_with_its_reason() {
     std::fs::write(path("writable.toml"), good.replace("good", "evil")).unwrap();
     std::fs::set_permissions(path("writable.toml"), PermissionsExt::from_mode(0o666)).unwrap();
     std::fs::write(path("secret.toml"), good.replace("good", "secret")).unwrap();
-    std::fs::set_permissions(path("secret.toml"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(path("secret.toml"), PermissionsExt::from_mode(0o0)).unwrap();
 
     for verb in ["check", "plan", "run"] {
         let (output, left) = on_folder(verb, dir.path());
