@@ -499,7 +499,13 @@ mod permission {
         // The program itself may be out of reach for others.
         let program = manager.path("tentpole");
         if !program.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_tentpole"), &program).expect("copy");
+            // By another process: while this one has it open for writing, a child of another test may too.
+            let copied = bounded(
+                Command::new("cp")
+                    .arg(env!("CARGO_BIN_EXE_tentpole"))
+                    .arg(&program),
+            );
+            assert!(copied.status.success(), "{copied:?}");
         }
         bounded(
             Command::new("setpriv")

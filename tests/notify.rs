@@ -464,9 +464,9 @@ mod main_process {
         manager.wait_for("web", "was restarted", |watcher| {
             watcher["restarts"] == 1 && watcher["ready"] == 1
         });
-        // What it left behind is gone before the next one comes.
-        assert!(!is_alive(first));
-        assert!(!is_alive(main));
+        // What it left behind is ended too.
+        wait_until_dead(first);
+        wait_until_dead(main);
     }
 
     #[test]

@@ -56,6 +56,7 @@ struct Process {
 
 /// What an ended process may have left behind.
 pub struct Ended {
+    pub slot: SlotKey,
     pub group: Pid,
     pub watcher: String,
     pub wid: u32,
@@ -210,6 +211,13 @@ impl Processes {
         }
     }
 
+    /// The process that a slot has now, by the pid that it was made with.
+    pub fn of_slot(&self, slot: SlotKey) -> Option<Pid> {
+        let mut all = self.by_proc.values();
+        all.find(|process| process.slot == slot)
+            .map(|process| process.group)
+    }
+
     /// Whether a pid is a worker's main process.
     pub fn is_main(&self, pid: Pid) -> bool {
         self.by_pid.contains_key(&pid)
@@ -276,6 +284,7 @@ impl Processes {
             let _ = epoll.remove(&process.pidfd);
         }
         Some(Ended {
+            slot: process.slot,
             group: process.group,
             watcher: process.spec.name().to_owned(),
             wid: process.slot.1,
