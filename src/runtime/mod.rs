@@ -148,7 +148,7 @@ impl Manager {
                 Token::Notify => self.take_notifications(),
                 Token::Signals => self.take_signals(),
                 Token::Main(proc) => self.take_foreign_exit(proc),
-                Token::Control => self.server.accept(&self.epoll),
+                Token::Control => self.server.accept(&self.epoll, clock()),
                 Token::Connection(number) => self.take_connection(number, ready),
                 Token::Socket(id) => self.dispatch(Event::Traffic {
                     socket: crate::supervise::SocketId(id),
@@ -157,6 +157,7 @@ impl Manager {
         }
         self.sweep_leftovers();
         self.take_drained();
+        self.server.resume(&self.epoll, clock());
         for number in self.server.take_answered() {
             let asked = self.server.go_on(&self.epoll, number);
             self.take_asked(number, asked);
@@ -182,6 +183,7 @@ impl Manager {
             self.supervisor.next_deadline(),
             self.leftovers.next_sweep(),
             self.listeners.next_look(),
+            self.server.next_retry(),
             self.parent.next_tick(),
         ];
         let next = deadlines.into_iter().flatten().min()?;
