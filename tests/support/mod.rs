@@ -414,6 +414,7 @@ pub fn bounded(command: &mut Command) -> Output {
     let err = std::thread::spawn(move || read_all(&mut stderr));
     let Some(status) = poll(|| child.try_wait().expect("wait")) else {
         let _ = child.kill();
+        let _ = child.wait();
         panic!("{command:?} does not end");
     };
     Output {
