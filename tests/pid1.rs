@@ -100,7 +100,8 @@ fn as_pid_1_it_starts_answers_and_stops() {
     manager.wait_for_notice("READY=1");
     assert_eq!(manager.status()["manager"]["pid"], 1);
     let pid = support::ask(&manager.address("web"), "pid");
-    assert_eq!(manager.pids("web")[0].to_string(), pid);
+    let shown = &manager.watcher("web")["workers"][0]["pid"];
+    assert_eq!(shown.to_string(), pid);
     assert_eq!(stop(&mut manager), Some(0));
     assert_eq!(manager.offspring(), [0; 0]);
 }

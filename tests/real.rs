@@ -24,11 +24,9 @@ fn the_script_of_circus_s_documentation_serves_with_five_workers() {
     };
     let example = Example::new("python-fd");
     let cluster = example.run(&[("python3 ", &in_front(&python))]);
-    let pids = load(&cluster);
-    assert!(
-        pids.len() > 1,
-        "one worker has answered everything: {pids:?}"
-    );
+    // The first that is up may answer a whole load before the others are.
+    let shared = poll(|| Some(load(&cluster)).filter(|pids| pids.len() > 1));
+    assert!(shared.is_some(), "one worker has answered everything");
     outlives_everything(&cluster);
 }
 
@@ -43,11 +41,9 @@ fn chaussette_with_meinheld_serves_under_load_with_five_workers() {
     let example = Example::new("chaussette");
     let quoted = format!("virtualenv = {:?}", venv.to_str().expect("is UTF-8"));
     let cluster = example.run(&[("virtualenv = \"venv\"", &quoted)]);
-    let pids = load(&cluster);
-    assert!(
-        pids.len() > 1,
-        "one worker has answered everything: {pids:?}"
-    );
+    // The first that is up may answer a whole load before the others are.
+    let shared = poll(|| Some(load(&cluster)).filter(|pids| pids.len() > 1));
+    assert!(shared.is_some(), "one worker has answered everything");
     outlives_everything(&cluster);
 }
 

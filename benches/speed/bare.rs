@@ -103,7 +103,7 @@ extern "C" fn main(_count: c_int, args: Args) -> c_int {
     }
 }
 
-unsafe fn mark() {
+unsafe fn mark(ends_with_parent: bool) {
     let mut time = Timespec {
         seconds: 0,
         nanoseconds: 0,
@@ -114,15 +114,17 @@ unsafe fn mark() {
             nanoseconds: time.seconds as u64 * 1_000_000_000 + time.nanoseconds as u64,
             pid: getpid() as u64,
         };
+        if ends_with_parent {
+            // Nothing is left behind, whatever becomes of the parent: who reads the mark can rely on it.
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+        }
         write(1, (&raw const mark).cast(), size_of::<Mark>());
     }
 }
 
 unsafe fn mark_and_wait() -> c_int {
     unsafe {
-        mark();
-        // Nothing is left behind, whatever becomes of the parent.
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        mark(true);
         loop {
             pause();
         }
@@ -139,7 +141,7 @@ unsafe fn once() -> c_int {
 
 unsafe fn start(args: Args) -> c_int {
     unsafe {
-        mark();
+        mark(false);
         for _ in 0..number(*args.add(2)) {
             spawn(*args, c"mark".as_ptr(), -1);
         }
@@ -210,7 +212,9 @@ struct Job {
 }
 
 #[repr(align(16))]
-struct Stack([u8; 16384]);
+struct Stack {
+    _bytes: [u8; 16384],
+}
 
 unsafe fn spawn(path: *const c_char, verb: *const c_char, listener: c_int) {
     let mut stack = core::mem::MaybeUninit::<Stack>::uninit();

@@ -39,13 +39,11 @@ fn run() -> Result<ExitCode> {
             _ => names.push(arg),
         }
     }
-    let is_wanted =
-        |name: &str| names.is_empty() || names.iter().any(|want| name.starts_with(want.as_str()));
-    if let Some(name) = names.iter().find(|want| {
-        !goals::ALL
-            .iter()
-            .any(|(name, _)| name.starts_with(want.as_str()))
-    }) {
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|want| name == want);
+    if let Some(name) = names
+        .iter()
+        .find(|want| !goals::ALL.iter().any(|(name, _)| name == want))
+    {
         let known: Vec<&str> = goals::ALL.iter().map(|(name, _)| *name).collect();
         bail!("no benchmark `{name}`; there are {}", known.join(", "));
     }

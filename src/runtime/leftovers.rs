@@ -118,7 +118,7 @@ impl Leftovers {
                 continue;
             };
             for pid in &unknown {
-                if leftover.has_stray(*pid) {
+                if leftover.has_stray(*pid) && !is_of_successor(*pid, leftover, processes) {
                     log::info!(
                         target: &format!("watcher.{}", leftover.ended.watcher),
                         "pid {pid}, left behind by worker {}, is killed", leftover.ended.wid
@@ -133,6 +133,18 @@ impl Leftovers {
             }
         }
         gone
+    }
+}
+
+/// Whether a process is no older than the one that has the slot now: start times are hundredths of a second, in which a
+/// new worker can be made and fork, and both bear the slot's name.
+fn is_of_successor(pid: Pid, leftover: &Leftover, processes: &Processes) -> bool {
+    let Some(successor) = processes.of_slot(leftover.ended.slot) else {
+        return false;
+    };
+    match (process::started_at(pid), process::started_at(successor)) {
+        (Ok(start), Ok(limit)) => start > limit || (start == limit && pid > successor),
+        _ => false,
     }
 }
 

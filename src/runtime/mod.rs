@@ -98,6 +98,8 @@ struct Manager {
     effects: Vec<Effect>,
     /// More children may have ended than the last turn took.
     exits_left: bool,
+    /// The memory that only starting needs was given back.
+    trimmed: bool,
     finished: Option<i32>,
 }
 
@@ -115,7 +117,6 @@ impl Manager {
         self.server.watch(&self.epoll)?;
         // Nobody needs the plan as a whole any more: its parts live with those who use them.
         drop(plan);
-        process::trim_heap();
         self.dispatch(Event::Begin);
         while self.finished.is_none() {
             self.turn()?;
@@ -127,6 +128,11 @@ impl Manager {
 
     fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
+        if timeout.is_none() && !std::mem::replace(&mut self.trimmed, true) {
+            // The first rest: what starting has used is not needed any more.
+            process::trim_heap();
+            process::release_code();
+        }
         let mut ready: Vec<(Token, crate::sys::epoll::Ready)> = self
             .epoll
             .wait(timeout)?
@@ -142,7 +148,7 @@ impl Manager {
                 Token::Notify => self.take_notifications(),
                 Token::Signals => self.take_signals(),
                 Token::Main(proc) => self.take_foreign_exit(proc),
-                Token::Control => self.server.accept(&self.epoll),
+                Token::Control => self.server.accept(&self.epoll, clock()),
                 Token::Connection(number) => self.take_connection(number, ready),
                 Token::Socket(id) => self.dispatch(Event::Traffic {
                     socket: crate::supervise::SocketId(id),
@@ -151,6 +157,7 @@ impl Manager {
         }
         self.sweep_leftovers();
         self.take_drained();
+        self.server.resume(&self.epoll, clock());
         for number in self.server.take_answered() {
             let asked = self.server.go_on(&self.epoll, number);
             self.take_asked(number, asked);
@@ -176,6 +183,7 @@ impl Manager {
             self.supervisor.next_deadline(),
             self.leftovers.next_sweep(),
             self.listeners.next_look(),
+            self.server.next_retry(),
             self.parent.next_tick(),
         ];
         let next = deadlines.into_iter().flatten().min()?;

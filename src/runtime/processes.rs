@@ -35,6 +35,7 @@ pub struct Processes {
     environment: Vec<(OsString, OsString)>,
     manager_env: Vec<(String, unit::At<String>)>,
     /// fd 0 of most workers.
+    empty: Option<OwnedFd>,
     null: Option<OwnedFd>,
     by_proc: HashMap<ProcId, Process>,
     /// Main processes by pid.
@@ -55,6 +56,7 @@ struct Process {
 
 /// What an ended process may have left behind.
 pub struct Ended {
+    pub slot: SlotKey,
     pub group: Pid,
     pub watcher: String,
     pub wid: u32,
@@ -70,7 +72,8 @@ impl Processes {
             spawner,
             environment,
             manager_env,
-            null: output::null().ok(),
+            empty: output::empty().ok(),
+            null: None,
             by_proc: HashMap::new(),
             by_pid: HashMap::new(),
             by_group: HashMap::new(),
@@ -86,7 +89,7 @@ impl Processes {
     ) -> Result<supervise::Pid, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
         let key = (job.watcher, job.wid);
-        let files = Stdio::open(&invocation, &mut self.null)?;
+        let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
         for name in &invocation.fds {
             listeners.provide(name, key).map_err(spawn_failure)?;
         }
@@ -98,7 +101,7 @@ impl Processes {
             Source::Socket(name) => {
                 fds.push((listeners.fd(name, key).ok_or_else(|| unbound(name))?, 0))
             }
-            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.null)),
+            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.empty)),
         }
         fds.extend(files.output(&invocation.stdout, &self.null, 1));
         fds.extend(files.output(&invocation.stderr, &self.null, 2));
@@ -208,6 +211,13 @@ impl Processes {
         }
     }
 
+    /// The process that a slot has now, by the pid that it was made with.
+    pub fn of_slot(&self, slot: SlotKey) -> Option<Pid> {
+        let mut all = self.by_proc.values();
+        all.find(|process| process.slot == slot)
+            .map(|process| process.group)
+    }
+
     /// Whether a pid is a worker's main process.
     pub fn is_main(&self, pid: Pid) -> bool {
         self.by_pid.contains_key(&pid)
@@ -274,6 +284,7 @@ impl Processes {
             let _ = epoll.remove(&process.pidfd);
         }
         Some(Ended {
+            slot: process.slot,
             group: process.group,
             watcher: process.spec.name().to_owned(),
             wid: process.slot.1,
@@ -354,11 +365,19 @@ struct Stdio {
 }
 
 impl Stdio {
-    fn open(invocation: &Invocation, null: &mut Option<OwnedFd>) -> Result<Stdio, SpawnFailure> {
-        let needs_null = invocation.stdin == Source::Null
-            || [&invocation.stdout, &invocation.stderr]
-                .into_iter()
-                .any(|sink| *sink == Sink::Null);
+    fn open(
+        invocation: &Invocation,
+        empty: &mut Option<OwnedFd>,
+        null: &mut Option<OwnedFd>,
+    ) -> Result<Stdio, SpawnFailure> {
+        if invocation.stdin == Source::Null && empty.is_none() {
+            *empty = Some(
+                output::empty().map_err(|error| spawn_failure(format!("open stdin: {error}")))?,
+            );
+        }
+        let needs_null = [&invocation.stdout, &invocation.stderr]
+            .into_iter()
+            .any(|sink| *sink == Sink::Null);
         if needs_null && null.is_none() {
             *null = Some(
                 output::null()
@@ -385,10 +404,10 @@ impl Stdio {
         })
     }
 
-    fn stdin<'a>(&'a self, null: &'a Option<OwnedFd>) -> Option<(BorrowedFd<'a>, RawFd)> {
+    fn stdin<'a>(&'a self, empty: &'a Option<OwnedFd>) -> Option<(BorrowedFd<'a>, RawFd)> {
         self.stdin
             .as_ref()
-            .or(null.as_ref())
+            .or(empty.as_ref())
             .map(|fd| (fd.as_fd(), 0))
     }
 

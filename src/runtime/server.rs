@@ -6,18 +6,27 @@
 use super::{Token, node::Node};
 use crate::control::call::{self, Call, Failure, Reply, Request};
 use crate::control::wire::{self, Decoder};
-use crate::supervise::{Command, Event, Refusal, RequestId, WatcherState};
+use crate::supervise::{Command, Event, Refusal, RequestId, Time, WatcherState};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::socket::Bound;
-use crate::sys::{unix, users};
+use crate::sys::{output, unix, users};
 use crate::unit::parse_signal;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
-/// Connections at a time. More wait in the kernel's queue.
+/// Connections at a time. One more takes the place of the oldest that has no request under way: clients that forget to
+/// hang up must not keep out who wants to see why.
 const MOST_CONNECTIONS: usize = 128;
+
+/// Descriptors that are kept for connections, for when workers have taken all others.
+const SPARES: usize = 4;
+
+/// After this, accepting is tried again where it has failed and nobody can be sent away.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Bytes taken from one connection in one turn.
 const READ_AT_ONCE: usize = 16 * 1024;
@@ -38,8 +47,12 @@ pub struct Server {
     by_request: BTreeMap<RequestId, u64>,
     next_connection: u64,
     next_request: u64,
-    /// Not accepting, since there are too many connections.
+    /// Not accepting: all connections have a request under way, or the kernel has nothing to make one of.
     full: bool,
+    /// When accepting is tried again whether or not a connection has been closed.
+    retry: Option<Time>,
+    /// They are closed where accepting needs a descriptor.
+    spares: Vec<OwnedFd>,
     /// Connections that were answered, and may have sent their next request already.
     answered: Vec<u64>,
 }
@@ -70,7 +83,7 @@ struct Waiting {
 impl Server {
     /// A server on a bound socket, which also serves the members of the group `gid`.
     pub fn new(bound: Option<(Bound, PathBuf)>, gid: Option<u32>) -> Server {
-        Server {
+        let mut server = Server {
             listener: bound.map(|(bound, path)| Listener {
                 socket: bound.fd.into(),
                 node: Node::made_at(&path),
@@ -81,7 +94,19 @@ impl Server {
             next_connection: 0,
             next_request: 0,
             full: false,
+            retry: None,
+            spares: Vec::new(),
             answered: Vec::new(),
+        };
+        server.refill();
+        server
+    }
+
+    fn refill(&mut self) {
+        while self.spares.len() < SPARES
+            && let Ok(spare) = output::null()
+        {
+            self.spares.push(spare);
         }
     }
 
@@ -96,11 +121,17 @@ impl Server {
     }
 
     /// Takes new connections.
-    pub fn accept(&mut self, epoll: &Epoll) {
-        let Some(listener) = &self.listener else {
-            return;
-        };
-        while self.connections.len() < MOST_CONNECTIONS {
+    pub fn accept(&mut self, epoll: &Epoll, now: Time) {
+        self.accept_waiting(epoll, now);
+        // One may have been given up for somebody who had left.
+        self.refill();
+    }
+
+    fn accept_waiting(&mut self, epoll: &Epoll, now: Time) {
+        loop {
+            let Some(listener) = &self.listener else {
+                return;
+            };
             let accepted = listener.socket.accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(true)?;
                 Ok(stream)
@@ -112,9 +143,19 @@ impl Server {
                 {
                     return;
                 }
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    // The kernel says so too where nobody is waiting.
+                    if !output::readable_now(&listener.socket) {
+                        return;
+                    }
+                    if self.spares.pop().is_some() || self.close_oldest(epoll) {
+                        continue;
+                    }
+                    return self.pause(epoll, Some(now + RETRY_AFTER));
+                }
                 Err(error) => {
                     log::warn!(target: "manager", "a control connection could not be accepted: {error}");
-                    return;
+                    return self.pause(epoll, Some(now + RETRY_AFTER));
                 }
             };
             let mut connection = Connection {
@@ -130,16 +171,70 @@ impl Server {
                 wire::encode(&Err(Failure::PermissionDenied), false, &mut connection.out);
                 // All that can be done for somebody who may not be here.
                 let _ = connection.stream.write(&connection.out);
+                drop(connection);
+                self.refill();
                 continue;
             }
             let number = self.next_connection;
             self.next_connection += 1;
+            let is_full = self.connections.len() >= MOST_CONNECTIONS;
+            let made_room = is_full && self.close_oldest(epoll);
             connection.update_interest(epoll, number);
             self.connections.insert(number, connection);
+            if made_room {
+                // The others come in the next turn, when this one has been heard.
+                return;
+            }
+            if is_full {
+                return self.pause(epoll, None);
+            }
         }
+    }
+
+    /// Closes the oldest connection that has no request under way, if there is one.
+    fn close_oldest(&mut self, epoll: &Epoll) -> bool {
+        let idle = self
+            .connections
+            .iter()
+            .find(|(_, connection)| connection.waiting.is_none());
+        let Some(number) = idle.map(|(number, _)| *number) else {
+            return false;
+        };
+        log::debug!(target: "manager", "an idle control connection is closed to make room for another");
+        // It has no request that could be abandoned.
+        self.close(epoll, number);
+        true
+    }
+
+    /// Accepts nothing until a connection is closed, or until `retry`: level-triggered, the listener would wake us for
+    /// nothing.
+    fn pause(&mut self, epoll: &Epoll, retry: Option<Time>) {
         self.full = true;
-        // Level-triggered: it would wake us for nothing until somebody leaves.
-        let _ = epoll.remove(&listener.socket);
+        self.retry = retry;
+        if let Some(listener) = &self.listener {
+            let _ = epoll.remove(&listener.socket);
+        }
+    }
+
+    /// When [`Server::resume`] is due.
+    pub fn next_retry(&self) -> Option<Time> {
+        self.retry
+    }
+
+    /// Accepts again, if it is time.
+    pub fn resume(&mut self, epoll: &Epoll, now: Time) {
+        if self.retry.is_some_and(|at| at <= now) {
+            self.go_on_accepting(epoll);
+        }
+    }
+
+    fn go_on_accepting(&mut self, epoll: &Epoll) {
+        self.retry = None;
+        if std::mem::take(&mut self.full)
+            && let Err(error) = self.watch(epoll)
+        {
+            log::error!(target: "manager", "the control socket can't be watched: {error}");
+        }
     }
 
     /// Reads from and writes to a connection. The answer is what it asks for.
@@ -223,14 +318,13 @@ impl Server {
     }
 
     fn close(&mut self, epoll: &Epoll, number: u64) -> Option<Asked> {
-        let connection = self.connections.remove(&number)?;
+        let mut connection = self.connections.remove(&number)?;
         let _ = epoll.remove(&connection.stream);
-        if std::mem::take(&mut self.full)
-            && let Err(error) = self.watch(epoll)
-        {
-            log::error!(target: "manager", "the control socket can't be watched: {error}");
-        }
-        let request = connection.waiting?.request;
+        let waiting = connection.waiting.take();
+        drop(connection);
+        self.refill();
+        self.go_on_accepting(epoll);
+        let request = waiting?.request;
         self.by_request.remove(&request);
         Some(Asked::Event(Event::Abandoned { request }))
     }
@@ -270,16 +364,23 @@ impl Server {
         self.answered.push(number);
     }
 
-    /// Tells how a command goes on.
+    /// Tells how a command goes on: of a watcher that is stopping `count` are left, of any other so many are ready.
     pub fn progress(
         &mut self,
         epoll: &Epoll,
         request: RequestId,
         unit: String,
         state: WatcherState,
-        done: u32,
+        count: u32,
         wanted: u32,
     ) {
+        let (done, text) = match state {
+            WatcherState::Stopping => (
+                wanted.saturating_sub(count),
+                format!("{unit}: {state}, {count} left"),
+            ),
+            _ => (count, format!("{unit}: {state}, {count} of {wanted} ready")),
+        };
         let Some(number) = self.by_request.get(&request).copied() else {
             return;
         };
@@ -290,7 +391,7 @@ impl Server {
         if connection.out.is_empty() {
             wire::encode(
                 &Ok(Reply::Progress {
-                    text: state.to_string(),
+                    text,
                     unit,
                     done,
                     wanted,
@@ -414,8 +515,10 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
             wid,
             children,
         } => {
-            let signal =
-                parse_signal(&signal).map_err(|reason| Err(Failure::Refused { reason }))?;
+            let signal = parse_signal(&signal).map_err(|reason| {
+                let reason = format!("`{signal}` {reason}");
+                Err(Failure::Refused { reason })
+            })?;
             (
                 Command::Signal {
                     name,

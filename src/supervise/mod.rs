@@ -98,7 +98,8 @@ impl Exit {
         match self {
             Exit::Code(code) => code == 0,
             Exit::Signal(Signal(signal)) => [1, 2, 13, 15].contains(&signal),
-            Exit::Unknown => true,
+            // Rather one restart too many than a service that is missing.
+            Exit::Unknown => false,
         }
     }
 
@@ -107,7 +108,7 @@ impl Exit {
         match self {
             Exit::Code(code) => code,
             Exit::Signal(Signal(signal)) => 128 + signal,
-            Exit::Unknown => 0,
+            Exit::Unknown => 1,
         }
     }
 }
@@ -124,7 +125,7 @@ impl fmt::Display for Exit {
                     crate::unit::signal_name(*signal)
                 )
             }
-            Exit::Unknown => write!(f, "ended"),
+            Exit::Unknown => write!(f, "ended in a way that nobody could tell"),
         }
     }
 }

@@ -26,10 +26,9 @@ pub(super) enum Phase {
     Booting { unsettled: BTreeSet<WatcherId> },
     /// Everything has started.
     Running,
-    /// All watchers are stopped, a level at a time from the highest; those that remain are in here by level.
+    /// All watchers are stopped, a level at a time from the highest; those that are still alive are in here by level.
     Stopping {
         remaining: BTreeMap<u32, BTreeSet<WatcherId>>,
-        signalled: Option<u32>,
         forced: bool,
         code: i32,
     },
@@ -79,6 +78,11 @@ impl Supervisor {
 
     pub(super) fn is_stopping(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Over)
+    }
+
+    /// Whether the stop of everything is one by force.
+    pub(super) fn is_forced(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { forced: true, .. })
     }
 
     /// Wants a watcher up, and what it requires.
@@ -210,13 +214,14 @@ impl Supervisor {
                 self.stop_watcher(turn, dependent);
             }
         }
+        self.stop_what_does_not_run(turn, id);
+    }
+
+    /// Of a watcher that is held: what has no process yet need not be waited for.
+    fn stop_what_does_not_run(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
-            // What does not run yet need not be waited for.
-            if self.watcher(id).slots[wid as usize - 1]
-                .state
-                .worker()
-                .is_none()
-            {
+            let state = &self.watcher(id).slots[wid as usize - 1].state;
+            if state.worker().is_none() {
                 self.stop_slot(turn, id, wid, Why::Asked);
             }
         }
@@ -241,7 +246,14 @@ impl Supervisor {
         self.answer_requests(turn, id);
     }
 
+    /// Whether something is alive that must have ended before its workers are asked to.
     fn is_held(&self, id: WatcherId) -> bool {
+        if let Phase::Stopping { remaining, .. } = &self.phase {
+            let level = self.watcher(id).spec.level;
+            return remaining
+                .last_key_value()
+                .is_some_and(|(top, _)| *top > level);
+        }
         self.watcher(id).dependents.iter().any(|(dependent, _)| {
             let watcher = self.watcher(*dependent);
             matches!(watcher.goal, Goal::Stopped { .. }) && watcher.tally.live() > 0
@@ -287,9 +299,7 @@ impl Supervisor {
                 }
             }
         }
-        let goal = self.watcher(id).goal;
-        let idle =
-            self.watcher(id).tally.live() == 0 && !matches!(goal, Goal::Up { .. } | Goal::Queued);
+        let idle = self.watcher(id).tally.live() == 0;
         let level = self.watcher(id).spec.level;
         match &mut self.phase {
             Phase::Booting { unsettled } => {
@@ -305,6 +315,10 @@ impl Supervisor {
                     watchers.remove(&id);
                     if watchers.is_empty() {
                         remaining.remove(&level);
+                        // It is the turn of the next level.
+                        let next = remaining.last_key_value();
+                        self.touched
+                            .extend(next.iter().flat_map(|(_, watchers)| watchers.iter()));
                     }
                 }
             }
@@ -322,30 +336,13 @@ impl Supervisor {
                 true
             }
             Phase::Stopping {
-                remaining,
-                signalled,
-                code,
-                ..
-            } => {
+                remaining, code, ..
+            } if remaining.is_empty() => {
                 let code = *code;
-                match remaining
-                    .last_key_value()
-                    .map(|(level, watchers)| (*level, watchers.clone()))
-                {
-                    None => {
-                        self.finish(turn, code);
-                        true
-                    }
-                    Some((level, watchers)) if *signalled != Some(level) => {
-                        *signalled = Some(level);
-                        for id in watchers {
-                            self.stop_watcher(turn, id);
-                        }
-                        true
-                    }
-                    Some(_) => false,
-                }
+                self.finish(turn, code);
+                true
             }
+            Phase::Stopping { .. } => false,
             Phase::New | Phase::Booting { .. } | Phase::Running | Phase::Over => false,
         }
     }
@@ -384,18 +381,21 @@ impl Supervisor {
         self.timers.set(Due::Extension, None);
         let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
         for id in self.watcher_ids() {
+            // Nothing is started or restarted from here on; each level keeps its stop until those above have ended.
+            if matches!(
+                self.watcher(id).goal,
+                Goal::Up { .. } | Goal::Queued | Goal::Waiting
+            ) {
+                self.set_goal(id, Goal::Stopped { held: true });
+                self.stop_what_does_not_run(turn, id);
+            }
             if self.watcher(id).tally.live() > 0 {
-                remaining
-                    .entry(self.watcher(id).spec.level)
-                    .or_default()
-                    .insert(id);
-            } else {
-                self.stop_watcher(turn, id);
+                let level = self.watcher(id).spec.level;
+                remaining.entry(level).or_default().insert(id);
             }
         }
         self.phase = Phase::Stopping {
             remaining,
-            signalled: None,
             forced: false,
             code,
         };

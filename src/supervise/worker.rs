@@ -128,7 +128,11 @@ impl Supervisor {
                     deadline: None,
                 },
             );
-            self.stop_slot(turn, id, wid, Why::Asked);
+            if self.is_forced() {
+                self.kill_slot(turn, id, wid);
+            } else {
+                self.stop_slot(turn, id, wid, Why::Asked);
+            }
             return;
         }
         let watcher = self.watcher_mut(id);
@@ -548,11 +552,12 @@ impl Supervisor {
                     cancelled: true,
                 }
             }
-            State::Starting { worker, .. }
-            | State::Settling { worker, .. }
-            | State::Ready { worker, .. }
-            | State::Draining { worker, .. } => {
+            State::Starting { mut worker, .. }
+            | State::Settling { mut worker, .. }
+            | State::Ready { mut worker, .. }
+            | State::Draining { mut worker, .. } => {
                 turn.effects.push(Effect::Kill { proc: worker.proc });
+                worker.since = turn.now;
                 State::Stopping {
                     worker,
                     why: Why::Asked,
@@ -596,13 +601,18 @@ impl Supervisor {
         match self.take_slot(id, wid) {
             State::Starting { worker, .. }
             | State::Settling { worker, .. }
-            | State::Ready { worker, .. } => {
+            | State::Ready { worker, .. }
+                if self.is_wanted(id, wid) =>
+            {
                 // Nobody waits for these leftovers: they are killed and the slot goes on.
                 turn.effects.push(Effect::KillLeftovers { proc });
                 let end = End::of(exit, &worker);
                 self.ended(turn, id, wid, end);
             }
-            State::Draining { worker, .. } => {
+            State::Starting { worker, .. }
+            | State::Settling { worker, .. }
+            | State::Ready { worker, .. }
+            | State::Draining { worker, .. } => {
                 turn.effects.push(Effect::KillLeftovers { proc });
                 self.set_slot(
                     id,

@@ -33,6 +33,15 @@ pub fn null() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// A descriptor from which there is nothing to read: /dev/null, or where there is none (a container made from scratch) a
+/// pipe that nobody writes to.
+pub fn empty() -> io::Result<OwnedFd> {
+    match null() {
+        Ok(null) => Ok(null),
+        Err(_) => Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?.0),
+    }
+}
+
 fn open_blocking(path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let fd = open(path, flags, Mode::from_bits_truncate(mode))?;
@@ -68,14 +77,14 @@ pub fn inherited(number: RawFd) -> Option<BorrowedFd<'static>> {
     Some(unsafe { BorrowedFd::borrow_raw(number) })
 }
 
-/// Makes sure that the standard descriptors are open, with /dev/null where they are not, so that none of ours gets
+/// Makes sure that the standard descriptors are open, with [`empty`] where they are not, so that none of ours gets
 /// their numbers.
 pub fn fill_standard() -> io::Result<()> {
     while let Some(number) = (0..=2).find(|number| inherited(*number).is_none()) {
-        let null = null()?;
-        if null.as_raw_fd() == number {
+        let empty = empty()?;
+        if empty.as_raw_fd() == number {
             // It stays open for good, under the lowest free number, which this is.
-            std::mem::forget(null);
+            std::mem::forget(empty);
         } else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }

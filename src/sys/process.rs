@@ -475,6 +475,44 @@ pub fn trim_heap() {
     }
 }
 
+/// Gives back the pages of this program's code and constants. They are the file's, so nothing is lost: the kernel maps
+/// those that are used again, and a program that has started needs few of those that starting needed.
+pub fn release_code() {
+    // SAFETY: `give_back` fits, keeps to what it is given, and takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(give_back), std::ptr::null_mut()) };
+}
+
+/// For [`libc::dl_iterate_phdr`]: the program itself comes first, and 1 ends the walk.
+///
+/// # Safety
+///
+/// `info` must lead to a description as dl_iterate_phdr(3) gives it.
+unsafe extern "C" fn give_back(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    const PAGE: usize = 4096;
+    // SAFETY: the caller's promise.
+    let info = unsafe { &*info };
+    for index in 0..usize::from(info.dlpi_phnum) {
+        // SAFETY: there are so many headers.
+        let header = unsafe { &*info.dlpi_phdr.add(index) };
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let start = info.dlpi_addr as usize + header.p_vaddr as usize;
+        let end = start + header.p_memsz as usize;
+        let (start, end) = (start.next_multiple_of(PAGE), end & !(PAGE - 1));
+        if start < end {
+            // SAFETY: whole pages of a segment that is not writable: they are as the file has them and come back from
+            // it. Where pages are larger than 4096 bytes the kernel refuses what is not aligned.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
+    1
+}
+
 /// Time since an arbitrary point before, by CLOCK_MONOTONIC: it never jumps and stands still while the machine sleeps.
 pub fn monotonic_now() -> Duration {
     clock(libc::CLOCK_MONOTONIC)
@@ -505,6 +543,12 @@ fn check(result: i32) -> io::Result<i32> {
 mod tests {
     use super::*;
     use crate::sys::spawn::tests::{INHERITABLE, Program, wait_for_end};
+
+    #[test]
+    fn a_program_goes_on_without_the_pages_that_it_gave_back() {
+        release_code();
+        assert_eq!(std::hint::black_box("constants too").len(), 13);
+    }
 
     #[test]
     fn only_positive_numbers_are_pids() {

@@ -301,7 +301,7 @@ fn step(words: &[String]) {
 
 /// This program with other steps.
 fn again(steps: &[String]) -> std::process::Command {
-    let mut command = std::process::Command::new(std::env::current_exe().expect("a path"));
+    let mut command = std::process::Command::new(std::env::args_os().next().expect("a name"));
     command.arg("do").args(steps);
     command
 }

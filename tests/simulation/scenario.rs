@@ -1,0 +1,283 @@
+//! A schedule that is written down event by event, for rules that read best as a sentence.
+//!
+//! Effects come back as words: `spawn a/1` is worker 1 of watcher `a`. Log lines, STATUS= and progress are left out.
+
+use crate::rules::Rules;
+use crate::units::plan_of;
+use std::collections::HashMap;
+use std::time::Duration;
+use tentpole::supervise::notify::Message;
+use tentpole::supervise::{
+    Command, Effect, Event, Exit, ParentNotice, Pid, ProcId, Refusal, RequestId, Sender, Settings,
+    SocketId, SpawnFailure, Supervisor, Time, View, WatcherView,
+};
+use tentpole::unit::{LogLevel, signal_name};
+
+pub struct Scenario {
+    pub supervisor: Supervisor,
+    rules: Rules,
+    pub now: Time,
+    watchers: Vec<String>,
+    sockets: Vec<String>,
+    /// The slot of each process, and the latest process of each slot.
+    slots: HashMap<ProcId, String>,
+    procs: HashMap<String, ProcId>,
+    next_pid: i32,
+    next_request: u64,
+    /// Log lines so far.
+    pub log: Vec<String>,
+    /// Progress that was told so far.
+    pub progress: Vec<String>,
+}
+
+impl Scenario {
+    pub fn of(text: &str) -> Scenario {
+        Scenario::with_unbound(text, &[])
+    }
+
+    /// As [`Scenario::of`], where these sockets could not be bound.
+    pub fn with_unbound(text: &str, unbound: &[&str]) -> Scenario {
+        let plan = plan_of(text);
+        let unbound: Vec<(String, String)> = (unbound.iter())
+            .map(|name| (name.to_string(), "bind: no such address".to_owned()))
+            .collect();
+        let settings = Settings {
+            log_level: LogLevel::Trace,
+            parent: false,
+        };
+        Scenario {
+            supervisor: Supervisor::new(&plan, &unbound, settings),
+            rules: Rules::new(&plan, &unbound, false),
+            now: Time::ZERO + Duration::from_secs(1000),
+            watchers: plan.watchers.iter().map(|w| w.name().to_owned()).collect(),
+            sockets: plan.sockets.iter().map(|s| s.name().to_owned()).collect(),
+            slots: HashMap::new(),
+            procs: HashMap::new(),
+            next_pid: 100,
+            next_request: 1,
+            log: Vec::new(),
+            progress: Vec::new(),
+        }
+    }
+
+    /// One event, now.
+    pub fn event(&mut self, event: Event) -> Vec<String> {
+        let mut effects = Vec::new();
+        self.supervisor
+            .handle(self.now, event.clone(), &mut effects);
+        let words: Vec<String> = (effects.iter()).filter_map(|it| self.words(it)).collect();
+        let judged = (self.rules.turn(self.now, &event, &effects))
+            .and_then(|()| self.rules.check_view(&self.supervisor.view(self.now)));
+        if let Err(sentence) = judged {
+            panic!("{event:?}: {sentence}; there is {words:?}");
+        }
+        words
+    }
+
+    /// So much time passes, and nothing but time.
+    pub fn after(&mut self, seconds: f64) -> Vec<String> {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        let mut words = Vec::new();
+        while let Some(at) = self.supervisor.next_deadline().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            words.extend(self.event(Event::Tick));
+        }
+        self.now = end;
+        words
+    }
+
+    pub fn begin(&mut self) -> Vec<String> {
+        self.event(Event::Begin)
+    }
+
+    pub fn spawned(&mut self, slot: &str) -> Vec<String> {
+        self.next_pid += 1;
+        let (proc, pid) = (self.procs[slot], Pid(self.next_pid));
+        self.event(Event::Spawned { proc, pid })
+    }
+
+    /// All of these, one after the other.
+    pub fn all_spawned(&mut self, slots: &[&str]) -> Vec<String> {
+        slots.iter().flat_map(|slot| self.spawned(slot)).collect()
+    }
+
+    pub fn spawn_failed(&mut self, slot: &str) -> Vec<String> {
+        let failure = SpawnFailure {
+            reason: "exec /usr/bin/program: No such file or directory".into(),
+            exit_code: 127,
+        };
+        let proc = self.procs[slot];
+        self.event(Event::SpawnFailed { proc, failure })
+    }
+
+    pub fn spawn_cancelled(&mut self, slot: &str) -> Vec<String> {
+        let proc = self.procs[slot];
+        self.event(Event::SpawnCancelled { proc })
+    }
+
+    pub fn exits(&mut self, slot: &str, exit: Exit) -> Vec<String> {
+        let proc = self.procs[slot];
+        self.event(Event::Exited { proc, exit })
+    }
+
+    pub fn gone(&mut self, slot: &str) -> Vec<String> {
+        let proc = self.procs[slot];
+        self.event(Event::Gone { proc })
+    }
+
+    pub fn drained(&mut self, slot: &str) -> Vec<String> {
+        let proc = self.procs[slot];
+        self.event(Event::Drained { proc })
+    }
+
+    /// It exits with code 0, and nothing is left of it.
+    pub fn ends(&mut self, slot: &str) -> Vec<String> {
+        let mut words = self.exits(slot, Exit::Code(0));
+        words.extend(self.gone(slot));
+        words
+    }
+
+    pub fn says(&mut self, slot: &str, message: Message) -> Vec<String> {
+        self.notifies(slot, Sender::Main, message)
+    }
+
+    pub fn notifies(&mut self, slot: &str, sender: Sender, message: Message) -> Vec<String> {
+        let proc = self.procs[slot];
+        self.event(Event::Notified {
+            proc,
+            sender,
+            message,
+        })
+    }
+
+    pub fn says_ready(&mut self, slot: &str) -> Vec<String> {
+        self.says(
+            slot,
+            Message {
+                ready: true,
+                ..Message::default()
+            },
+        )
+    }
+
+    pub fn traffic(&mut self, socket: &str) -> Vec<String> {
+        let socket = self.socket(socket);
+        self.event(Event::Traffic { socket })
+    }
+
+    pub fn socket(&self, name: &str) -> SocketId {
+        let index = self.sockets.iter().position(|socket| socket == name);
+        SocketId(index.expect("the socket is in the unit file") as u32)
+    }
+
+    /// Requests are numbered from 1.
+    pub fn command(&mut self, command: Command) -> Vec<String> {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.event(Event::Command {
+            request,
+            command,
+            no_wait: false,
+            progress: true,
+        })
+    }
+
+    pub fn start(&mut self, names: &[&str]) -> Vec<String> {
+        self.command(Command::Start(owned(names)))
+    }
+
+    pub fn stop(&mut self, names: &[&str]) -> Vec<String> {
+        self.command(Command::Stop(owned(names)))
+    }
+
+    pub fn restart(&mut self, names: &[&str]) -> Vec<String> {
+        self.command(Command::Restart(owned(names)))
+    }
+
+    pub fn terminate(&mut self) -> Vec<String> {
+        self.event(Event::Terminate)
+    }
+
+    pub fn view(&self) -> View<'_> {
+        self.supervisor.view(self.now)
+    }
+
+    pub fn watcher(&self, name: &str) -> WatcherView<'_> {
+        let found = (self.view().watchers.into_iter()).find(|watcher| watcher.name == name);
+        found.expect("the watcher is in the unit file")
+    }
+
+    /// Its state, as status shows it.
+    pub fn state(&self, name: &str) -> String {
+        self.watcher(name).state.to_string()
+    }
+
+    fn words(&mut self, effect: &Effect) -> Option<String> {
+        let of = |proc: &ProcId| self.slots[proc].clone();
+        Some(match effect {
+            Effect::Spawn {
+                proc, watcher, wid, ..
+            } => {
+                let slot = format!("{}/{wid}", self.watchers[watcher.0 as usize]);
+                self.slots.insert(*proc, slot.clone());
+                self.procs.insert(slot.clone(), *proc);
+                format!("spawn {slot}")
+            }
+            Effect::CancelSpawn { proc } => format!("cancel {}", of(proc)),
+            Effect::Signal {
+                proc,
+                signal,
+                group,
+            } => {
+                let to = if *group { "group of " } else { "" };
+                format!("{} to {to}{}", signal_name(*signal), of(proc))
+            }
+            Effect::Follow { proc, pid } => format!("follow {} to {}", of(proc), pid.0),
+            Effect::Kill { proc } => format!("kill {}", of(proc)),
+            Effect::KillLeftovers { proc } => format!("kill leftovers of {}", of(proc)),
+            Effect::AwaitLeftovers { proc } => format!("await leftovers of {}", of(proc)),
+            Effect::Drain { proc } => format!("drain {}", of(proc)),
+            Effect::CloseShards { watcher, wid } => {
+                format!("close shards {}/{wid}", self.watchers[watcher.0 as usize])
+            }
+            Effect::Watch { socket } => format!("watch {}", self.sockets[socket.0 as usize]),
+            Effect::Unwatch { socket } => format!("unwatch {}", self.sockets[socket.0 as usize]),
+            Effect::Bind { socket } => format!("bind {}", self.sockets[socket.0 as usize]),
+            Effect::Reply { request, outcome } => {
+                let outcome = match outcome {
+                    Ok(None) => "done".to_owned(),
+                    Ok(Some(text)) => format!("done: {text}"),
+                    Err(Refusal::NoSuchWatcher { name }) => format!("no watcher {name}"),
+                    Err(Refusal::Refused(text)) => format!("refused: {text}"),
+                    Err(Refusal::Failed(text)) => format!("failed: {text}"),
+                    Err(Refusal::ShuttingDown) => "shutting down".to_owned(),
+                    Err(Refusal::Superseded { name, by }) => format!("{name} superseded by {by}"),
+                };
+                format!("answer {}: {outcome}", request.0)
+            }
+            Effect::Parent(ParentNotice::Ready) => "tell the parent: ready".to_owned(),
+            Effect::Parent(ParentNotice::Stopping) => "tell the parent: stopping".to_owned(),
+            Effect::Parent(_) => return None,
+            Effect::Progress {
+                request,
+                watcher,
+                state,
+                ready,
+                wanted,
+            } => {
+                let text = format!("{}: {watcher} {state} {ready}/{wanted}", request.0);
+                self.progress.push(text);
+                return None;
+            }
+            Effect::Log { unit, text, .. } => {
+                self.log.push(format!("{unit}: {text}"));
+                return None;
+            }
+            Effect::Finish { code } => format!("finish {code}"),
+        })
+    }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}

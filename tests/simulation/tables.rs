@@ -1,0 +1,944 @@
+//! The named rules, each as a schedule that a reader can follow. Every event in them is held against
+//! [`crate::rules::Rules`] too.
+
+use crate::scenario::Scenario;
+use std::time::Duration;
+use tentpole::supervise::notify::{Message, Watchdog};
+use tentpole::supervise::{
+    Amount, Command, Event, Exit, Pid, RequestId, Sender, SocketState, WorkerState,
+};
+use tentpole::unit::Signal;
+
+const CODE_0: Exit = Exit::Code(0);
+const CODE_1: Exit = Exit::Code(1);
+const TERM: Exit = Exit::Signal(Signal(15));
+const KILLED: Exit = Exit::Signal(Signal(9));
+const NOTHING: [&str; 0] = [];
+
+/// `[watcher.NAME]` with these further lines.
+fn watcher(name: &str, lines: &str) -> String {
+    format!("[watcher.{name}]\ncmd = \"program\"\n{lines}\n")
+}
+
+/// `[socket.s]` with these further lines.
+fn socket(lines: &str) -> String {
+    format!("[socket.s]\nlisten = \"127.0.0.1:8000\"\n{lines}\n")
+}
+
+/// One watcher `a`, begun, and its workers spawned.
+fn running(lines: &str) -> Scenario {
+    let mut run = Scenario::of(&watcher("a", lines));
+    for word in run.begin() {
+        if let Some(slot) = word.strip_prefix("spawn ") {
+            run.spawned(slot);
+        }
+    }
+    run
+}
+
+fn scale(name: &str, to: Amount) -> Command {
+    let name = name.to_owned();
+    Command::Scale { name, to }
+}
+
+fn message(change: impl FnOnce(&mut Message)) -> Message {
+    let mut message = Message::default();
+    change(&mut message);
+    message
+}
+
+fn extend(seconds: f64) -> Message {
+    message(|it| it.extend_timeout = Some(Duration::from_secs_f64(seconds)))
+}
+
+fn fed() -> Message {
+    message(|it| it.watchdog = Some(Watchdog::Alive))
+}
+
+// Restart and backoff.
+
+#[test]
+fn the_first_restart_is_at_once_and_each_further_one_waits_twice_as_long() {
+    let mut run = running("restart_delay = 0.1\nrestart_max_delay = 0.3");
+    for (wait, before) in [
+        (0.0, 0.0),
+        (0.1, 0.099),
+        (0.2, 0.199),
+        (0.3, 0.299),
+        (0.3, 0.299),
+    ] {
+        let mut words = run.exits("a/1", CODE_1);
+        assert_eq!(words.remove(0), "kill leftovers of a/1");
+        if wait > 0.0 {
+            assert_eq!(words, NOTHING);
+            assert_eq!(run.state("a"), "backoff");
+            assert_eq!(run.after(before), NOTHING);
+            words = run.after(wait - before);
+        }
+        assert_eq!(words, ["spawn a/1"], "after {wait} s");
+        run.spawned("a/1");
+    }
+    assert_eq!(run.watcher("a").restarts, 5);
+    assert_eq!(run.watcher("a").workers[0].generation, 6);
+}
+
+#[test]
+fn a_worker_that_was_ready_for_restart_reset_starts_the_backoff_over() {
+    let mut run = running("restart_reset = 5");
+    run.exits("a/1", CODE_1);
+    run.spawned("a/1");
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.after(0.1), ["spawn a/1"]);
+    run.spawned("a/1");
+    run.after(4.999);
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.after(0.2), ["spawn a/1"]);
+    run.spawned("a/1");
+    run.after(5.0);
+    assert_eq!(
+        run.exits("a/1", CODE_1),
+        ["kill leftovers of a/1", "spawn a/1"]
+    );
+}
+
+#[test]
+fn restart_says_what_follows_which_end() {
+    let (clean, failed) = ([CODE_0, TERM], [CODE_1, KILLED]);
+    for (policy, after_clean, after_failed) in [
+        ("always", true, true),
+        ("on-failure", false, true),
+        ("never", false, false),
+    ] {
+        for (ends, again) in [(clean, after_clean), (failed, after_failed)] {
+            for end in ends {
+                let mut run = running(&format!("restart = \"{policy}\""));
+                let spawns = run.exits("a/1", end).contains(&"spawn a/1".to_owned());
+                assert_eq!(spawns, again, "{policy} and {end}");
+                if !again {
+                    let state = if end.is_clean() { "stopped" } else { "failed" };
+                    assert_eq!(run.state("a"), state, "{policy} and {end}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_clean_end_before_it_was_ready_is_a_failure() {
+    let mut run = running("type = \"notify\"\nrestart = \"on-failure\"");
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "spawn a/1"]
+    );
+}
+
+#[test]
+fn a_oneshot_is_done_when_it_exits_0_and_is_tried_again_otherwise() {
+    let mut run = running("type = \"oneshot\"");
+    assert_eq!(
+        run.exits("a/1", TERM),
+        ["kill leftovers of a/1", "spawn a/1"],
+        "even a clean signal is not code 0"
+    );
+    run.spawned("a/1");
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "tell the parent: ready"]
+    );
+    assert_eq!(run.state("a"), "stopped");
+    assert_eq!(run.supervisor.next_deadline(), None);
+}
+
+#[test]
+fn max_retry_counts_failed_starts_in_a_row() {
+    let mut run = Scenario::of(&watcher("a", "max_retry = 3\nrestart_max_delay = 0.1"));
+    run.begin();
+    assert_eq!(run.spawn_failed("a/1"), ["spawn a/1"]);
+    assert_eq!(run.spawn_failed("a/1"), NOTHING);
+    assert_eq!(run.after(0.1), ["spawn a/1"]);
+    // One that was ready ends the row.
+    run.spawned("a/1");
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.after(0.1), ["spawn a/1"]);
+    for _ in 0..2 {
+        assert_eq!(run.spawn_failed("a/1"), NOTHING);
+        assert_eq!(run.after(0.1), ["spawn a/1"]);
+    }
+    assert_eq!(run.spawn_failed("a/1"), NOTHING);
+    assert_eq!(run.state("a"), "failed");
+    assert_eq!(run.supervisor.next_deadline(), None);
+    let error = run.watcher("a").error.expect("a failed watcher says why");
+    assert!(
+        error.contains("No such file") && error.contains("3 failed starts"),
+        "{error}"
+    );
+}
+
+#[test]
+fn restarts_counts_the_deaths_that_were_made_good_and_nothing_else() {
+    let mut run = running("");
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.watcher("a").restarts, 0, "nothing has taken its place");
+    run.spawn_failed("a/1");
+    run.after(0.1);
+    run.spawned("a/1");
+    assert_eq!(run.watcher("a").restarts, 1);
+    run.restart(&["a"]);
+    run.exits("a/1", TERM);
+    run.gone("a/1");
+    run.spawned("a/1");
+    run.command(scale("a", Amount::By(1)));
+    run.spawned("a/2");
+    assert_eq!(run.watcher("a").restarts, 1);
+}
+
+#[test]
+fn backoff_is_shown_with_its_reason_and_its_end() {
+    let mut run = running("restart_delay = 2");
+    run.exits("a/1", CODE_1);
+    run.spawned("a/1");
+    run.says("a/1", message(|it| it.errno = Some(28)));
+    run.exits("a/1", Exit::Code(3));
+    run.after(0.5);
+    assert_eq!(run.state("a"), "backoff");
+    assert_eq!(
+        run.watcher("a").error.as_deref(),
+        Some("worker 1 exited with code 3, ERRNO=28; next try in 1.5 s")
+    );
+    assert_eq!(run.start(&["a"]), ["spawn a/1"], "who asks does not wait");
+    assert_eq!(run.spawned("a/1"), ["answer 1: done"]);
+    assert!(run.watcher("a").error.is_some());
+    run.after(10.0);
+    assert_eq!(run.watcher("a").error, None, "it has proved itself");
+}
+
+// Becoming ready.
+
+#[test]
+fn a_worker_that_never_becomes_ready_is_stopped_and_counts_as_failed_start() {
+    let mut run = running("type = \"notify\"\nstart_timeout = 2\nmax_retry = 1");
+    assert_eq!(run.after(1.999), NOTHING);
+    assert_eq!(run.after(0.001), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(run.watcher("a").workers[0].state, WorkerState::Stopping);
+    assert_eq!(run.exits("a/1", CODE_0), ["kill leftovers of a/1"]);
+    assert_eq!(run.gone("a/1"), ["tell the parent: ready"]);
+    assert_eq!(run.state("a"), "failed");
+    let error = run.watcher("a").error.expect("a failed watcher says why");
+    assert!(error.contains("start_timeout"), "{error}");
+}
+
+#[test]
+fn extend_timeout_moves_the_deadline_and_never_back() {
+    let mut run = running("type = \"notify\"\nstart_timeout = 2\ngraceful_timeout = 1");
+    run.after(1.0);
+    run.says("a/1", extend(3.0));
+    run.says("a/1", extend(0.5));
+    assert_eq!(run.after(2.999), NOTHING);
+    assert_eq!(run.after(0.001), ["TERM to a/1", "CONT to a/1"]);
+    run.says("a/1", extend(5.0));
+    assert_eq!(run.after(4.999), NOTHING);
+    assert_eq!(run.after(0.001), ["kill a/1"]);
+}
+
+#[test]
+fn ready_delay_must_pass_before_a_worker_is_ready() {
+    let mut run = running("ready_delay = 1");
+    assert_eq!(run.state("a"), "starting");
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["tell the parent: ready"]);
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn a_notification_of_another_process_is_ignored_unless_notify_access_says_so() {
+    let ready = || message(|it| it.ready = true);
+    let other = Sender::Other(Pid(7));
+    let mut run = running("type = \"notify\"");
+    run.notifies("a/1", other, ready());
+    assert_eq!(run.state("a"), "starting");
+    assert!(run.log.iter().any(|line| line.contains("pid 7")));
+    run.notifies("a/1", Sender::Main, ready());
+    assert_eq!(run.state("a"), "running");
+
+    let mut run = running("type = \"notify\"\nnotify_access = \"all\"");
+    run.notifies("a/1", other, ready());
+    assert_eq!(run.state("a"), "running");
+
+    let mut run = running("notify_access = \"none\"");
+    run.says("a/1", message(|it| it.status = Some("busy".into())));
+    assert_eq!(run.watcher("a").workers[0].status, None);
+}
+
+#[test]
+fn stopping_outweighs_ready_in_the_same_message() {
+    let mut run = running("type = \"notify\"\ngraceful_timeout = 3");
+    let both = message(|it| (it.ready, it.stopping) = (true, true));
+    assert_eq!(run.says("a/1", both), NOTHING, "no signal: it stops itself");
+    assert_eq!(run.watcher("a").workers[0].state, WorkerState::Stopping);
+    assert_eq!(run.after(2.999), NOTHING);
+    assert_eq!(run.after(0.001), ["kill a/1"]);
+}
+
+#[test]
+fn the_status_text_is_shown_until_it_is_cleared() {
+    let mut run = running("");
+    run.says("a/1", message(|it| it.status = Some("3 of 7".into())));
+    assert_eq!(run.watcher("a").workers[0].status, Some("3 of 7"));
+    run.says("a/1", message(|it| it.ready = true));
+    assert_eq!(run.watcher("a").workers[0].status, Some("3 of 7"));
+    run.says("a/1", message(|it| it.status = Some(String::new())));
+    assert_eq!(run.watcher("a").workers[0].status, None);
+}
+
+#[test]
+fn the_main_process_may_hand_over_to_another() {
+    let mut run = running("");
+    let hand_over = || message(|it| it.main_pid = Some(4242));
+    assert_eq!(run.says("a/1", hand_over()), ["follow a/1 to 4242"]);
+    assert_eq!(run.watcher("a").workers[0].pid, Pid(4242));
+    assert_eq!(run.says("a/1", hand_over()), NOTHING);
+}
+
+#[test]
+fn a_worker_that_reloads_is_shown_so_until_it_is_ready() {
+    let mut run = running("");
+    run.says("a/1", message(|it| it.reloading = true));
+    assert_eq!(run.watcher("a").workers[0].state, WorkerState::Reloading);
+    run.says_ready("a/1");
+    assert_eq!(run.watcher("a").workers[0].state, WorkerState::Ready);
+}
+
+// The watchdog.
+
+#[test]
+fn a_worker_that_does_not_feed_the_watchdog_is_aborted_and_restarted() {
+    let mut run = running("watchdog = 1\ngraceful_timeout = 2");
+    run.after(0.9);
+    run.says("a/1", fed());
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["ABRT to a/1", "CONT to a/1"]);
+    run.says("a/1", fed());
+    assert_eq!(run.after(2.0), ["kill a/1"], "it is too late to feed it");
+    run.exits("a/1", KILLED);
+    assert_eq!(run.gone("a/1"), ["spawn a/1"]);
+    let error = run
+        .watcher("a")
+        .error
+        .expect("a restarted watcher says why");
+    assert!(error.contains("WATCHDOG=1"), "{error}");
+}
+
+#[test]
+fn the_watchdog_watches_from_the_time_the_worker_is_ready() {
+    let mut run = running("type = \"notify\"\nwatchdog = 1\nstart_timeout = 10");
+    assert_eq!(run.after(5.0), NOTHING);
+    run.says_ready("a/1");
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["ABRT to a/1", "CONT to a/1"]);
+}
+
+#[test]
+fn a_worker_may_ask_for_another_watchdog_interval_or_for_its_end() {
+    let mut run = running("watchdog = 1");
+    run.says(
+        "a/1",
+        message(|it| it.watchdog_interval = Some(Duration::from_secs(4))),
+    );
+    assert_eq!(run.after(3.999), NOTHING);
+    let trigger = message(|it| it.watchdog = Some(Watchdog::Trigger));
+    assert_eq!(run.says("a/1", trigger), ["ABRT to a/1", "CONT to a/1"]);
+}
+
+// Stopping.
+
+#[test]
+fn stop_waits_for_leftovers() {
+    let mut run = running("");
+    assert_eq!(run.stop(&["a"]), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(run.state("a"), "stopping");
+    assert_eq!(run.exits("a/1", TERM), ["kill leftovers of a/1"]);
+    assert_eq!(run.state("a"), "stopping");
+    assert_eq!(run.gone("a/1"), ["answer 1: done"]);
+    assert_eq!(run.state("a"), "stopped");
+}
+
+#[test]
+fn kill_comes_when_graceful_timeout_is_over() {
+    let mut run = running("graceful_timeout = 2\nstop_signal = \"INT\"");
+    assert_eq!(run.stop(&["a"]), ["INT to a/1", "CONT to a/1"]);
+    assert_eq!(run.after(1.999), NOTHING);
+    assert_eq!(run.after(0.001), ["kill a/1"]);
+    assert_eq!(run.after(1000.0), NOTHING);
+    run.exits("a/1", KILLED);
+    assert_eq!(run.gone("a/1"), ["answer 1: done"]);
+
+    let mut run = running("graceful_timeout = \"infinity\"");
+    run.stop(&["a"]);
+    assert_eq!(run.after(100_000.0), NOTHING);
+
+    let mut run = running("graceful_timeout = 0");
+    let mut words = run.stop(&["a"]);
+    words.extend(run.after(0.0));
+    assert_eq!(words, ["TERM to a/1", "CONT to a/1", "kill a/1"]);
+
+    let mut run = running("stop_signal = \"KILL\"");
+    assert_eq!(run.stop(&["a"]), ["KILL to a/1"]);
+}
+
+#[test]
+fn with_stop_children_the_others_have_as_long_as_the_main_process() {
+    let mut run = running("graceful_timeout = 2\nstop_children = true");
+    assert_eq!(
+        run.stop(&["a"]),
+        ["TERM to group of a/1", "CONT to group of a/1"]
+    );
+    run.after(0.5);
+    assert_eq!(run.exits("a/1", TERM), ["await leftovers of a/1"]);
+    assert_eq!(run.after(1.499), NOTHING);
+    assert_eq!(run.after(0.001), ["kill leftovers of a/1"]);
+    assert_eq!(run.gone("a/1"), ["answer 1: done"]);
+}
+
+#[test]
+fn a_spawn_that_is_not_wanted_any_more_is_cancelled() {
+    let mut run = Scenario::of(&watcher("a", ""));
+    run.begin();
+    assert_eq!(run.stop(&["a"]), ["cancel a/1"]);
+    assert_eq!(
+        run.spawn_cancelled("a/1"),
+        ["answer 1: done", "tell the parent: ready"]
+    );
+
+    run.start(&["a"]);
+    assert_eq!(
+        run.stop(&["a"]),
+        ["cancel a/1", "answer 2: a superseded by stop"]
+    );
+    assert_eq!(run.spawned("a/1"), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "answer 3: done"]);
+}
+
+#[test]
+fn a_stop_goes_in_reverse_order_and_a_start_in_order() {
+    let text = watcher("db", "")
+        + &watcher("app", "requires = [\"db\"]")
+        + &watcher("web", "after = [\"app\"]");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["spawn db/1"]);
+    assert_eq!(run.spawned("db/1"), ["spawn app/1"]);
+    assert_eq!(run.spawned("app/1"), ["spawn web/1"]);
+    assert_eq!(run.spawned("web/1"), ["tell the parent: ready"]);
+
+    // What requires it stops too; what is only after it goes on.
+    assert_eq!(run.stop(&["db"]), ["TERM to app/1", "CONT to app/1"]);
+    assert_eq!(
+        run.ends("app/1"),
+        ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
+    );
+    assert_eq!(
+        run.ends("db/1"),
+        ["kill leftovers of db/1", "answer 1: done"]
+    );
+    assert_eq!(run.state("web"), "running");
+
+    // To start it brings what it requires.
+    assert_eq!(run.start(&["app"]), ["spawn db/1"]);
+    assert_eq!(run.spawned("db/1"), ["spawn app/1"]);
+    assert_eq!(run.spawned("app/1"), ["answer 2: done"]);
+
+    assert_eq!(
+        run.terminate(),
+        [
+            "tell the parent: stopping",
+            "TERM to web/1",
+            "CONT to web/1"
+        ]
+    );
+    assert_eq!(
+        run.ends("web/1"),
+        ["kill leftovers of web/1", "TERM to app/1", "CONT to app/1"]
+    );
+    assert_eq!(
+        run.ends("app/1"),
+        ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
+    );
+    assert_eq!(run.ends("db/1"), ["kill leftovers of db/1", "finish 0"]);
+}
+
+#[test]
+fn a_second_sigterm_kills() {
+    let mut run = running("numprocesses = 2");
+    run.terminate();
+    run.exits("a/2", TERM);
+    assert_eq!(run.terminate(), ["kill a/1"], "a/2 has ended already");
+    assert_eq!(run.terminate(), NOTHING);
+    run.exits("a/1", KILLED);
+    run.gone("a/2");
+    assert_eq!(run.gone("a/1"), ["finish 0"]);
+}
+
+#[test]
+fn shutdown_timeout_forces_the_stop_and_what_can_not_be_killed_is_left_behind() {
+    let text = "[manager]\nshutdown_timeout = 5\n".to_owned() + &watcher("a", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("a/1");
+    run.command(Command::Shutdown);
+    assert_eq!(run.after(4.999), NOTHING);
+    assert_eq!(run.after(0.001), ["kill a/1"]);
+    assert_eq!(run.after(9.999), NOTHING);
+    assert_eq!(run.after(0.001), ["answer 1: done", "finish 0"]);
+}
+
+#[test]
+fn shutdown_refuses_what_would_start_something() {
+    let mut run = running("");
+    run.terminate();
+    assert_eq!(run.start(&["a"]), ["answer 1: shutting down"]);
+    assert_eq!(run.restart(&["a"]), ["answer 2: shutting down"]);
+    let up = scale("a", Amount::To(4));
+    assert_eq!(run.command(up), ["answer 3: shutting down"]);
+    assert_eq!(run.stop(&["a"]), NOTHING);
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "answer 4: done", "finish 0"]
+    );
+}
+
+// Order.
+
+#[test]
+fn what_requires_a_failed_watcher_fails_with_it() {
+    let text = watcher("db", "max_retry = 1\ntype = \"notify\"")
+        + &watcher("app", "requires = [\"db\"]")
+        + &watcher("web", "after = [\"db\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("db/1");
+    assert_eq!(
+        run.exits("db/1", CODE_1),
+        ["kill leftovers of db/1", "spawn web/1"]
+    );
+    assert_eq!(run.state("db"), "failed");
+    assert_eq!(run.state("app"), "failed");
+    let error = run.watcher("app").error.expect("a failed watcher says why");
+    assert!(error.contains("`db`"), "{error}");
+}
+
+#[test]
+fn priority_is_the_order_where_nothing_else_is() {
+    let text = "[manager]\nwarmup_delay = 1\n".to_owned()
+        + &watcher("a", "")
+        + &watcher("b", "priority = 1")
+        + &watcher("c", "priority = 2");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["spawn c/1"]);
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["spawn b/1"]);
+    assert_eq!(run.after(1.0), ["spawn a/1"]);
+}
+
+#[test]
+fn warmup_delay_keeps_the_spawns_of_a_watcher_apart() {
+    let mut run = Scenario::of(&watcher("a", "numprocesses = 3\nwarmup_delay = 0.5"));
+    assert_eq!(run.begin(), ["spawn a/1"]);
+    run.spawned("a/1");
+    assert_eq!(
+        run.exits("a/1", CODE_1),
+        ["kill leftovers of a/1"],
+        "its restart too"
+    );
+    assert_eq!(run.after(0.499), NOTHING);
+    assert_eq!(run.after(0.001), ["spawn a/1"]);
+    assert_eq!(run.after(0.5), ["spawn a/2"]);
+    assert_eq!(run.after(0.5), ["spawn a/3"]);
+}
+
+#[test]
+fn the_parent_hears_ready_once_and_only_when_nothing_is_starting() {
+    let text = watcher("a", "restart_delay = 1") + &watcher("b", "type = \"notify\"");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("b/1");
+    run.spawn_failed("a/1");
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "backoff");
+    assert_eq!(run.says_ready("b/1"), NOTHING);
+    run.after(1.0);
+    assert_eq!(run.spawned("a/1"), ["tell the parent: ready"]);
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.spawned("a/1"), NOTHING);
+}
+
+// The end of the manager by a watcher.
+
+#[test]
+fn a_critical_watcher_decides_with_which_code_the_manager_ends() {
+    for (end, code) in [(CODE_0, 0), (Exit::Code(3), 3), (TERM, 143), (KILLED, 137)] {
+        let text = watcher("a", "critical = true\nrestart = \"never\"") + &watcher("b", "");
+        let mut run = Scenario::of(&text);
+        run.begin();
+        run.all_spawned(&["a/1", "b/1"]);
+        assert_eq!(
+            run.exits("a/1", end),
+            [
+                "kill leftovers of a/1",
+                "tell the parent: stopping",
+                "TERM to b/1",
+                "CONT to b/1"
+            ]
+        );
+        run.exits("b/1", TERM);
+        assert_eq!(run.gone("b/1"), [format!("finish {code}")]);
+    }
+    let mut run = Scenario::of(&watcher("a", "critical = true\nmax_retry = 1"));
+    run.begin();
+    assert_eq!(
+        run.spawn_failed("a/1"),
+        ["tell the parent: stopping", "finish 127"]
+    );
+}
+
+#[test]
+fn a_critical_watcher_that_is_restarted_does_not_end_the_manager() {
+    let mut run = running("critical = true");
+    assert_eq!(
+        run.exits("a/1", KILLED),
+        ["kill leftovers of a/1", "spawn a/1"]
+    );
+}
+
+// Sockets.
+
+#[test]
+fn socket_is_watched_again_after_the_program_exits() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["watch s", "tell the parent: ready"]);
+    assert_eq!(run.state("a"), "waiting");
+    assert_eq!(run.view().sockets[0].state, SocketState::Armed);
+    assert_eq!(run.traffic("s"), ["unwatch s", "spawn a/1"]);
+    run.spawned("a/1");
+    assert_eq!(run.view().sockets[0].state, SocketState::Listening);
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "watch s"]
+    );
+    assert_eq!(run.state("a"), "waiting");
+    // A failure is no reason to wait for traffic.
+    run.traffic("s");
+    run.spawned("a/1");
+    assert_eq!(
+        run.exits("a/1", CODE_1),
+        ["kill leftovers of a/1", "spawn a/1"]
+    );
+}
+
+#[test]
+fn trigger_limit_pauses_and_recovers_by_itself() {
+    let text = socket("trigger_limit = { burst = 2, interval = 10 }")
+        + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    for _ in 0..2 {
+        assert_eq!(run.traffic("s"), ["unwatch s", "spawn a/1"]);
+        run.spawned("a/1");
+        run.after(1.0);
+        run.ends("a/1");
+    }
+    assert_eq!(run.traffic("s"), ["unwatch s"]);
+    assert_eq!(run.view().sockets[0].state, SocketState::Paused);
+    assert!(run.log.iter().any(|line| line.contains("trigger_limit")));
+    assert_eq!(run.after(7.999), NOTHING);
+    assert_eq!(run.after(0.001), ["watch s"], "10 s after the first");
+    assert_eq!(run.traffic("s"), ["unwatch s", "spawn a/1"]);
+}
+
+#[test]
+fn traffic_on_a_socket_of_several_starts_all_that_wait() {
+    let demand = "sockets = [\"s\"]\non_demand = true";
+    let text = socket("") + &watcher("a", demand) + &watcher("b", demand);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(run.traffic("s"), ["unwatch s", "spawn a/1", "spawn b/1"]);
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(
+        run.exits("b/1", CODE_0),
+        ["kill leftovers of b/1", "watch s"],
+        "one that waits is enough"
+    );
+    assert_eq!(run.traffic("s"), ["unwatch s", "spawn b/1"]);
+}
+
+#[test]
+fn stopped_is_not_waiting_and_start_means_now() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(
+        run.stop(&["a"]),
+        [
+            "answer 1: done: socket `s` stays open; clients wait in its queue",
+            "unwatch s"
+        ]
+    );
+    assert_eq!(run.traffic("s"), NOTHING);
+    assert_eq!(run.start(&["a"]), ["spawn a/1"]);
+    assert_eq!(run.spawned("a/1"), ["answer 2: done"]);
+}
+
+#[test]
+fn a_socket_that_is_bound_late_is_passed_to_new_workers() {
+    let text = socket("optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = Scenario::with_unbound(&text, &["s"]);
+    assert_eq!(run.begin(), ["spawn a/1"]);
+    run.spawned("a/1");
+    assert_eq!(run.view().sockets[0].state, SocketState::Failed);
+    assert_eq!(run.after(0.1), ["bind s"]);
+    let socket = run.socket("s");
+    let error = "bind: no such address".to_owned();
+    run.event(Event::BindFailed { socket, error });
+    assert_eq!(run.after(0.199), NOTHING);
+    assert_eq!(run.after(0.001), ["bind s"]);
+    assert_eq!(
+        run.event(Event::Bound { socket }),
+        ["TERM to a/1", "CONT to a/1"]
+    );
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "spawn a/1"],
+        "with the socket this time"
+    );
+}
+
+// Commands.
+
+#[test]
+fn start_reports_the_first_failure_and_the_manager_goes_on_trying() {
+    let mut run = Scenario::of(&watcher("a", "autostart = false"));
+    run.begin();
+    run.start(&["a"]);
+    let words = run.spawn_failed("a/1");
+    let [spawn, answer] = words.as_slice() else {
+        panic!("{words:?}");
+    };
+    assert_eq!(spawn, "spawn a/1");
+    assert!(
+        answer.starts_with("answer 1: failed: watcher `a`: worker 1 could not be started: exec"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("the manager goes on trying"), "{answer}");
+    assert_eq!(run.spawned("a/1"), NOTHING);
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn start_is_done_when_all_are_ready() {
+    let mut run = Scenario::of(&watcher(
+        "a",
+        "type = \"notify\"\nnumprocesses = 2\nautostart = false",
+    ));
+    run.begin();
+    assert_eq!(run.start(&["a"]), ["spawn a/1", "spawn a/2"]);
+    run.all_spawned(&["a/1", "a/2"]);
+    assert_eq!(run.says_ready("a/2"), NOTHING);
+    assert_eq!(run.says_ready("a/1"), ["answer 1: done"]);
+    assert_eq!(run.start(&["a"]), ["answer 2: done"]);
+    assert_eq!(
+        run.progress.last().map(String::as_str),
+        Some("2: a running 2/2")
+    );
+    assert!(run.progress.contains(&"1: a starting 1/2".to_owned()));
+}
+
+#[test]
+fn restart_replaces_every_worker() {
+    let mut run = running("numprocesses = 2");
+    assert_eq!(
+        run.restart(&["a"]),
+        ["TERM to a/1", "CONT to a/1", "TERM to a/2", "CONT to a/2"]
+    );
+    assert_eq!(run.ends("a/2"), ["kill leftovers of a/2", "spawn a/2"]);
+    assert_eq!(run.spawned("a/2"), NOTHING);
+    assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "spawn a/1"]);
+    assert_eq!(run.spawned("a/1"), ["answer 1: done"]);
+}
+
+#[test]
+fn a_command_with_an_unknown_name_does_nothing() {
+    let mut run = running("");
+    assert_eq!(run.stop(&["a", "b"]), ["answer 1: no watcher b"]);
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn who_went_away_is_not_answered() {
+    let mut run = running("");
+    run.stop(&["a"]);
+    let request = RequestId(1);
+    assert_eq!(run.event(Event::Abandoned { request }), NOTHING);
+    assert_eq!(run.ends("a/1"), ["kill leftovers of a/1"]);
+    assert_eq!(run.state("a"), "stopped", "the stop goes on");
+}
+
+#[test]
+fn scale_adds_and_takes_away_from_the_end() {
+    let mut run = running("numprocesses = 2");
+    assert_eq!(run.command(scale("a", Amount::By(1))), ["spawn a/3"]);
+    assert_eq!(run.spawned("a/3"), ["answer 1: done"]);
+    assert_eq!(
+        run.command(scale("a", Amount::To(1))),
+        ["TERM to a/3", "CONT to a/3", "TERM to a/2", "CONT to a/2"]
+    );
+    assert_eq!(run.ends("a/3"), ["kill leftovers of a/3"]);
+    assert_eq!(run.ends("a/2"), ["kill leftovers of a/2", "answer 2: done"]);
+    assert_eq!(run.watcher("a").workers.len(), 1);
+    assert_eq!(
+        run.command(scale("a", Amount::By(-7))),
+        ["TERM to a/1", "CONT to a/1"]
+    );
+    assert_eq!(run.watcher("a").wanted, 0);
+}
+
+#[test]
+fn a_singleton_is_not_scaled_up() {
+    let mut run = running("singleton = true");
+    let words = run.command(scale("a", Amount::To(2)));
+    assert!(words[0].starts_with("answer 1: refused: "), "{words:?}");
+    assert_eq!(run.watcher("a").wanted, 1);
+}
+
+#[test]
+fn a_shard_is_emptied_before_its_worker_goes() {
+    let lines = "sockets = [\"s\"]\nnumprocesses = 2\ngraceful_timeout = 4";
+    let text = socket("so_reuseport = true") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "a/2"]);
+    let down = || scale("a", Amount::To(1));
+    assert_eq!(run.command(down()), ["drain a/2"]);
+    assert_eq!(run.drained("a/2"), ["TERM to a/2", "CONT to a/2"]);
+    assert_eq!(
+        run.ends("a/2"),
+        [
+            "kill leftovers of a/2",
+            "close shards a/2",
+            "answer 1: done"
+        ]
+    );
+    run.command(scale("a", Amount::To(2)));
+    run.spawned("a/2");
+    assert_eq!(run.command(down()), ["drain a/2"]);
+    assert_eq!(run.after(3.999), NOTHING);
+    assert_eq!(run.after(0.001), ["TERM to a/2", "CONT to a/2"]);
+    assert_eq!(run.after(4.0), ["kill a/2"]);
+}
+
+#[test]
+fn a_signal_reaches_those_that_are_meant() {
+    let mut run = running("numprocesses = 2");
+    let mut signal = |wid, children| {
+        run.command(Command::Signal {
+            name: "a".into(),
+            signal: Signal(1),
+            wid,
+            children,
+        })
+    };
+    assert_eq!(
+        signal(None, false),
+        [
+            "HUP to a/1",
+            "HUP to a/2",
+            "answer 1: done: sent to 2 workers"
+        ]
+    );
+    assert_eq!(
+        signal(Some(2), true),
+        ["HUP to group of a/2", "answer 2: done: sent to 1 worker"]
+    );
+    assert_eq!(
+        signal(Some(3), false),
+        ["answer 3: refused: watcher `a` has no running worker 3"]
+    );
+}
+
+// What the random schedules have found.
+
+#[test]
+fn a_worker_that_ends_during_the_shutdown_is_not_replaced() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.terminate();
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.gone("a/1"), NOTHING);
+    assert_eq!(run.ends("b/1"), ["kill leftovers of b/1", "finish 0"]);
+}
+
+#[test]
+fn shutdown_keeps_its_order_when_something_that_others_require_does_not_run() {
+    let text = watcher("a", "restart_delay = 60\nrestart_max_delay = 60")
+        + &watcher("b", "requires = [\"a\"]")
+        + &watcher("c", "after = [\"b\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "b/1", "c/1"]);
+    run.exits("a/1", CODE_1);
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "backoff");
+    assert_eq!(
+        run.terminate(),
+        ["tell the parent: stopping", "TERM to c/1", "CONT to c/1"]
+    );
+}
+
+#[test]
+fn stop_during_the_shutdown_waits_for_its_turn() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "priority = -1")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.terminate();
+    assert_eq!(run.stop(&["a"]), NOTHING);
+    assert_eq!(
+        run.ends("b/1"),
+        ["kill leftovers of b/1", "TERM to a/1", "CONT to a/1"]
+    );
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "answer 1: done", "finish 0"]
+    );
+}
+
+#[test]
+fn a_process_that_comes_after_the_stop_was_forced_is_killed() {
+    let mut run = Scenario::of(&watcher("a", ""));
+    run.begin();
+    assert_eq!(run.terminate(), ["tell the parent: stopping", "cancel a/1"]);
+    run.terminate();
+    assert_eq!(run.spawned("a/1"), ["kill a/1"]);
+}
+
+#[test]
+fn stop_waits_for_the_leftovers_of_a_worker_that_ended_before_its_turn() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "requires = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(run.stop(&["a"]), ["TERM to b/1", "CONT to b/1"]);
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.ends("b/1"), ["kill leftovers of b/1"]);
+    assert_eq!(run.gone("a/1"), ["answer 1: done"]);
+}
+
+#[test]
+fn a_killed_worker_is_stopping_since_then() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.after(5.0);
+    run.terminate();
+    assert_eq!(run.terminate(), ["kill a/1", "kill b/1"]);
+    run.after(1.0);
+    let stopping_since = run.watcher("a").workers[0].since;
+    assert_eq!(run.now - stopping_since, Duration::from_secs(1));
+}
