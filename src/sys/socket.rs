@@ -15,7 +15,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -247,9 +247,14 @@ pub fn listen(listen: &Listen<'_>) -> Result<Bound, BindError> {
         address: listen.address.to_string(),
         cause,
     })?;
-    let address = match describe(socket.as_fd()) {
-        Ok(description) => description.address,
-        Err(_) => listen.address.to_string(),
+    let address = match listen.address {
+        // Nothing to ask the kernel for: a start with a thousand sockets notices.
+        Address::Ip(address) if address.port() != 0 => address.to_string(),
+        Address::Path(_) | Address::Abstract(_) => listen.address.to_string(),
+        Address::Ip(_) | Address::Any { .. } | Address::Host(..) => {
+            let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+            local.map_or_else(|| listen.address.to_string(), |local| local.to_string())
+        }
     };
     Ok(Bound {
         fd: socket.into(),
