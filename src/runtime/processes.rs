@@ -115,8 +115,8 @@ impl Processes {
         let candidates = c_strings(invocation.candidates)?;
         let argv = c_strings(invocation.argv)?;
         let mut env = Vec::with_capacity(invocation.env.len() + 1);
-        for (name, value) in invocation.env {
-            env.push(assignment(name, &value)?);
+        for entry in invocation.env {
+            env.push(c_string(entry)?);
         }
         if invocation.notify {
             env.push(assignment("NOTIFY_SOCKET".into(), &notify_socket.into())?);
