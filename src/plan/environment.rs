@@ -1,5 +1,6 @@
 //! The environment of a worker, and the text of an `env_file`.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 
@@ -32,57 +33,71 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
         .then_some("the manager sets it for each worker")
 }
 
-/// An environment in the making: what is copied keeps its order, what is added comes after it in order of name.
-pub(super) struct Environment {
-    copied: Vec<(OsString, OsString)>,
-    added: Vec<(OsString, OsString)>,
+/// What workers may get of the manager's own environment: not what was meant for the manager alone, and of two
+/// variables that are named alike the first, as for getenv(3).
+pub fn inheritable(own: Vec<(OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    let mut seen = HashSet::with_capacity(own.len());
+    let mut wanted = Vec::with_capacity(own.len());
+    for (name, value) in &own {
+        let protocol = PROTOCOL.iter().any(|known| name == known);
+        if !protocol && !name.is_empty() && seen.insert(name) {
+            wanted.push((name.clone(), value.clone()));
+        }
+    }
+    wanted
 }
 
-impl Environment {
-    /// The manager's own where it is to be copied, else a PATH and nothing more.
-    pub(super) fn new(copy: bool, own: &[(OsString, OsString)]) -> Self {
+/// An environment in the making: what is copied keeps its order, what is added comes after it in order of name. It
+/// borrows what it can, since one is made for each worker.
+pub(super) struct Environment<'a> {
+    copied: Vec<(&'a OsStr, Cow<'a, OsStr>)>,
+    added: Vec<(Cow<'a, OsStr>, Cow<'a, OsStr>)>,
+}
+
+impl<'a> Environment<'a> {
+    /// The manager's own where it is to be copied, as [`inheritable`] leaves it, else a PATH and nothing more.
+    pub(super) fn new(copy: bool, own: &'a [(OsString, OsString)]) -> Self {
         let mut made = Environment {
             copied: Vec::new(),
             added: Vec::new(),
         };
-        if !copy {
-            made.set("PATH", DEFAULT_PATH);
-            return made;
-        }
-        // Of two that are named alike the first counts, as for getenv(3).
-        let mut seen = HashSet::with_capacity(own.len());
-        made.copied.reserve(own.len() + 8);
-        for (name, value) in own {
-            let protocol = PROTOCOL.iter().any(|known| name == known);
-            if !protocol && !name.is_empty() && seen.insert(name.as_os_str()) {
-                made.copied.push((name.clone(), value.clone()));
-            }
+        if copy {
+            let own = own.iter();
+            made.copied = own
+                .map(|(name, value)| (name.as_os_str(), value.into()))
+                .collect();
+        } else {
+            made.set(OsStr::new("PATH"), OsStr::new(DEFAULT_PATH));
         }
         made
     }
 
     /// Sets `name`, whatever it was.
-    pub(super) fn set(&mut self, name: impl AsRef<OsStr>, value: impl Into<OsString>) {
-        let (name, value) = (name.as_ref(), value.into());
+    pub(super) fn set(
+        &mut self,
+        name: impl Into<Cow<'a, OsStr>>,
+        value: impl Into<Cow<'a, OsStr>>,
+    ) {
+        let (name, value) = (name.into(), value.into());
         let known = self.entries().position(|(known, _)| known == name);
         match known {
             Some(at) if at < self.copied.len() => self.copied[at].1 = value,
             Some(at) => self.added[at - self.copied.len()].1 = value,
-            None => self.added.push((name.to_os_string(), value)),
+            None => self.added.push((name, value)),
         }
     }
 
     /// Takes `name` away.
     pub(super) fn remove(&mut self, name: &str) {
-        self.copied.retain(|(known, _)| known != name);
-        self.added.retain(|(known, _)| known != name);
+        self.copied.retain(|(known, _)| *known != name);
+        self.added.retain(|(known, _)| **known != *name);
     }
 
     /// The value of exactly `name`.
     pub(super) fn value(&self, name: &str) -> Option<&OsStr> {
         self.entries()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_os_str())
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
     }
 
     /// The value of `name`, or of a name that differs by case: substitutions take any case, as in Circus.
@@ -90,19 +105,40 @@ impl Environment {
         self.value(name).or_else(|| {
             self.entries()
                 .find(|(known, _)| known.eq_ignore_ascii_case(name))
-                .map(|(_, value)| value.as_os_str())
+                .map(|(_, value)| value)
         })
     }
 
-    /// All of it.
-    pub(super) fn into_entries(mut self) -> Vec<(OsString, OsString)> {
+    /// All of it, as `NAME=VALUE`.
+    pub(super) fn into_assignments(mut self) -> Vec<OsString> {
         self.added.sort_unstable();
-        self.copied.append(&mut self.added);
-        self.copied
+        self.entries()
+            .map(|(name, value)| {
+                // Room for the NUL byte too that exec wants behind it.
+                let mut assignment = OsString::with_capacity(name.len() + value.len() + 2);
+                assignment.push(name);
+                assignment.push("=");
+                assignment.push(value);
+                assignment
+            })
+            .collect()
     }
 
-    fn entries(&self) -> impl Iterator<Item = &(OsString, OsString)> {
-        self.copied.iter().chain(&self.added)
+    /// The names in it.
+    pub(super) fn names(&self) -> impl Iterator<Item = &OsStr> {
+        self.entries().map(|(name, _)| name)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        let copied = self
+            .copied
+            .iter()
+            .map(|(name, value)| (*name, value.as_ref()));
+        let added = self
+            .added
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref()));
+        copied.chain(added)
     }
 }
 
@@ -280,50 +316,46 @@ mod tests {
 
     #[test]
     fn copied_variables_keep_their_order_and_added_ones_are_sorted() {
-        let mut made = Environment::new(true, &own(&[("Z", "1"), ("A", "2")]));
-        made.set("M", "3");
-        made.set("Z", "4");
-        made.set("B", "5");
-        made.set("M", "6");
-        assert_eq!(
-            made.into_entries(),
-            own(&[("Z", "4"), ("A", "2"), ("B", "5"), ("M", "6")])
-        );
+        let own = own(&[("Z", "1"), ("A", "2")]);
+        let mut made = Environment::new(true, &own);
+        for (name, value) in [("M", "3"), ("Z", "4"), ("B", "5"), ("M", "6")] {
+            made.set(OsStr::new(name), OsStr::new(value));
+        }
+        assert_eq!(made.into_assignments(), ["Z=4", "A=2", "B=5", "M=6"]);
     }
 
     #[test]
-    fn what_was_meant_for_the_manager_is_not_copied_and_doubles_are_dropped() {
-        let made = Environment::new(
-            true,
-            &own(&[
-                ("LISTEN_FDS", "1"),
-                ("LISTEN_PID", "1"),
-                ("LISTEN_PIDFDID", "1"),
-                ("LISTEN_FDNAMES", "x"),
-                ("NOTIFY_SOCKET", "/x"),
-                ("WATCHDOG_PID", "1"),
-                ("A", "first"),
-                ("WATCHDOG_USEC", "1"),
-                ("A", "second"),
-                ("LISTEN_ADDRESS", "0.0.0.0"),
-                ("", "nameless"),
-            ]),
-        );
-        assert_eq!(
-            made.into_entries(),
-            own(&[("A", "first"), ("LISTEN_ADDRESS", "0.0.0.0")])
-        );
+    fn what_was_meant_for_the_manager_is_not_inherited_and_doubles_are_dropped() {
+        let left = inheritable(own(&[
+            ("LISTEN_FDS", "1"),
+            ("LISTEN_PID", "1"),
+            ("LISTEN_PIDFDID", "1"),
+            ("LISTEN_FDNAMES", "x"),
+            ("NOTIFY_SOCKET", "/x"),
+            ("WATCHDOG_PID", "1"),
+            ("A", "first"),
+            ("WATCHDOG_USEC", "1"),
+            ("A", "second"),
+            ("LISTEN_ADDRESS", "0.0.0.0"),
+            ("", "nameless"),
+        ]));
+        assert_eq!(left, own(&[("A", "first"), ("LISTEN_ADDRESS", "0.0.0.0")]));
     }
 
     #[test]
     fn without_the_copy_there_is_a_path_and_nothing_more() {
-        let made = Environment::new(false, &own(&[("A", "1")]));
-        assert_eq!(made.into_entries(), own(&[("PATH", DEFAULT_PATH)]));
+        let own = own(&[("A", "1")]);
+        let made = Environment::new(false, &own);
+        assert_eq!(
+            made.into_assignments(),
+            [OsString::from(format!("PATH={DEFAULT_PATH}"))]
+        );
     }
 
     #[test]
     fn exact_case_goes_before_any_case() {
-        let made = Environment::new(true, &own(&[("path", "a"), ("PATH", "b"), ("Home", "c")]));
+        let own = own(&[("path", "a"), ("PATH", "b"), ("Home", "c")]);
+        let made = Environment::new(true, &own);
         assert_eq!(made.value_in_any_case("PATH"), Some(OsStr::new("b")));
         assert_eq!(made.value_in_any_case("Path"), Some(OsStr::new("a")));
         assert_eq!(made.value_in_any_case("HOME"), Some(OsStr::new("c")));

@@ -43,15 +43,17 @@ impl Watcher {
 
         self.fill_environment(&mut filling, moment)?;
         let environment = &mut filling.environment;
-        environment.set("TENTPOLE_WATCHER", self.name());
-        environment.set("TENTPOLE_WID", moment.wid.to_string());
+        let mut set =
+            |name: &'static str, value: OsString| environment.set(OsStr::new(name), value);
+        set("TENTPOLE_WATCHER", self.name().into());
+        set("TENTPOLE_WID", moment.wid.to_string().into());
         if listen_pid {
             let names: Vec<&str> = fds.iter().map(|socket| socket.fd_name.as_str()).collect();
-            environment.set("LISTEN_FDS", fds.len().to_string());
-            environment.set("LISTEN_FDNAMES", names.join(":"));
+            set("LISTEN_FDS", fds.len().to_string().into());
+            set("LISTEN_FDNAMES", names.join(":").into());
         }
         if let Some(interval) = unit.watchdog {
-            environment.set("WATCHDOG_USEC", interval.as_micros().to_string());
+            set("WATCHDOG_USEC", interval.as_micros().to_string().into());
         }
 
         let argv = self
@@ -78,28 +80,32 @@ impl Watcher {
             listen_pid,
             notify: unit.kind == WatcherKind::Notify || unit.watchdog.is_some(),
             watchdog_pid: unit.watchdog.is_some(),
-            env: filling.environment.into_entries(),
+            env: filling.environment.into_assignments(),
         })
     }
 
     /// The environment but for what is said of this one worker. Later wins: the manager's own, the user's, `[manager] env`,
     /// `env`, `env_file`, `virtualenv`.
-    fn fill_environment(
-        &self,
-        filling: &mut Filling<'_>,
-        moment: &Moment<'_>,
+    fn fill_environment<'a>(
+        &'a self,
+        filling: &mut Filling<'a>,
+        moment: &Moment<'a>,
     ) -> Result<(), String> {
         let unit = &self.unit;
         filling.environment = Environment::new(unit.copy_env, moment.environment);
         let environment = &mut filling.environment;
         if let Some(user) = self.identity.as_ref().and_then(|id| id.user.as_ref()) {
-            environment.set("USER", &user.name);
-            environment.set("LOGNAME", &user.name);
-            environment.set("HOME", &user.home);
-            environment.set("SHELL", &user.shell);
+            for (name, value) in [
+                ("USER", &user.name),
+                ("LOGNAME", &user.name),
+                ("HOME", &user.home),
+                ("SHELL", &user.shell),
+            ] {
+                environment.set(OsStr::new(name), OsStr::new(value));
+            }
         }
         for (name, value) in moment.manager_env {
-            environment.set(name, &value.value);
+            environment.set(OsStr::new(name), OsStr::new(&value.value));
         }
         let from_file = match (&unit.env_file, moment.env_file) {
             (None, _) => Vec::new(),
@@ -110,7 +116,7 @@ impl Watcher {
             (Some(_), None) => return Err("its `env_file` could not be read".into()),
         };
         for (name, value) in &from_file {
-            environment.set(name, value);
+            environment.set(OsString::from(name), OsString::from(value));
         }
         // The file wins over `env`, yet `env` may refer to what the file sets.
         let in_file: HashSet<&str> = from_file.iter().map(|(name, _)| name.as_str()).collect();
@@ -121,12 +127,13 @@ impl Watcher {
                 continue;
             }
             let value = match template {
-                None => OsString::from(&value.value),
+                None => Cow::Borrowed(OsStr::new(&value.value)),
                 Some((_, template)) => template
                     .word(filling)
-                    .map_err(|why| format!("`{name}` in its `env`: {why}"))?,
+                    .map_err(|why| format!("`{name}` in its `env`: {why}"))?
+                    .into(),
             };
-            filling.environment.set(name, value);
+            filling.environment.set(OsStr::new(name), value);
         }
         if let Some(folder) = filling.path(TextOption::Virtualenv)? {
             let environment = &mut filling.environment;
@@ -137,8 +144,8 @@ impl Watcher {
                     .value("PATH")
                     .unwrap_or(OsStr::new(DEFAULT_PATH)),
             );
-            environment.set("PATH", path);
-            environment.set("VIRTUAL_ENV", folder);
+            environment.set(OsStr::new("PATH"), path);
+            environment.set(OsStr::new("VIRTUAL_ENV"), folder.into_os_string());
             environment.remove("PYTHONHOME");
         }
         Ok(())
@@ -146,7 +153,7 @@ impl Watcher {
 }
 
 /// The paths to try for `command`, as execvp(3) does.
-fn candidates(command: &OsStr, environment: &Environment) -> Vec<OsString> {
+fn candidates(command: &OsStr, environment: &Environment<'_>) -> Vec<OsString> {
     if command.is_empty() {
         return Vec::new();
     }
@@ -176,7 +183,7 @@ struct Filling<'a> {
     /// The fd of each socket; `None` for those that are not bound.
     numbers: Vec<Option<u32>>,
     stdin_is_unbound: bool,
-    environment: Environment,
+    environment: Environment<'a>,
     /// How deep options refer to options. A plan bounds it, but a plan may come out of a file.
     depth: Cell<usize>,
 }
@@ -306,7 +313,7 @@ fn not_bound(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::{Host, Plan};
+    use super::super::{Host, Plan, inheritable};
     use super::*;
     use crate::unit::{self, At, Principal, Words};
     use proptest::prelude::*;
@@ -324,7 +331,7 @@ mod tests {
         let unbound: Vec<String> = unbound.iter().map(|name| name.to_string()).collect();
         plan.watchers[0].invocation(&Moment {
             wid: 2,
-            environment: &Machine::new().environment(),
+            environment: &inheritable(Machine::new().environment()),
             manager_env: &plan.manager.env,
             env_file: file,
             unbound: &unbound,
@@ -342,10 +349,15 @@ mod tests {
     }
 
     fn variable(invocation: &Invocation, name: &str) -> Option<String> {
-        let mut found = invocation.env.iter().filter(|(known, _)| known == name);
-        let value = found
-            .next()
-            .map(|(_, value)| value.to_string_lossy().into_owned());
+        let values = invocation
+            .env
+            .iter()
+            .map(|entry| entry.to_string_lossy().into_owned());
+        let mut found = values.filter_map(|entry| {
+            let (known, value) = entry.split_once('=').expect("an assignment");
+            (known == name).then(|| value.to_owned())
+        });
+        let value = found.next();
         assert_eq!(found.next(), None, "{name} is there twice");
         value
     }
@@ -635,7 +647,11 @@ mod tests {
             assert_eq!(names(name).as_deref(), Some(value), "{name}");
         }
         assert_eq!(made.env.len(), 13);
-        let order: Vec<_> = made.env.iter().map(|(name, _)| name.clone()).collect();
+        let order: Vec<&str> = made
+            .env
+            .iter()
+            .filter_map(|entry| entry.to_str()?.split('=').next())
+            .collect();
         assert_eq!(order[..3], ["LANG", "PATH", "HOME"]);
         assert!(order[3..].is_sorted());
     }

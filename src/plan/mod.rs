@@ -20,6 +20,7 @@ mod substitute;
 #[cfg(test)]
 mod testing;
 
+pub use environment::inheritable;
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
@@ -143,7 +144,7 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
     units
         .watchers
         .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-    let own = host.environment();
+    let own = inheritable(host.environment());
     let hints = Hints::new();
     let mut findings = Vec::new();
 
@@ -282,7 +283,8 @@ pub struct Invocation {
     pub argv: Vec<OsString>,
     /// The environment, without LISTEN_PID, LISTEN_PIDFDID and WATCHDOG_PID, whose values are known to the child only,
     /// and without NOTIFY_SOCKET, whose value is known to the runtime; everything else of "What a worker gets" is here.
-    pub env: Vec<(OsString, OsString)>,
+    /// As `NAME=VALUE`.
+    pub env: Vec<OsString>,
     /// Sockets from fd 3 up.
     pub fds: Vec<Name>,
     /// Whether LISTEN_PID and LISTEN_PIDFDID are wanted.
@@ -323,7 +325,7 @@ pub enum Sink {
 pub struct Moment<'a> {
     /// The worker's number.
     pub wid: u32,
-    /// The manager's own environment, as [`Host::environment`] gives it.
+    /// The manager's own environment, as [`Host::environment`] gives it and [`inheritable`] leaves it.
     pub environment: &'a [(OsString, OsString)],
     /// `[manager] env` as [`Plan::manager`] has it, its substitutions filled in.
     pub manager_env: &'a [(String, unit::At<String>)],

@@ -1,6 +1,6 @@
 //! What would run, for `tentpole plan`.
 
-use super::{Host, Invocation, Moment, Plan, Sink, Source, Watcher};
+use super::{Host, Invocation, Moment, Plan, Sink, Source, Watcher, inheritable};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -60,7 +60,7 @@ impl Plan {
         host: &dyn Host,
         read: &'a dyn Fn(&Path) -> io::Result<String>,
     ) -> impl Iterator<Item = Result<PlannedWorker, String>> + use<'a> {
-        let environment = host.environment();
+        let environment = inheritable(host.environment());
         let all = self.watchers.iter().flat_map(|watcher| {
             (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid))
         });
@@ -103,7 +103,13 @@ fn shown(watcher: &Watcher, wid: u32, invocation: Invocation) -> PlannedWorker {
     let mut env: BTreeMap<String, String> = invocation
         .env
         .iter()
-        .map(|(name, value)| (text(name), text(value)))
+        .map(|entry| {
+            let entry = text(entry);
+            // A name has one byte at least, which may be anything.
+            let equals = entry.char_indices().skip(1).find(|(_, c)| *c == '=');
+            let (name, value) = entry.split_at(equals.map_or(entry.len(), |(at, _)| at));
+            (name.into(), value.strip_prefix('=').unwrap_or(value).into())
+        })
         .collect();
     for (wanted, name, value) in [
         (invocation.listen_pid, "LISTEN_PID", "<pid>"),

@@ -10,7 +10,7 @@ use super::{Host, Identity, identity};
 use crate::unit::{self, At, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 /// The texts of a watcher that are not literal, and its command.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -65,19 +65,18 @@ impl<'a> World<'a> {
             manager_env,
             own,
             own_in_lower_case: Environment::new(true, own)
-                .into_entries()
-                .into_iter()
-                .map(|(name, _)| name.to_ascii_lowercase())
+                .names()
+                .map(OsStr::to_ascii_lowercase)
                 .collect(),
             hints,
         }
     }
 
     /// The environment that a watcher starts from.
-    fn base(&self, copy: bool) -> Environment {
+    fn base(&self, copy: bool) -> Environment<'a> {
         let mut base = Environment::new(copy, self.own);
         for (name, value) in self.manager_env {
-            base.set(name, &value.value);
+            base.set(OsStr::new(name), OsStr::new(&value.value));
         }
         base
     }
@@ -134,7 +133,7 @@ pub(super) fn fold_manager_env(
         if filled.contains('\0') {
             refuse(format!("`{key}` in `env` has a NUL byte"));
         }
-        environment.set(&*key, &filled);
+        environment.set(OsString::from(&*key), OsString::from(&filled));
         value.value = filled;
     }
 }

@@ -48,10 +48,10 @@ struct Process {
     slot: SlotKey,
     spec: Rc<Watcher>,
     main: Pid,
-    pidfd: OwnedFd,
     group: Pid,
-    /// The main process is another one than we made (MAINPID), so its pidfd is watched.
-    followed: bool,
+    /// The main process is another one than we made (MAINPID), so its pidfd is watched. Our own child needs none: its
+    /// pid is its own until we reap it, and a descriptor for each worker would be copied and closed at every spawn.
+    followed: Option<OwnedFd>,
 }
 
 /// What an ended process may have left behind.
@@ -115,8 +115,8 @@ impl Processes {
         let candidates = c_strings(invocation.candidates)?;
         let argv = c_strings(invocation.argv)?;
         let mut env = Vec::with_capacity(invocation.env.len() + 1);
-        for (name, value) in invocation.env {
-            env.push(assignment(name, &value)?);
+        for entry in invocation.env {
+            env.push(c_string(entry)?);
         }
         if invocation.notify {
             env.push(assignment("NOTIFY_SOCKET".into(), &notify_socket.into())?);
@@ -163,9 +163,8 @@ impl Processes {
             slot: key,
             spec: Rc::clone(&job.spec),
             main: child.pid,
-            pidfd: child.pidfd,
             group: child.pid,
-            followed: false,
+            followed: None,
         };
         self.by_pid.insert(child.pid, job.proc);
         self.by_group.insert(child.pid, job.proc);
@@ -231,7 +230,10 @@ impl Processes {
         let sent = if group {
             process::kill_group(process.group, signal.0)
         } else {
-            process::pidfd_send_signal(&process.pidfd, signal.0)
+            match &process.followed {
+                Some(pidfd) => process::pidfd_send_signal(pidfd, signal.0),
+                None => process::kill(process.main, signal.0),
+            }
         };
         if let Err(error) = sent
             && error.raw_os_error() != Some(libc::ESRCH)
@@ -267,11 +269,12 @@ impl Processes {
 
     /// The same for a main process that is not our child, if it has ended.
     pub fn foreign_ended(&mut self, epoll: &Epoll, proc: ProcId) -> Option<(Exit, Ended)> {
-        let process = self.by_proc.get(&proc).filter(|process| process.followed)?;
-        if !output::readable_now(&process.pidfd) {
+        let process = self.by_proc.get(&proc)?;
+        let pidfd = process.followed.as_ref()?;
+        if !output::readable_now(pidfd) {
             return None;
         }
-        let exit = process::exit_of(&process.pidfd).map_or(Exit::Unknown, exit);
+        let exit = process::exit_of(pidfd).map_or(Exit::Unknown, exit);
         self.by_pid.remove(&process.main);
         Some((exit, self.forget(epoll, proc)?))
     }
@@ -279,9 +282,9 @@ impl Processes {
     fn forget(&mut self, epoll: &Epoll, proc: ProcId) -> Option<Ended> {
         let process = self.by_proc.remove(&proc)?;
         self.by_group.remove(&process.group);
-        if process.followed {
+        if let Some(pidfd) = &process.followed {
             // Closing it would not take it out of the set if a child held a copy.
-            let _ = epoll.remove(&process.pidfd);
+            let _ = epoll.remove(pidfd);
         }
         Some(Ended {
             slot: process.slot,
@@ -345,14 +348,13 @@ impl Processes {
             return Ok(());
         };
         let pidfd = process::pidfd_open(pid)?;
-        if process.followed {
-            let _ = epoll.remove(&process.pidfd);
+        if let Some(pidfd) = &process.followed {
+            let _ = epoll.remove(pidfd);
         }
         epoll.add(&pidfd, Token::Main(proc).pack(), Interest::Readable)?;
         self.by_pid.remove(&process.main);
         process.main = pid;
-        process.pidfd = pidfd;
-        process.followed = true;
+        process.followed = Some(pidfd);
         self.by_pid.insert(pid, proc);
         Ok(())
     }

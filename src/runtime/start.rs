@@ -80,7 +80,7 @@ impl std::error::Error for StartError {}
 pub fn run(options: &Options) -> Result<i32, StartError> {
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&SIGNALS).map_err(|error| failed("signals", &error))?;
-    let environment_of_manager = System::new().environment();
+    let environment_of_manager = plan::inheritable(System::new().environment());
     let mut inherited = Inherited::receive();
     output::fill_standard().map_err(|error| failed("stdin, stdout, stderr", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
