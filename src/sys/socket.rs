@@ -736,6 +736,7 @@ mod tests {
     use super::super::spawn::tests::eventually;
     use super::*;
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
