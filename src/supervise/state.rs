@@ -146,7 +146,7 @@ pub(super) enum State {
     },
     /// Its queue of connections is emptied before it is stopped, since its shard goes for good.
     Draining { worker: Worker, until: Option<Time> },
-    /// It was asked to end (or said that it does); after `kill_at` it is killed. `None`: never, or killed already.
+    /// It was asked to end (or said that it does); at `kill_at` it is killed. `None`: it was killed already.
     Stopping {
         worker: Worker,
         why: Why,
@@ -230,7 +230,9 @@ impl State {
             State::Starting { deadline, .. } => *deadline,
             State::Ready { watchdog, .. } => *watchdog,
             State::Draining { until, .. } => *until,
-            State::Stopping { kill_at, .. } | State::Leaving { kill_at, .. } => *kill_at,
+            State::Stopping { kill_at, .. } | State::Leaving { kill_at, .. } => {
+                kill_at.filter(|at| *at != Time::NEVER)
+            }
         }
     }
 }

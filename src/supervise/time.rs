@@ -16,6 +16,9 @@ impl Time {
     /// The clock's zero.
     pub const ZERO: Time = Time(0);
 
+    /// A point that does not come.
+    pub(super) const NEVER: Time = Time(u64::MAX);
+
     /// The point that is `since_zero` after the clock's zero.
     pub fn from_monotonic(since_zero: Duration) -> Time {
         Time::ZERO + since_zero

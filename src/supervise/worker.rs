@@ -318,7 +318,7 @@ impl Supervisor {
                 return;
             };
             worker.since = turn.now;
-            let kill_at = graceful.map(|timeout| turn.now + timeout);
+            let kill_at = Some(kill_time(turn.now, graceful));
             self.set_slot(
                 id,
                 wid,
@@ -502,7 +502,7 @@ impl Supervisor {
                 State::Stopping {
                     worker,
                     why,
-                    kill_at: graceful.map(|timeout| turn.now + timeout),
+                    kill_at: Some(kill_time(turn.now, graceful)),
                 }
             }
             State::Stopping {
@@ -944,6 +944,11 @@ impl Supervisor {
             );
         }
     }
+}
+
+/// When a worker that is asked to end now is killed.
+fn kill_time(now: Time, graceful_timeout: Option<Duration>) -> Time {
+    graceful_timeout.map_or(Time::NEVER, |timeout| now + timeout)
 }
 
 /// A stop that somebody asked for outweighs one that came of itself.

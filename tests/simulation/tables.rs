@@ -931,6 +931,16 @@ fn stop_waits_for_the_leftovers_of_a_worker_that_ended_before_its_turn() {
 }
 
 #[test]
+fn without_a_graceful_timeout_the_others_are_waited_for_too() {
+    let mut run = running("graceful_timeout = \"infinity\"\nstop_children = true");
+    run.stop(&["a"]);
+    assert_eq!(run.exits("a/1", TERM), ["await leftovers of a/1"]);
+    assert_eq!(run.after(100_000.0), NOTHING);
+    run.terminate();
+    assert_eq!(run.terminate(), ["kill leftovers of a/1"]);
+}
+
+#[test]
 fn a_killed_worker_is_stopping_since_then() {
     let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
     run.begin();
