@@ -251,10 +251,12 @@ impl Supervisor {
             self.log(turn, LogLevel::Warn, id, || text);
             return;
         }
-        let Some(worker) = self.watcher_mut(id).slots[wid as usize - 1]
-            .state
-            .worker_mut()
-        else {
+        let state = &mut self.watcher_mut(id).slots[wid as usize - 1].state;
+        if matches!(state, State::Leaving { .. }) {
+            // What is left of a worker can't speak for it, let alone name another main process.
+            return;
+        }
+        let Some(worker) = state.worker_mut() else {
             return;
         };
         let mut follow = None;

@@ -941,6 +941,16 @@ fn without_a_graceful_timeout_the_others_are_waited_for_too() {
 }
 
 #[test]
+fn what_is_left_of_a_worker_can_not_speak_for_it() {
+    let mut run = running("notify_access = \"all\"");
+    run.stop(&["a"]);
+    run.exits("a/1", TERM);
+    let claim = message(|it| (it.main_pid, it.status) = (Some(9), Some("alive".into())));
+    assert_eq!(run.notifies("a/1", Sender::Other(Pid(9)), claim), NOTHING);
+    assert_eq!(run.watcher("a").workers[0].status, None);
+}
+
+#[test]
 fn a_killed_worker_is_stopping_since_then() {
     let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
     run.begin();
