@@ -678,6 +678,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>) -> Watcher {
         failures: 0,
         failures_ever: 0,
         mishap: None,
+        last_end: None,
         next_spawn: Time::ZERO,
         requests: Vec::new(),
         tally: state::Tally::default(),

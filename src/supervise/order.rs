@@ -236,10 +236,14 @@ impl Supervisor {
         }
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             self.launch_due(turn, id);
-        }
-        let watcher = self.watcher_mut(id);
-        if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
-            self.set_goal(id, Goal::Up { complete: true });
+            let watcher = self.watcher(id);
+            if watcher.tally.busy() == 0 && watcher.wanted > 0 {
+                self.ran_out(turn, id);
+            } else if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
+                self.set_goal(id, Goal::Up { complete: true });
+            }
+        } else {
+            self.timers.set(Due::Watcher(id), None);
         }
         self.trim_slots(turn, id);
         self.tell_state(turn, id);

@@ -66,6 +66,8 @@ pub(super) struct Watcher {
     pub failures_ever: u64,
     /// The last thing that went wrong.
     pub mishap: Option<Mishap>,
+    /// The last worker that ended and is not restarted.
+    pub last_end: Option<LastEnd>,
     /// With `warmup_delay`, the earliest time of the next spawn.
     pub next_spawn: Time,
     /// Commands that wait for it.
@@ -82,6 +84,15 @@ pub(super) struct Mishap {
     pub text: String,
     /// The slot it happened to, by wid; 0 is the watcher as a whole.
     pub wid: u32,
+    /// How a critical watcher makes the manager end.
+    pub exit_code: i32,
+}
+
+/// How a worker ended that is not restarted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct LastEnd {
+    pub wid: u32,
+    pub failed: bool,
     /// How a critical watcher makes the manager end.
     pub exit_code: i32,
 }

@@ -962,3 +962,25 @@ fn a_killed_worker_is_stopping_since_then() {
     let stopping_since = run.watcher("a").workers[0].since;
     assert_eq!(run.now - stopping_since, Duration::from_secs(1));
 }
+
+#[test]
+fn a_watcher_whose_last_worker_is_scaled_away_has_run_out() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nnumprocesses = 2";
+    let mut run = Scenario::of(&(socket("") + &watcher("a", lines)));
+    run.begin();
+    run.traffic("s");
+    run.all_spawned(&["a/1", "a/2"]);
+    run.ends("a/1");
+    run.command(scale("a", Amount::To(1)));
+    assert_eq!(
+        run.ends("a/2"),
+        ["kill leftovers of a/2", "answer 1: done", "watch s"]
+    );
+    assert_eq!(run.state("a"), "waiting");
+
+    let mut run = running("restart = \"never\"\nnumprocesses = 2");
+    run.ends("a/1");
+    run.command(scale("a", Amount::To(1)));
+    run.ends("a/2");
+    assert_eq!(run.state("a"), "stopped");
+}
