@@ -180,17 +180,17 @@ impl Supervisor {
         let watcher = self.watcher_mut(id);
         watcher.failures = 0;
         watcher.mishap = None;
-        self.want_slots(id);
+        self.want_slots(id, 1);
     }
 
-    /// Makes every wanted slot that is vacant due.
-    pub(super) fn want_slots(&mut self, id: WatcherId) {
+    /// Makes every wanted slot that is vacant due, from this wid on.
+    pub(super) fn want_slots(&mut self, id: WatcherId, from: u32) {
         let wanted = self.watcher(id).wanted;
         let watcher = self.watcher_mut(id);
         while (watcher.slots.len() as u32) < wanted {
             watcher.slots.push(Slot::default());
         }
-        for wid in 1..=wanted {
+        for wid in from..=wanted {
             if matches!(
                 self.watcher(id).slots[wid as usize - 1].state,
                 State::Vacant

@@ -275,7 +275,7 @@ impl Supervisor {
                 for wid in 1..=self.watcher(id).slots.len() as u32 {
                     self.stop_slot(turn, id, wid, Why::Asked);
                 }
-                self.want_slots(id);
+                self.want_slots(id, 1);
             }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => self.start_watcher(turn, id),
             Goal::Queued | Goal::Waiting => {}
@@ -309,9 +309,8 @@ impl Supervisor {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
                 self.retire_slot(turn, id, wid);
             }
-            if wanted > before {
-                self.want_slots(id);
-            }
+            // Not those before: a worker that ended for good stays so.
+            self.want_slots(id, before.saturating_add(1));
         }
         self.touched.insert(id);
         Ok(())

@@ -984,3 +984,12 @@ fn a_watcher_whose_last_worker_is_scaled_away_has_run_out() {
     run.ends("a/2");
     assert_eq!(run.state("a"), "stopped");
 }
+
+#[test]
+fn a_worker_that_ended_for_good_stays_so_when_others_are_added() {
+    let mut run = running("restart = \"never\"\nnumprocesses = 2");
+    run.ends("a/1");
+    assert_eq!(run.command(scale("a", Amount::By(1))), ["spawn a/3"]);
+    run.spawned("a/3");
+    assert_eq!(run.watcher("a").ready, 2);
+}
