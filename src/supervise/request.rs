@@ -1,6 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, State, Why};
+use super::state::{Goal, Slot, State, Why};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Signal};
 use serde::{Deserialize, Serialize};
@@ -304,6 +304,11 @@ impl Supervisor {
         self.log(turn, LogLevel::Info, id, || {
             format!("scaled from {before} to {wanted}")
         });
+        if self.has_shards(id) {
+            // Those of workers that never ran are closed too.
+            let slots = &mut self.watcher_mut(id).slots;
+            slots.resize_with(slots.len().max(before as usize), Slot::default);
+        }
         self.watcher_mut(id).wanted = wanted;
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {

@@ -993,3 +993,15 @@ fn a_worker_that_ended_for_good_stays_so_when_others_are_added() {
     run.spawned("a/3");
     assert_eq!(run.watcher("a").ready, 2);
 }
+
+#[test]
+fn shards_of_workers_that_never_ran_are_closed_too() {
+    let lines = "sockets = [\"s\"]\nautostart = false\nnumprocesses = 3";
+    let text = socket("so_reuseport = true") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(
+        run.command(scale("a", Amount::To(1))),
+        ["close shards a/3", "close shards a/2", "answer 1: done"]
+    );
+}
