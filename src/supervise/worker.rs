@@ -921,6 +921,11 @@ impl Supervisor {
             self.stop_slot(turn, id, wid, Why::Asked);
         }
         let name = self.watcher(id).spec.name().to_owned();
+        if self.watcher(id).spec.unit.critical {
+            // Before what requires it fails too: the code is that of the cause.
+            let reason = format!("the critical watcher `{name}` has failed");
+            self.end_with(turn, code, reason);
+        }
         for (dependent, requires) in self.watcher(id).dependents.clone() {
             let goal = self.watcher(dependent).goal;
             if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
@@ -935,13 +940,6 @@ impl Supervisor {
                     },
                 );
             }
-        }
-        if self.watcher(id).spec.unit.critical {
-            self.end_with(
-                turn,
-                code,
-                format!("the critical watcher `{name}` has failed"),
-            );
         }
     }
 }

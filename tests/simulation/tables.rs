@@ -1005,3 +1005,15 @@ fn shards_of_workers_that_never_ran_are_closed_too() {
         ["close shards a/3", "close shards a/2", "answer 1: done"]
     );
 }
+
+#[test]
+fn of_several_critical_watchers_the_cause_decides_on_the_code() {
+    let text = watcher("a", "critical = true\nmax_retry = 1")
+        + &watcher("b", "critical = true\nrequires = [\"a\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(
+        run.spawn_failed("a/1"),
+        ["tell the parent: stopping", "finish 127"]
+    );
+}
