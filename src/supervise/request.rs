@@ -432,7 +432,9 @@ impl Supervisor {
             (Want::Stopped, _) if watcher.tally.live() == 0 => Verdict::Done,
             (Want::Stopped, _) => Verdict::Open,
             (Want::Up, Goal::Stopped { .. }) => Verdict::Superseded(true),
-            (_, Goal::Failed) if watcher.failures_ever > mark => Verdict::Failed(failure()),
+            (_, Goal::Failed | Goal::Waiting | Goal::Ended) if watcher.failures_ever > mark => {
+                Verdict::Failed(failure())
+            }
             (Want::Up | Want::Scaled, Goal::Up { .. }) if watcher.failures_ever > mark => {
                 Verdict::Failed(format!("{}; the manager goes on trying", failure()))
             }

@@ -1017,3 +1017,18 @@ fn of_several_critical_watchers_the_cause_decides_on_the_code() {
         ["tell the parent: stopping", "finish 127"]
     );
 }
+
+#[test]
+fn start_says_that_the_worker_failed_even_if_the_watcher_only_waits_again() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nrestart = \"never\"\ntype = \"notify\"";
+    let mut run = Scenario::of(&(socket("") + &watcher("a", lines)));
+    run.begin();
+    run.start(&["a"]);
+    let words = run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "waiting");
+    let answer = words.first().expect("there is an answer");
+    assert!(
+        answer.starts_with("answer 1: failed: watcher `a`: "),
+        "{answer}"
+    );
+}
