@@ -118,7 +118,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets a queued watcher start if what it is `after` allows it.
+    /// Lets a queued watcher start if what it is `after` allows it, and no longer if it does not any more.
     fn queue_if_startable(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         if self.watcher(id).goal != Goal::Queued {
             return;
@@ -126,7 +126,10 @@ impl Supervisor {
         for (other, requires) in self.watcher(id).dependencies.clone() {
             let name = self.watcher(other).spec.name();
             match self.watcher(other).goal {
-                Goal::Queued | Goal::Up { complete: false } => return,
+                Goal::Queued | Goal::Up { complete: false } => {
+                    self.startable.remove(&id);
+                    return;
+                }
                 Goal::Up { complete: true } | Goal::Ended => {}
                 // Traffic starts it when somebody needs it.
                 Goal::Waiting => {}

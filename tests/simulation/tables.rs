@@ -1032,3 +1032,18 @@ fn start_says_that_the_worker_failed_even_if_the_watcher_only_waits_again() {
         "{answer}"
     );
 }
+
+#[test]
+fn what_waits_for_its_start_waits_on_if_what_it_is_after_is_not_ready_any_more() {
+    let text = "[manager]\nwarmup_delay = 1\n".to_owned()
+        + &socket("")
+        + &watcher("a", "sockets = [\"s\"]\non_demand = true\npriority = 1")
+        + &watcher("b", "priority = 1")
+        + &watcher("c", "after = [\"a\"]");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["watch s", "spawn b/1"]);
+    assert_eq!(run.traffic("s"), ["unwatch s"]);
+    assert_eq!(run.after(1.0), ["spawn a/1"]);
+    assert_eq!(run.after(5.0), NOTHING, "a is not ready");
+    assert_eq!(run.spawned("a/1"), ["spawn c/1"]);
+}
