@@ -166,6 +166,7 @@ impl Supervisor {
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.
     pub(super) fn start_next(&mut self, turn: &mut Turn<'_>) -> bool {
         let Some(id) = self.startable.first().copied() else {
+            self.timers.set(Due::Starts, None);
             return false;
         };
         if self.next_start > turn.now {

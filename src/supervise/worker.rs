@@ -70,6 +70,7 @@ impl Supervisor {
             }
             wid += 1;
         }
+        self.timers.set(Due::Watcher(id), None);
     }
 
     fn launch(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {

@@ -1047,3 +1047,27 @@ fn what_waits_for_its_start_waits_on_if_what_it_is_after_is_not_ready_any_more()
     assert_eq!(run.after(5.0), NOTHING, "a is not ready");
     assert_eq!(run.spawned("a/1"), ["spawn c/1"]);
 }
+
+#[test]
+fn nothing_is_due_when_nothing_is_to_come() {
+    let text = "[manager]\nwarmup_delay = 5\n".to_owned()
+        + &watcher("a", "numprocesses = 2\nwarmup_delay = 5")
+        + &watcher("b", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert!(run.supervisor.next_deadline().is_some());
+    run.spawned("a/1");
+    run.stop(&[]);
+    run.ends("a/1");
+    // It was due for its delay only, and is not wanted any more.
+    assert_eq!(
+        run.stop(&["b"]).last().map(String::as_str),
+        Some("answer 2: done")
+    );
+    run.after(0.0);
+    let late = run.supervisor.next_deadline().map(|at| at - run.now);
+    assert!(
+        late.is_none_or(|late| late > Duration::from_secs(20)),
+        "{late:?}"
+    );
+}
