@@ -603,10 +603,15 @@ impl Supervisor {
         if watcher.goal == goal {
             return;
         }
-        watcher.goal = goal;
-        let sockets = watcher.sockets.clone();
-        self.stirred.extend(sockets);
+        let before = std::mem::replace(&mut watcher.goal, goal);
         self.touched.insert(id);
+        let watcher = &self.watchers[id.0 as usize];
+        self.stirred.extend(&watcher.sockets);
+        if matches!(before, Goal::Stopped { .. }) {
+            // What it is after does not have to wait for its end any more.
+            let dependencies = watcher.dependencies.iter().map(|(other, _)| *other);
+            self.touched.extend(dependencies);
+        }
         if goal != Goal::Queued {
             self.startable.remove(&id);
         }

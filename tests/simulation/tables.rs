@@ -1049,6 +1049,16 @@ fn what_waits_for_its_start_waits_on_if_what_it_is_after_is_not_ready_any_more()
 }
 
 #[test]
+fn a_stop_that_waited_for_another_goes_on_when_that_is_started_again() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(run.stop(&[]), ["TERM to b/1", "CONT to b/1"]);
+    let words = run.start(&["b"]);
+    assert!(words.contains(&"TERM to a/1".to_owned()), "{words:?}");
+}
+
+#[test]
 fn nothing_is_due_when_nothing_is_to_come() {
     let text = "[manager]\nwarmup_delay = 5\n".to_owned()
         + &watcher("a", "numprocesses = 2\nwarmup_delay = 5")
