@@ -786,6 +786,8 @@ impl Supervisor {
         }
         if failed_start {
             watcher.failures = watcher.failures.saturating_add(1);
+        } else if done {
+            watcher.failures = 0;
         }
         let given_up = failed_start
             && unit

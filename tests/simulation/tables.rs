@@ -1059,6 +1059,17 @@ fn a_stop_that_waited_for_another_goes_on_when_that_is_started_again() {
 }
 
 #[test]
+fn a_oneshot_that_succeeds_ends_the_row_of_failed_starts() {
+    let lines = "type = \"oneshot\"\nnumprocesses = 2\nmax_retry = 2";
+    let mut run = running(lines);
+    run.exits("a/1", CODE_1);
+    run.ends("a/2");
+    run.spawned("a/1");
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.state("a"), "backoff");
+}
+
+#[test]
 fn nothing_is_due_when_nothing_is_to_come() {
     let text = "[manager]\nwarmup_delay = 5\n".to_owned()
         + &watcher("a", "numprocesses = 2\nwarmup_delay = 5")
