@@ -38,6 +38,10 @@ pub(super) enum Phase {
 
 impl Supervisor {
     pub(super) fn begin(&mut self, turn: &mut Turn<'_>) {
+        if !matches!(self.phase, Phase::New) {
+            // It was told to end before it began.
+            return;
+        }
         for index in 0..self.sockets.len() {
             if let Binding::Failed { error, .. } = &self.sockets[index].binding {
                 let error = error.clone();

@@ -1070,6 +1070,15 @@ fn a_oneshot_that_succeeds_ends_the_row_of_failed_starts() {
 }
 
 #[test]
+fn a_manager_that_is_told_to_end_before_it_begins_does_not_begin() {
+    let mut run = Scenario::of(&watcher("a", ""));
+    assert_eq!(run.terminate(), ["tell the parent: stopping", "finish 0"]);
+    let mut effects = Vec::new();
+    run.supervisor.handle(run.now, Event::Begin, &mut effects);
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[test]
 fn nothing_is_due_when_nothing_is_to_come() {
     let text = "[manager]\nwarmup_delay = 5\n".to_owned()
         + &watcher("a", "numprocesses = 2\nwarmup_delay = 5")
