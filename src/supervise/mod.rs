@@ -405,6 +405,8 @@ pub struct Supervisor {
 struct Turn<'a> {
     now: Time,
     effects: &'a mut Vec<Effect>,
+    /// Everything has ended: the last effect says so, with this code.
+    finish: Option<i32>,
 }
 
 impl Supervisor {
@@ -481,7 +483,11 @@ impl Supervisor {
     /// Takes one event at the time `now` (which never runs backwards) and appends what is to be done to `effects`, in
     /// the order in which it is to be done.
     pub fn handle(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
-        let turn = &mut Turn { now, effects };
+        let turn = &mut Turn {
+            now,
+            effects,
+            finish: None,
+        };
         match event {
             Event::Begin => self.begin(turn),
             Event::Tick => {}
@@ -513,6 +519,9 @@ impl Supervisor {
         // An event that came in time counts even if its deadline has passed meanwhile: so deadlines come after it.
         self.expire(turn);
         self.settle(turn);
+        if let Some(code) = turn.finish {
+            turn.effects.push(Effect::Finish { code });
+        }
     }
 
     /// When [`Event::Tick`] is due; `None` if nothing is.

@@ -463,12 +463,12 @@ impl Supervisor {
         self.phase = Phase::Over;
         self.timers.set(Due::Shutdown, None);
         self.answer_all(turn);
-        turn.effects.push(Effect::Finish { code });
+        turn.finish = Some(code);
     }
 
     /// Keeps the parent's STATUS= up to date.
     pub(super) fn tell_status(&mut self, turn: &mut Turn<'_>) {
-        if !self.settings.parent {
+        if !self.settings.parent || matches!(self.phase, Phase::Over) {
             return;
         }
         let count = |state| self.census.get(&state).copied().unwrap_or(0);
