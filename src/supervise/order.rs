@@ -412,9 +412,11 @@ impl Supervisor {
             code,
         };
         self.startable.clear();
-        // Nothing is started by traffic any more.
-        self.stirred
-            .extend((0..self.sockets.len() as u32).map(SocketId));
+        // Nothing is started by traffic any more, and nothing is bound.
+        for id in (0..self.sockets.len() as u32).map(SocketId) {
+            self.stirred.insert(id);
+            self.timers.set(Due::Socket(id), None);
+        }
     }
 
     /// `shutdown_timeout` is over; and if it was before, force was not enough.

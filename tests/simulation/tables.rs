@@ -1101,3 +1101,13 @@ fn nothing_is_due_when_nothing_is_to_come() {
         "{late:?}"
     );
 }
+
+#[test]
+fn nothing_is_bound_while_the_manager_ends() {
+    let text = socket("optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = Scenario::with_unbound(&text, &["s"]);
+    run.begin();
+    run.spawned("a/1");
+    run.terminate();
+    assert_eq!(run.after(20.0), NOTHING);
+}
