@@ -135,8 +135,8 @@ pub(super) enum State {
     Vacant,
     /// To be spawned as soon as `warmup_delay` allows.
     Due,
-    /// To be spawned later, since something failed.
-    Backoff { until: Time },
+    /// To be spawned later, since this happened.
+    Backoff { until: Time, after: String },
     /// The runtime was asked to spawn and has not answered; `cancelled` if it is not wanted any more.
     Launching {
         proc: ProcId,
@@ -237,7 +237,7 @@ impl State {
     pub fn deadline(&self) -> Option<Time> {
         match self {
             State::Vacant | State::Due | State::Launching { .. } => None,
-            State::Backoff { until } | State::Settling { until, .. } => Some(*until),
+            State::Backoff { until, .. } | State::Settling { until, .. } => Some(*until),
             State::Starting { deadline, .. } => *deadline,
             State::Ready { watchdog, .. } => *watchdog,
             State::Draining { until, .. } => *until,

@@ -857,6 +857,7 @@ impl Supervisor {
                 wid,
                 State::Backoff {
                     until: turn.now + delay,
+                    after: format!("worker {wid} {}", end.text),
                 },
             );
             self.log(turn, level, id, || {

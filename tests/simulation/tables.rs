@@ -1111,3 +1111,25 @@ fn nothing_is_bound_while_the_manager_ends() {
     run.terminate();
     assert_eq!(run.after(20.0), NOTHING);
 }
+
+#[test]
+fn backoff_keeps_its_reason_when_another_worker_proves_itself() {
+    let mut run =
+        running("numprocesses = 2\nrestart_delay = 60\nrestart_max_delay = 60\nrestart_reset = 1");
+    run.exits("a/1", CODE_1);
+    run.spawn_failed("a/1");
+    run.exits("a/2", Exit::Code(7));
+    run.spawned("a/2");
+    run.after(0.5);
+    assert_eq!(
+        run.watcher("a").error.as_deref(),
+        Some("worker 2 exited with code 7")
+    );
+    run.after(2.5);
+    let error = run.watcher("a").error.expect("worker 1 is in backoff");
+    assert!(
+        error.starts_with("worker 1 could not be started"),
+        "{error}"
+    );
+    assert!(error.ends_with("next try in 57 s"), "{error}");
+}
