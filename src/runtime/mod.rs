@@ -125,7 +125,7 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
-        self.leftovers.sweep(Time::MAX, &self.processes);
+        self.leftovers.sweep(Time::NEVER, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
 
