@@ -766,3 +766,31 @@ fn a_manager_whose_port_is_taken_starts_nothing() {
     );
     assert!(text.contains("socket `b`"), "{text}");
 }
+
+#[test]
+fn a_unit_with_a_mistake_hides_none_of_another_s() {
+    let dir = support::folder();
+    let path = support::write_units(
+        dir.path(),
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:99999"
+        [watcher.a]
+        cmd = "x $(circus.socket.web)"
+        sockets = ["web", "nope"]
+        after = ["b"]
+        [watcher.b]
+        cmd = "x"
+        numproceses = 3
+        "#,
+    );
+    let output = support::bounded(support::command(dir.path()).arg("check").arg(&path));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    for mistake in ["99999", "`numproceses`", "unknown socket `nope`"] {
+        assert!(text.contains(mistake), "{mistake} is not in:\n{text}");
+    }
+    // What refers to a unit that is there, if with mistakes, is none.
+    for innocent in ["unknown socket `web`", "unknown watcher `b`"] {
+        assert!(!text.contains(innocent), "{innocent} is in:\n{text}");
+    }
+}

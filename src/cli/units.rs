@@ -1,9 +1,9 @@
 //! Commands on unit files, without a manager: check, plan.
 
 use super::{Error, Surroundings, printable};
-use crate::plan::{self, Host, Plan, PlannedWorker};
+use crate::plan::{self, Examined, Host, Plan, PlannedWorker};
 use crate::runtime::System;
-use crate::unit::{self, Address, Finding, Loaded, Search, Severity, Sources};
+use crate::unit::{self, Address, Finding, Search, Severity, Sources};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -19,37 +19,8 @@ pub(super) fn search(paths: Vec<PathBuf>, surroundings: &Surroundings) -> Search
     }
 }
 
-/// Everything that can be known of the unit files without running them.
-struct Examined {
-    /// How many units were read.
-    units: usize,
-    /// There is one only if no finding is an error.
-    plan: Option<Plan>,
-    findings: Vec<Finding>,
-    sources: Sources,
-}
-
 fn examine(paths: Vec<PathBuf>, surroundings: &Surroundings, host: &dyn Host) -> Examined {
-    let Loaded {
-        units,
-        mut findings,
-        sources,
-    } = unit::load(&search(paths, surroundings));
-    let count = units.sockets.len() + units.watchers.len();
-    // Units with mistakes were left out, and what refers to them would be called a mistake too.
-    let plan = if has_errors(&findings) {
-        None
-    } else {
-        let (plan, more) = plan::plan(units, host);
-        findings.extend(more);
-        plan
-    };
-    Examined {
-        units: count,
-        plan,
-        findings,
-        sources,
-    }
+    plan::examine(unit::load(&search(paths, surroundings)), host)
 }
 
 fn has_errors(findings: &[Finding]) -> bool {
@@ -253,6 +224,14 @@ fn write_text(
 fn write_worker(worker: &PlannedWorker, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{} {}", printable(&worker.watcher), worker.wid)?;
     writeln!(out, "  {}", printable(&shell_words::join(&worker.argv)))?;
+    if !worker
+        .argv
+        .first()
+        .is_some_and(|name| worker.executable.contains(name))
+        && let [program] = worker.executable.as_slice()
+    {
+        writeln!(out, "  executes {}", printable(program))?;
+    }
     if let Some(folder) = &worker.working_dir {
         writeln!(out, "  in {}", printable(folder))?;
     }

@@ -134,6 +134,51 @@ pub struct Identity {
     pub groups: Option<Vec<u32>>,
 }
 
+/// What was read and what becomes of it.
+#[derive(Debug)]
+pub struct Examined {
+    /// How many units were read without a mistake.
+    pub units: usize,
+    /// There is one only if no finding is an error.
+    pub plan: Option<Plan>,
+    /// The mistakes of the files, then those that only a plan shows.
+    pub findings: Vec<Finding>,
+    /// The texts the findings point into.
+    pub sources: unit::Sources,
+}
+
+/// Plans what was loaded, and finds every mistake in one go: that one unit can't be read hides none of another's.
+pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
+    let unit::Loaded {
+        mut units,
+        stand_ins,
+        mut findings,
+        sources,
+    } = loaded;
+    let is_error = |finding: &Finding| finding.severity == unit::Severity::Error;
+    let count = units.sockets.len() + units.watchers.len();
+    let plan = if !findings.iter().any(is_error) {
+        let (plan, more) = self::plan(units, host);
+        findings.extend(more);
+        plan
+    } else {
+        if let Some(stand_ins) = stand_ins {
+            units.sockets.extend(stand_ins.sockets);
+            units.watchers.extend(stand_ins.watchers);
+            let (_, more) = self::plan(units, host);
+            // What is only a warning may be due to a stand-in.
+            findings.extend(more.into_iter().filter(is_error));
+        }
+        None
+    };
+    Examined {
+        units: count,
+        plan,
+        findings,
+        sources,
+    }
+}
+
 /// Plans `units`. The findings hold every error and warning, in order of place; there is a plan only if none is an error.
 ///
 /// Names that differ by case alone, and values that are wrong in themselves, are left to the loader.

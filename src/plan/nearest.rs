@@ -1,5 +1,6 @@
 //! The nearest known name to one that is not known.
 
+use crate::unit;
 use std::cell::Cell;
 
 /// Finds what a mistyped name may have meant.
@@ -27,56 +28,17 @@ impl Hints {
         name: &str,
         known: impl IntoIterator<Item = &'a str>,
     ) -> String {
-        let wanted: Vec<char> = name.to_lowercase().chars().collect();
-        let far = (wanted.len() / 3).clamp(1, 4);
-        let mut best: Option<(usize, &str)> = None;
-        for candidate in known {
-            let limit = best.map_or(far, |(distance, _)| distance.saturating_sub(1));
-            let candidate_len = candidate.chars().count();
-            // A name that differs in case alone has the same length but perhaps not in every script: allow for one.
-            let cost = if candidate_len.abs_diff(wanted.len()) > limit + 1 {
-                1
-            } else {
-                1 + candidate_len * wanted.len()
-            };
-            let Some(left) = self.budget.get().checked_sub(cost) else {
-                break;
-            };
-            self.budget.set(left);
-            if cost == 1 && !wanted.is_empty() {
-                continue;
-            }
-            let distance = distance(&wanted, candidate);
-            if distance <= far && best.is_none_or(|(least, _)| distance < least) {
-                best = Some((distance, candidate));
-            }
-            if distance == 0 {
-                break;
-            }
-        }
-        best.map_or_else(String::new, |(_, near)| format!("; did you mean `{near}`?"))
+        let affordable = known.into_iter().take_while(|candidate| {
+            let left = self
+                .budget
+                .get()
+                .checked_sub(1 + candidate.len() * name.len());
+            self.budget.set(left.unwrap_or(0));
+            left.is_some()
+        });
+        unit::nearest(name, affordable)
+            .map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
     }
-}
-
-/// How many letters must be added, dropped, changed or swapped with their neighbour, case aside.
-fn distance(wanted: &[char], candidate: &str) -> usize {
-    let candidate: Vec<char> = candidate.to_lowercase().chars().collect();
-    let width = candidate.len() + 1;
-    let mut before_last = vec![0; width];
-    let mut last: Vec<usize> = (0..width).collect();
-    for (i, &a) in wanted.iter().enumerate() {
-        let mut row = vec![i + 1; width];
-        for (j, &b) in candidate.iter().enumerate() {
-            let mut least = (last[j] + usize::from(a != b)).min(last[j + 1] + 1);
-            least = least.min(row[j] + 1);
-            if i > 0 && j > 0 && a == candidate[j - 1] && b == wanted[i - 1] {
-                least = least.min(before_last[j - 1] + 1);
-            }
-            row[j + 1] = least;
-        }
-        before_last = std::mem::replace(&mut last, row);
-    }
-    last[width - 1]
 }
 
 #[cfg(test)]

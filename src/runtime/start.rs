@@ -139,17 +139,9 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
 
 /// Unit files to a plan. Warnings go to stderr at once, since there is no log yet.
 fn read(search: &Search) -> Result<Plan, StartError> {
-    let loaded = unit::load(search);
-    let mut errors = report(&loaded.findings, &loaded.sources);
-    let (plan, findings) = plan::plan(loaded.units, &System::new());
-    if errors.is_empty() {
-        // With errors in the files, what the rest looks like says little.
-        errors = report(&findings, &loaded.sources);
-    }
-    match plan {
-        Some(plan) if errors.is_empty() => Ok(plan),
-        _ => Err(StartError::Units(errors)),
-    }
+    let examined = plan::examine(unit::load(search), &System::new());
+    let errors = report(&examined.findings, &examined.sources);
+    examined.plan.ok_or(StartError::Units(errors))
 }
 
 fn report(findings: &[Finding], sources: &Sources) -> Vec<String> {

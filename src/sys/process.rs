@@ -218,14 +218,26 @@ pub fn descendants(pid: Pid) -> io::Result<Vec<Pid>> {
 }
 
 /// By the kernel's own lists, one for each thread (CONFIG_PROC_CHILDREN).
+///
+/// While children end, a list may lack some of the others, says proc_pid_task_tid_children(5). So it is read until it is
+/// the same twice, a few times at most, and what was seen at any time counts.
 fn listed_children(pid: Pid) -> io::Result<Vec<Pid>> {
-    let mut children = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let list = fs::read_to_string(task?.path().join("children"))?;
-        children.extend(list.split_ascii_whitespace().filter_map(parse_pid));
+    const READS: usize = 4;
+    let mut seen = BTreeSet::new();
+    let mut before = None;
+    for _ in 0..READS {
+        let mut now = BTreeSet::new();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let list = fs::read_to_string(task?.path().join("children"))?;
+            now.extend(list.split_ascii_whitespace().filter_map(parse_pid));
+        }
+        seen.extend(now.iter().copied());
+        if before.as_ref() == Some(&now) {
+            break;
+        }
+        before = Some(now);
     }
-    children.sort_unstable();
-    Ok(children)
+    Ok(seen.into_iter().collect())
 }
 
 /// Every process's children, in order of number.

@@ -28,6 +28,9 @@ pub struct Search {
 pub struct Loaded {
     /// The units; what has errors is left out.
     pub units: Units,
+    /// A unit of the same name for each that was left out, so that what refers to it can be checked; `None` where a file
+    /// could not be read, and nobody knows which units are missing.
+    pub stand_ins: Option<Units>,
     /// All errors and warnings, in order of file and place.
     pub findings: Vec<Finding>,
     /// The texts the findings point into.
@@ -100,11 +103,13 @@ impl Loader {
         for group in &self.groups {
             reader.read(&self.sources, &group.folder, &group.files);
         }
-        let (units, findings) = reader.finish();
+        let (units, stand_ins, findings) = reader.finish();
+        let stand_ins = stand_ins.filter(|_| self.findings.is_empty());
         self.findings.extend(findings);
         self.findings.sort_by_key(|finding| finding.place);
         Loaded {
             units,
+            stand_ins,
             findings: self.findings,
             sources: self.sources,
         }

@@ -8,7 +8,7 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{Finding, Name, Place, Sources, Units};
+use super::{Address, At, Finding, Name, Place, Socket, Sources, Units, Watcher, Words};
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -21,6 +21,10 @@ use toml::de::{DeString, DeTable, DeValue};
 pub(super) struct Reader {
     pub units: Units,
     pub findings: Vec<Finding>,
+    /// A unit of the same name for each that was left out for its mistakes.
+    stand_ins: Units,
+    /// Findings that are about the inside of one table: all others may hide units.
+    in_tables: usize,
     manager: Option<Place>,
     /// By name in lower case, since look-ups are case-insensitive, as in Circus.
     sockets: HashMap<Name, Known>,
@@ -60,12 +64,17 @@ impl Reader {
     }
 
     /// All units so far, in order of name, and the findings in order of place.
-    pub fn finish(self) -> (Units, Vec<Finding>) {
+    ///
+    /// Between them, what stands in for the units that were left out; nothing if there may be units that nobody knows.
+    pub fn finish(self) -> (Units, Option<Units>, Vec<Finding>) {
         let Reader {
             mut units,
             mut findings,
+            stand_ins,
+            in_tables,
             ..
         } = self;
+        let stand_ins = (in_tables == findings.len()).then_some(stand_ins);
         units
             .sockets
             .sort_by(|a, b| a.name.value.cmp(&b.name.value));
@@ -73,7 +82,7 @@ impl Reader {
             .watchers
             .sort_by(|a, b| a.name.value.cmp(&b.name.value));
         findings.sort_by_key(|finding| finding.place);
-        (units, findings)
+        (units, stand_ins, findings)
     }
 
     /// The tables of a document; what is none of ours is reported.
@@ -118,6 +127,7 @@ impl Reader {
 
     fn read_table(&mut self, table: &Table<'_>, sources: &Sources) {
         let is_new = table.is_partial || self.check_identity(table, sources);
+        let before = self.findings.len();
         match table.kind {
             Kind::Manager => {
                 if let Some(manager) = keys::manager(table, &mut self.findings)
@@ -128,12 +138,37 @@ impl Reader {
             }
             Kind::Socket => {
                 let socket = keys::socket(table, &mut self.findings);
+                if socket.is_none() && is_new {
+                    // An address that is nobody else's: no unit's name holds a slash.
+                    let address = Address::Abstract(format!("/{}", table.name));
+                    let name = At {
+                        value: table.name.into(),
+                        place: table.header,
+                    };
+                    self.stand_ins
+                        .sockets
+                        .push(Socket::new(name, At::nowhere(address)));
+                }
                 self.units.sockets.extend(socket.filter(|_| is_new));
             }
             Kind::Watcher => {
                 let watcher = keys::watcher(table, &mut self.findings);
+                if watcher.is_none() && is_new {
+                    let cmd = At::nowhere(Words::Text("stand-in".into()));
+                    let name = At {
+                        value: table.name.into(),
+                        place: table.header,
+                    };
+                    let folder = table.folder.to_path_buf();
+                    self.stand_ins
+                        .watchers
+                        .push(Watcher::new(name, folder, cmd));
+                }
                 self.units.watchers.extend(watcher.filter(|_| is_new));
             }
+        }
+        if !table.is_partial {
+            self.in_tables += self.findings.len() - before;
         }
     }
 
@@ -530,9 +565,10 @@ mod tests {
             .collect();
         let mut reader = Reader::default();
         reader.read(&sources, Path::new("/u"), &files);
-        let (units, findings) = reader.finish();
+        let (units, stand_ins, findings) = reader.finish();
         Loaded {
             units,
+            stand_ins,
             findings,
             sources,
         }
