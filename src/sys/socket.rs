@@ -15,7 +15,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -247,8 +247,12 @@ pub fn listen(listen: &Listen<'_>) -> Result<Bound, BindError> {
         address: listen.address.to_string(),
         cause,
     })?;
-    let address = match describe(socket.as_fd()) {
-        Ok(description) => description.address,
+    let local = match listen.address {
+        Address::Ip(address) if address.port() != 0 => Ok(Local::Ip(*address)),
+        _ => local(&socket),
+    };
+    let address = match local {
+        Ok(local) => local.to_string(),
         Err(_) => listen.address.to_string(),
     };
     Ok(Bound {
@@ -657,16 +661,7 @@ impl fmt::Display for Local {
 /// What `fd` is. Fails with ENOTSOCK if it is no socket, with EBADF if it is nothing.
 pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
     let socket = SockRef::from(&fd);
-    let local = socket.local_addr()?;
-    let local = match local.as_socket() {
-        Some(address) => Local::Ip(address),
-        None if !local.is_unix() => Local::Other(local.family().into()),
-        None => match (local.as_pathname(), local.as_abstract_namespace()) {
-            (Some(path), _) => Local::Path(path.into()),
-            (None, Some(name)) => Local::Abstract(name.into()),
-            (None, None) => Local::Unnamed,
-        },
-    };
+    let local = local(&socket)?;
     let kind = match socket.r#type()? {
         Type::STREAM => Some(Kind::Stream),
         Type::DGRAM => Some(Kind::Dgram),
@@ -678,6 +673,20 @@ pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
         kind,
         listening: socket.is_listener()?,
         local,
+    })
+}
+
+/// The address that a socket is bound to.
+fn local(socket: &Socket) -> io::Result<Local> {
+    let local = socket.local_addr()?;
+    Ok(match local.as_socket() {
+        Some(address) => Local::Ip(address),
+        None if !local.is_unix() => Local::Other(local.family().into()),
+        None => match (local.as_pathname(), local.as_abstract_namespace()) {
+            (Some(path), _) => Local::Path(path.into()),
+            (None, Some(name)) => Local::Abstract(name.into()),
+            (None, None) => Local::Unnamed,
+        },
     })
 }
 
