@@ -104,7 +104,8 @@ fn show(findings: &[Finding], sources: &Sources) {
     let mut stderr = io::stderr().lock();
     for finding in findings {
         // There is no other place to say that stderr is closed.
-        let _ = writeln!(stderr, "{}", sources.render(finding));
+        // In one piece: the rendering goes by characters, and stderr has no buffer.
+        let _ = stderr.write_all(format!("{}\n", sources.render(finding)).as_bytes());
     }
 }
 

@@ -256,15 +256,22 @@ fn find_unused(sockets: &[unit::Socket], settled: &[settle::Settled], findings: 
     for index in settled.iter().flat_map(|watcher| &watcher.listens) {
         used[*index] = true;
     }
-    for (socket, _) in sockets.iter().zip(used).filter(|(_, used)| !used) {
-        findings.push(Finding::warning(
-            socket.name.place,
-            format!(
-                "socket `{}` is bound, but no watcher uses it: its clients would wait for ever",
-                socket.name.value
-            ),
-        ));
-    }
+    let unused: Vec<_> = (sockets.iter().zip(used).filter(|(_, used)| !used))
+        .map(|(socket, _)| &socket.name)
+        .collect();
+    let text = match unused.as_slice() {
+        [] => return,
+        [socket] => format!(
+            "socket `{}` is bound, but no watcher uses it: its clients would wait for ever",
+            socket.value
+        ),
+        [first, rest @ ..] => format!(
+            "socket `{}` and {} more are bound, but no watcher uses them: their clients would wait for ever",
+            first.value,
+            rest.len()
+        ),
+    };
+    findings.push(Finding::warning(unused[0].place, text));
 }
 
 /// What one worker is exec'd with.

@@ -41,6 +41,9 @@ const SPAWNS_PER_TURN: usize = 16;
 /// Ended children and notifications taken in one turn.
 const FACTS_PER_TURN: usize = 256;
 
+/// Memory is given back after this much time without a command: soon, and not between two of a client that polls.
+const TRIM_AFTER: Duration = Duration::from_millis(100);
+
 /// What a descriptor in the epoll set is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Token {
@@ -98,8 +101,8 @@ struct Manager {
     effects: Vec<Effect>,
     /// More children may have ended than the last turn took.
     exits_left: bool,
-    /// The memory that only starting needs was given back.
-    trimmed: bool,
+    /// When to give back the memory that only starting, or answering a command, needs.
+    trim: Option<Time>,
     finished: Option<i32>,
 }
 
@@ -122,17 +125,12 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
-        self.leftovers.sweep(Time::MAX, &self.processes);
+        self.leftovers.sweep(Time::NEVER, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
 
     fn turn(&mut self) -> io::Result<()> {
         let timeout = self.timeout();
-        if timeout.is_none() && !std::mem::replace(&mut self.trimmed, true) {
-            // The first rest: what starting has used is not needed any more.
-            process::trim_heap();
-            process::release_code();
-        }
         let mut ready: Vec<(Token, crate::sys::epoll::Ready)> = self
             .epoll
             .wait(timeout)?
@@ -163,6 +161,11 @@ impl Manager {
             self.take_asked(number, asked);
         }
         self.parent.tick(clock());
+        if self.trim.is_some_and(|at| at <= clock()) {
+            self.trim = None;
+            process::trim_heap();
+            process::release_code();
+        }
         if self
             .supervisor
             .next_deadline()
@@ -185,6 +188,7 @@ impl Manager {
             self.listeners.next_look(),
             self.server.next_retry(),
             self.parent.next_tick(),
+            self.trim,
         ];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.since(clock()))
@@ -434,6 +438,7 @@ impl Manager {
     }
 
     fn take_connection(&mut self, number: u64, ready: crate::sys::epoll::Ready) {
+        self.trim = Some(clock() + TRIM_AFTER);
         let asked = self.server.serve(&self.epoll, number, ready);
         self.take_asked(number, asked);
     }

@@ -66,6 +66,8 @@ struct Connection {
     stream: UnixStream,
     decoder: Decoder,
     out: Vec<u8>,
+    /// How much of `out` the client has.
+    sent: usize,
     /// The request that is under way.
     waiting: Option<Waiting>,
     /// Nothing more will be read.
@@ -162,6 +164,7 @@ impl Server {
                 stream,
                 decoder: Decoder::new(),
                 out: Vec::new(),
+                sent: 0,
                 waiting: None,
                 at_end: false,
                 closing: false,
@@ -436,21 +439,27 @@ impl Connection {
                 self.at_end = true;
                 self.closing = true;
                 self.out.clear();
+                self.sent = 0;
             }
         }
     }
 
     fn write(&mut self) {
         while !self.out.is_empty() {
-            match self.stream.write(&self.out) {
+            match self.stream.write(&self.out[self.sent..]) {
                 Ok(0) => return,
                 Ok(count) => {
-                    self.out.drain(..count);
+                    self.sent += count;
+                    if self.sent == self.out.len() {
+                        self.out.clear();
+                        self.sent = 0;
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => {
                     self.out.clear();
+                    self.sent = 0;
                     self.closing = true;
                     return;
                 }

@@ -129,7 +129,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         jobs: VecDeque::new(),
         effects: Vec::new(),
         exits_left: false,
-        trimmed: false,
+        trim: Some(now),
         finished: None,
     };
     manager

@@ -408,6 +408,8 @@ pub struct Supervisor {
 struct Turn<'a> {
     now: Time,
     effects: &'a mut Vec<Effect>,
+    /// Everything has ended: the last effect says so, with this code.
+    finish: Option<i32>,
 }
 
 impl Supervisor {
@@ -484,7 +486,11 @@ impl Supervisor {
     /// Takes one event at the time `now` (which never runs backwards) and appends what is to be done to `effects`, in
     /// the order in which it is to be done.
     pub fn handle(&mut self, now: Time, event: Event, effects: &mut Vec<Effect>) {
-        let turn = &mut Turn { now, effects };
+        let turn = &mut Turn {
+            now,
+            effects,
+            finish: None,
+        };
         match event {
             Event::Begin => self.begin(turn),
             Event::Tick => {}
@@ -516,6 +522,9 @@ impl Supervisor {
         // An event that came in time counts even if its deadline has passed meanwhile: so deadlines come after it.
         self.expire(turn);
         self.settle(turn);
+        if let Some(code) = turn.finish {
+            turn.effects.push(Effect::Finish { code });
+        }
     }
 
     /// When [`Event::Tick`] is due; `None` if nothing is.
@@ -606,10 +615,15 @@ impl Supervisor {
         if watcher.goal == goal {
             return;
         }
-        watcher.goal = goal;
-        let sockets = watcher.sockets.clone();
-        self.stirred.extend(sockets);
+        let before = std::mem::replace(&mut watcher.goal, goal);
         self.touched.insert(id);
+        let watcher = &self.watchers[id.0 as usize];
+        self.stirred.extend(&watcher.sockets);
+        if matches!(before, Goal::Stopped { .. }) {
+            // What it is after does not have to wait for its end any more.
+            let dependencies = watcher.dependencies.iter().map(|(other, _)| *other);
+            self.touched.extend(dependencies);
+        }
         if goal != Goal::Queued {
             self.startable.remove(&id);
         }
@@ -681,6 +695,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>) -> Watcher {
         failures: 0,
         failures_ever: 0,
         mishap: None,
+        last_end: None,
         next_spawn: Time::ZERO,
         requests: Vec::new(),
         tally: state::Tally::default(),

@@ -38,6 +38,10 @@ pub(super) enum Phase {
 
 impl Supervisor {
     pub(super) fn begin(&mut self, turn: &mut Turn<'_>) {
+        if !matches!(self.phase, Phase::New) {
+            // It was told to end before it began.
+            return;
+        }
         for index in 0..self.sockets.len() {
             if let Binding::Failed { error, .. } = &self.sockets[index].binding {
                 let error = error.clone();
@@ -118,7 +122,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets a queued watcher start if what it is `after` allows it.
+    /// Lets a queued watcher start if what it is `after` allows it, and no longer if it does not any more.
     fn queue_if_startable(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         if self.watcher(id).goal != Goal::Queued {
             return;
@@ -126,7 +130,10 @@ impl Supervisor {
         for (other, requires) in self.watcher(id).dependencies.clone() {
             let name = self.watcher(other).spec.name();
             match self.watcher(other).goal {
-                Goal::Queued | Goal::Up { complete: false } => return,
+                Goal::Queued | Goal::Up { complete: false } => {
+                    self.startable.remove(&id);
+                    return;
+                }
                 Goal::Up { complete: true } | Goal::Ended => {}
                 // Traffic starts it when somebody needs it.
                 Goal::Waiting => {}
@@ -163,6 +170,7 @@ impl Supervisor {
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.
     pub(super) fn start_next(&mut self, turn: &mut Turn<'_>) -> bool {
         let Some(id) = self.startable.first().copied() else {
+            self.timers.set(Due::Starts, None);
             return false;
         };
         if self.next_start > turn.now {
@@ -180,11 +188,11 @@ impl Supervisor {
         let watcher = self.watcher_mut(id);
         watcher.failures = 0;
         watcher.mishap = None;
-        self.want_slots(id);
+        self.want_slots(id, 1);
     }
 
-    /// Makes every wanted slot that is vacant due.
-    pub(super) fn want_slots(&mut self, id: WatcherId) {
+    /// Makes every wanted slot that is vacant due, from this wid on.
+    pub(super) fn want_slots(&mut self, id: WatcherId, from: u32) {
         let wanted = self.watcher(id).wanted;
         let watcher = self.watcher_mut(id);
         // Most watchers have one, and would get room for four.
@@ -193,7 +201,7 @@ impl Supervisor {
         while (watcher.slots.len() as u32) < wanted {
             watcher.slots.push(Slot::default());
         }
-        for wid in 1..=wanted {
+        for wid in from..=wanted {
             if matches!(
                 self.watcher(id).slots[wid as usize - 1].state,
                 State::Vacant
@@ -239,10 +247,14 @@ impl Supervisor {
         }
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             self.launch_due(turn, id);
-        }
-        let watcher = self.watcher_mut(id);
-        if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
-            self.set_goal(id, Goal::Up { complete: true });
+            let watcher = self.watcher(id);
+            if watcher.tally.busy() == 0 && watcher.wanted > 0 {
+                self.ran_out(turn, id);
+            } else if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
+                self.set_goal(id, Goal::Up { complete: true });
+            }
+        } else {
+            self.timers.set(Due::Watcher(id), None);
         }
         self.trim_slots(turn, id);
         self.tell_state(turn, id);
@@ -403,9 +415,11 @@ impl Supervisor {
             code,
         };
         self.startable.clear();
-        // Nothing is started by traffic any more.
-        self.stirred
-            .extend((0..self.sockets.len() as u32).map(SocketId));
+        // Nothing is started by traffic any more, and nothing is bound.
+        for id in (0..self.sockets.len() as u32).map(SocketId) {
+            self.stirred.insert(id);
+            self.timers.set(Due::Socket(id), None);
+        }
     }
 
     /// `shutdown_timeout` is over; and if it was before, force was not enough.
@@ -454,12 +468,12 @@ impl Supervisor {
         self.phase = Phase::Over;
         self.timers.set(Due::Shutdown, None);
         self.answer_all(turn);
-        turn.effects.push(Effect::Finish { code });
+        turn.finish = Some(code);
     }
 
     /// Keeps the parent's STATUS= up to date.
     pub(super) fn tell_status(&mut self, turn: &mut Turn<'_>) {
-        if !self.settings.parent {
+        if !self.settings.parent || matches!(self.phase, Phase::Over) {
             return;
         }
         let count = |state| self.census.get(&state).copied().unwrap_or(0);

@@ -1,6 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, State, Why};
+use super::state::{Goal, Slot, State, Why};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Signal};
 use serde::{Deserialize, Serialize};
@@ -275,7 +275,7 @@ impl Supervisor {
                 for wid in 1..=self.watcher(id).slots.len() as u32 {
                     self.stop_slot(turn, id, wid, Why::Asked);
                 }
-                self.want_slots(id);
+                self.want_slots(id, 1);
             }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => self.start_watcher(turn, id),
             Goal::Queued | Goal::Waiting => {}
@@ -304,14 +304,18 @@ impl Supervisor {
         self.log(turn, LogLevel::Info, id, || {
             format!("scaled from {before} to {wanted}")
         });
+        if self.has_shards(id) {
+            // Those of workers that never ran are closed too.
+            let slots = &mut self.watcher_mut(id).slots;
+            slots.resize_with(slots.len().max(before as usize), Slot::default);
+        }
         self.watcher_mut(id).wanted = wanted;
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
                 self.retire_slot(turn, id, wid);
             }
-            if wanted > before {
-                self.want_slots(id);
-            }
+            // Not those before: a worker that ended for good stays so.
+            self.want_slots(id, before.saturating_add(1));
         }
         self.touched.insert(id);
         Ok(())
@@ -428,7 +432,9 @@ impl Supervisor {
             (Want::Stopped, _) if watcher.tally.live() == 0 => Verdict::Done,
             (Want::Stopped, _) => Verdict::Open,
             (Want::Up, Goal::Stopped { .. }) => Verdict::Superseded(true),
-            (_, Goal::Failed) if watcher.failures_ever > mark => Verdict::Failed(failure()),
+            (_, Goal::Failed | Goal::Waiting | Goal::Ended) if watcher.failures_ever > mark => {
+                Verdict::Failed(failure())
+            }
             (Want::Up | Want::Scaled, Goal::Up { .. }) if watcher.failures_ever > mark => {
                 Verdict::Failed(format!("{}; the manager goes on trying", failure()))
             }

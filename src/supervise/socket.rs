@@ -118,7 +118,9 @@ impl Supervisor {
             attempts,
             retry,
         };
-        self.timers.set(Due::Socket(id), Some(retry));
+        if !self.is_stopping() {
+            self.timers.set(Due::Socket(id), Some(retry));
+        }
     }
 
     pub(super) fn bound(&mut self, turn: &mut Turn<'_>, id: SocketId) {

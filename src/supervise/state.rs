@@ -66,6 +66,8 @@ pub(super) struct Watcher {
     pub failures_ever: u64,
     /// The last thing that went wrong.
     pub mishap: Option<Mishap>,
+    /// The last worker that ended and is not restarted.
+    pub last_end: Option<LastEnd>,
     /// With `warmup_delay`, the earliest time of the next spawn.
     pub next_spawn: Time,
     /// Commands that wait for it.
@@ -82,6 +84,15 @@ pub(super) struct Mishap {
     pub text: String,
     /// The slot it happened to, by wid; 0 is the watcher as a whole.
     pub wid: u32,
+    /// How a critical watcher makes the manager end.
+    pub exit_code: i32,
+}
+
+/// How a worker ended that is not restarted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct LastEnd {
+    pub wid: u32,
+    pub failed: bool,
     /// How a critical watcher makes the manager end.
     pub exit_code: i32,
 }
@@ -124,8 +135,8 @@ pub(super) enum State {
     Vacant,
     /// To be spawned as soon as `warmup_delay` allows.
     Due,
-    /// To be spawned later, since something failed.
-    Backoff { until: Time },
+    /// To be spawned later, since this happened.
+    Backoff { until: Time, after: String },
     /// The runtime was asked to spawn and has not answered; `cancelled` if it is not wanted any more.
     Launching {
         proc: ProcId,
@@ -146,7 +157,7 @@ pub(super) enum State {
     },
     /// Its queue of connections is emptied before it is stopped, since its shard goes for good.
     Draining { worker: Worker, until: Option<Time> },
-    /// It was asked to end (or said that it does); after `kill_at` it is killed. `None`: never, or killed already.
+    /// It was asked to end (or said that it does); at `kill_at` it is killed. `None`: it was killed already.
     Stopping {
         worker: Worker,
         why: Why,
@@ -226,11 +237,13 @@ impl State {
     pub fn deadline(&self) -> Option<Time> {
         match self {
             State::Vacant | State::Due | State::Launching { .. } => None,
-            State::Backoff { until } | State::Settling { until, .. } => Some(*until),
+            State::Backoff { until, .. } | State::Settling { until, .. } => Some(*until),
             State::Starting { deadline, .. } => *deadline,
             State::Ready { watchdog, .. } => *watchdog,
             State::Draining { until, .. } => *until,
-            State::Stopping { kill_at, .. } | State::Leaving { kill_at, .. } => *kill_at,
+            State::Stopping { kill_at, .. } | State::Leaving { kill_at, .. } => {
+                kill_at.filter(|at| *at != Time::NEVER)
+            }
         }
     }
 }

@@ -16,8 +16,8 @@ impl Time {
     /// The clock's zero.
     pub const ZERO: Time = Time(0);
 
-    /// Later than anything.
-    pub const MAX: Time = Time(u64::MAX);
+    /// A point that does not come.
+    pub const NEVER: Time = Time(u64::MAX);
 
     /// The point that is `since_zero` after the clock's zero.
     pub fn from_monotonic(since_zero: Duration) -> Time {

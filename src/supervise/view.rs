@@ -1,6 +1,6 @@
 //! What the supervisor knows, for people and tests to look at.
 
-use super::state::{Binding, State, Watcher};
+use super::state::{Binding, State, Watcher, Worker};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -180,8 +180,20 @@ impl Supervisor {
     }
 }
 
+impl State {
+    /// What it is in backoff for, and until when.
+    fn failure(&self, now: Time) -> Option<String> {
+        let State::Backoff { until, after } = self else {
+            return None;
+        };
+        // Tenths are as exact as anybody needs.
+        let wait = until.since(now).as_millis().div_ceil(100) as f64 / 10.0;
+        Some(format!("{after}; next try in {wait} s"))
+    }
+}
+
 impl Watcher {
-    /// The last mishap, until its slot has proved itself again.
+    /// The last mishap, until its slot has proved itself again; then what another slot is in backoff for.
     fn error(&self, now: Time) -> Option<String> {
         let mishap = self.mishap.as_ref()?;
         let slot = mishap
@@ -189,20 +201,17 @@ impl Watcher {
             .checked_sub(1)
             .and_then(|index| self.slots.get(index as usize));
         match slot.map(|slot| &slot.state) {
-            Some(State::Backoff { until }) => {
-                // Tenths are as exact as anybody needs.
-                let wait = until.since(now).as_millis().div_ceil(100) as f64 / 10.0;
-                Some(format!("{}; next try in {wait} s", mishap.text))
+            Some(State::Ready { worker, .. }) if self.has_proved_itself(worker, now) => {
+                self.slots.iter().find_map(|slot| slot.state.failure(now))
             }
-            Some(State::Ready { worker, .. }) => {
-                let lived = worker
-                    .ready
-                    .map(|ready| now.since(ready))
-                    .unwrap_or_default();
-                (lived < self.spec.unit.restart_reset).then(|| mishap.text.clone())
-            }
-            _ => Some(mishap.text.clone()),
+            Some(state) => state.failure(now).or_else(|| Some(mishap.text.clone())),
+            None => Some(mishap.text.clone()),
         }
+    }
+
+    fn has_proved_itself(&self, worker: &Worker, now: Time) -> bool {
+        let lived = worker.ready.map(|ready| now.since(ready));
+        lived.is_some_and(|lived| lived >= self.spec.unit.restart_reset)
     }
 
     fn workers(&self) -> Vec<WorkerView<'_>> {

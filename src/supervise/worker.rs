@@ -1,6 +1,6 @@
 //! The life of one worker: from due to gone. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Mishap, State, Why, Worker};
+use super::state::{Goal, LastEnd, Mishap, State, Why, Worker};
 use super::time::{Due, Time};
 use super::{Effect, Exit, Pid, ProcId, Sender, SpawnFailure, Supervisor, Turn, WatcherId, notify};
 use crate::unit::{self, LogLevel, Restart, Signal, WatcherKind};
@@ -70,6 +70,7 @@ impl Supervisor {
             }
             wid += 1;
         }
+        self.timers.set(Due::Watcher(id), None);
     }
 
     fn launch(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
@@ -251,10 +252,12 @@ impl Supervisor {
             self.log(turn, LogLevel::Warn, id, || text);
             return;
         }
-        let Some(worker) = self.watcher_mut(id).slots[wid as usize - 1]
-            .state
-            .worker_mut()
-        else {
+        let state = &mut self.watcher_mut(id).slots[wid as usize - 1].state;
+        if matches!(state, State::Leaving { .. }) {
+            // What is left of a worker can't speak for it, let alone name another main process.
+            return;
+        }
+        let Some(worker) = state.worker_mut() else {
             return;
         };
         let mut follow = None;
@@ -318,7 +321,7 @@ impl Supervisor {
                 return;
             };
             worker.since = turn.now;
-            let kill_at = graceful.map(|timeout| turn.now + timeout);
+            let kill_at = Some(kill_time(turn.now, graceful));
             self.set_slot(
                 id,
                 wid,
@@ -504,7 +507,7 @@ impl Supervisor {
                 State::Stopping {
                     worker,
                     why,
-                    kill_at: graceful.map(|timeout| turn.now + timeout),
+                    kill_at: Some(kill_time(turn.now, graceful)),
                 }
             }
             State::Stopping {
@@ -785,6 +788,8 @@ impl Supervisor {
         }
         if failed_start {
             watcher.failures = watcher.failures.saturating_add(1);
+        } else if done {
+            watcher.failures = 0;
         }
         let given_up = failed_start
             && unit
@@ -821,9 +826,11 @@ impl Supervisor {
             self.vacate(id, wid);
             self.watcher_mut(id).slots[wid as usize - 1].ended_badly =
                 failed.then_some(end.exit_code);
-            if self.watcher(id).tally.busy() == 0 {
-                self.ran_out(turn, id, &end, failed, wid);
-            }
+            self.watcher_mut(id).last_end = Some(LastEnd {
+                wid,
+                failed,
+                exit_code: end.exit_code,
+            });
         }
     }
 
@@ -852,6 +859,7 @@ impl Supervisor {
                 wid,
                 State::Backoff {
                     until: turn.now + delay,
+                    after: format!("worker {wid} {}", end.text),
                 },
             );
             self.log(turn, level, id, || {
@@ -860,52 +868,48 @@ impl Supervisor {
         }
     }
 
-    /// The last worker of a watcher has ended and none is to follow.
-    fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId, end: &End, failed: bool, wid: u32) {
-        let unit = &self.watcher(id).spec.unit;
+    /// All workers of a watcher have ended and none is to follow.
+    pub(super) fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let watcher = self.watcher(id);
+        let unit = &watcher.spec.unit;
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
-        if unit.on_demand.value && !(unit.critical && once) {
+        let critical = unit.critical;
+        if unit.on_demand.value && !(critical && once) {
             self.set_goal(id, Goal::Waiting);
             return;
         }
-        let worst = self
-            .watcher(id)
-            .slots
-            .iter()
-            .position(|slot| slot.ended_badly.is_some());
-        if failed {
-            let text = format!("worker {wid} {}", end.text);
+        // The last that ended; or else another that ended badly before it.
+        let bad = (watcher.last_end.iter())
+            .filter(|end| end.failed)
+            .map(|end| (end.wid, end.exit_code))
+            .chain((1..).zip(&watcher.slots).filter_map(|(wid, slot)| {
+                let exit_code = slot.ended_badly?;
+                Some((wid, exit_code))
+            }))
+            .next();
+        if let Some((wid, exit_code)) = bad {
+            let text = (watcher.mishap.as_ref())
+                .filter(|mishap| mishap.wid == wid)
+                .map_or_else(|| format!("worker {wid} ended badly"), |it| it.text.clone());
             self.give_up(
                 turn,
                 id,
                 Mishap {
                     text,
                     wid,
-                    exit_code: end.exit_code,
-                },
-            );
-        } else if let Some(index) = worst {
-            // Another of its workers ended badly before this one ended well.
-            let exit_code = self.watcher(id).slots[index].ended_badly.unwrap_or(1);
-            let text = format!("worker {} ended badly", index + 1);
-            self.give_up(
-                turn,
-                id,
-                Mishap {
-                    text,
-                    wid: index as u32 + 1,
                     exit_code,
                 },
             );
-        } else {
-            self.set_goal(id, Goal::Ended);
-            if self.watcher(id).spec.unit.critical {
-                let reason = format!(
-                    "the critical watcher `{}` has ended",
-                    self.watcher(id).spec.name()
-                );
-                self.end_with(turn, end.exit_code, reason);
-            }
+            return;
+        }
+        let code = watcher.last_end.as_ref().map_or(0, |end| end.exit_code);
+        self.set_goal(id, Goal::Ended);
+        if critical {
+            let reason = format!(
+                "the critical watcher `{}` has ended",
+                self.watcher(id).spec.name()
+            );
+            self.end_with(turn, code, reason);
         }
     }
 
@@ -923,6 +927,11 @@ impl Supervisor {
             self.stop_slot(turn, id, wid, Why::Asked);
         }
         let name = self.watcher(id).spec.name().to_owned();
+        if self.watcher(id).spec.unit.critical {
+            // Before what requires it fails too: the code is that of the cause.
+            let reason = format!("the critical watcher `{name}` has failed");
+            self.end_with(turn, code, reason);
+        }
         for (dependent, requires) in self.watcher(id).dependents.clone() {
             let goal = self.watcher(dependent).goal;
             if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
@@ -938,14 +947,12 @@ impl Supervisor {
                 );
             }
         }
-        if self.watcher(id).spec.unit.critical {
-            self.end_with(
-                turn,
-                code,
-                format!("the critical watcher `{name}` has failed"),
-            );
-        }
     }
+}
+
+/// When a worker that is asked to end now is killed.
+fn kill_time(now: Time, graceful_timeout: Option<Duration>) -> Time {
+    graceful_timeout.map_or(Time::NEVER, |timeout| now + timeout)
 }
 
 /// A stop that somebody asked for outweighs one that came of itself.

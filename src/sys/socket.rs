@@ -247,13 +247,14 @@ pub fn listen(listen: &Listen<'_>) -> Result<Bound, BindError> {
         address: listen.address.to_string(),
         cause,
     })?;
-    let local = match listen.address {
-        Address::Ip(address) if address.port() != 0 => Ok(Local::Ip(*address)),
-        _ => local(&socket),
-    };
-    let address = match local {
-        Ok(local) => local.to_string(),
-        Err(_) => listen.address.to_string(),
+    let address = match listen.address {
+        // Nothing to ask the kernel for: a start with a thousand sockets notices.
+        Address::Ip(address) if address.port() != 0 => address.to_string(),
+        Address::Path(_) | Address::Abstract(_) => listen.address.to_string(),
+        Address::Ip(_) | Address::Any { .. } | Address::Host(..) => {
+            let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+            local.map_or_else(|| listen.address.to_string(), |local| local.to_string())
+        }
     };
     Ok(Bound {
         fd: socket.into(),
@@ -661,7 +662,16 @@ impl fmt::Display for Local {
 /// What `fd` is. Fails with ENOTSOCK if it is no socket, with EBADF if it is nothing.
 pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
     let socket = SockRef::from(&fd);
-    let local = local(&socket)?;
+    let local = socket.local_addr()?;
+    let local = match local.as_socket() {
+        Some(address) => Local::Ip(address),
+        None if !local.is_unix() => Local::Other(local.family().into()),
+        None => match (local.as_pathname(), local.as_abstract_namespace()) {
+            (Some(path), _) => Local::Path(path.into()),
+            (None, Some(name)) => Local::Abstract(name.into()),
+            (None, None) => Local::Unnamed,
+        },
+    };
     let kind = match socket.r#type()? {
         Type::STREAM => Some(Kind::Stream),
         Type::DGRAM => Some(Kind::Dgram),
@@ -673,20 +683,6 @@ pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
         kind,
         listening: socket.is_listener()?,
         local,
-    })
-}
-
-/// The address that a socket is bound to.
-fn local(socket: &Socket) -> io::Result<Local> {
-    let local = socket.local_addr()?;
-    Ok(match local.as_socket() {
-        Some(address) => Local::Ip(address),
-        None if !local.is_unix() => Local::Other(local.family().into()),
-        None => match (local.as_pathname(), local.as_abstract_namespace()) {
-            (Some(path), _) => Local::Path(path.into()),
-            (None, Some(name)) => Local::Abstract(name.into()),
-            (None, None) => Local::Unnamed,
-        },
     })
 }
 
@@ -740,6 +736,7 @@ mod tests {
     use super::super::spawn::tests::eventually;
     use super::*;
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 

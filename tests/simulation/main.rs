@@ -1,9 +1,760 @@
-//! The real state machine under virtual time, with every event held against [`rules::Rules`].
+//! The real state machine against a simulated kernel, under virtual time.
+//!
+//! A seed determines a unit file, what every program does, who asks for what and when. After every event the effects
+//! are held against [`rules::Rules`], which tells independently what must happen, and against what the [`kernel`]
+//! knows to be true. `TENTPOLE_SEED=N cargo test --test simulation one_seed` replays a seed, with the whole trace if
+//! `TENTPOLE_TRACE=1`; `TENTPOLE_SEEDS=N` says how many are run.
 
-#[allow(dead_code, reason = "for random schedules")]
+mod kernel;
 mod random;
 mod rules;
 mod scenario;
 mod tables;
-#[allow(dead_code, reason = "for random schedules")]
 mod units;
+
+use kernel::Kernel;
+use random::Random;
+use rules::{Rules, brief};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+use tentpole::plan::Plan;
+use tentpole::supervise::{
+    Amount, Command, Effect, Event, ParentNotice, Refusal, RequestId, Settings, Supervisor, Time,
+    View, WatcherId, WatcherState,
+};
+use tentpole::unit::{LogLevel, Signal};
+
+/// How many seeds are run where `TENTPOLE_SEEDS` does not say it.
+const SEEDS: u64 = 10_000;
+
+/// Every seed in a test run is one of these, so that the default run is the same everywhere.
+#[test]
+fn no_schedule_breaks_a_rule() {
+    let count = number_of("TENTPOLE_SEEDS").unwrap_or(SEEDS);
+    let mut said = BTreeMap::new();
+    for seed in 0..count {
+        match run_guarded(seed, Trace::Off) {
+            Ok(counts) => add(&mut said, counts),
+            Err(_) => panic!("{}", report(seed, 60)),
+        }
+    }
+    if count >= SEEDS {
+        for rule in RULES {
+            let times = said.get(rule).copied().unwrap_or_default();
+            assert!(
+                times > 20,
+                "the rule `{rule}` came up {times} times only: {said:#?}"
+            );
+        }
+    }
+}
+
+/// What the schedules must reach for a run to mean anything.
+const RULES: &[&str] = &[
+    "answered: done",
+    "answered: failed",
+    "answered: shutting down",
+    "answered: superseded",
+    "bound late",
+    "critical",
+    "deaf to a notification",
+    "done",
+    "drained",
+    "ended",
+    "ended without what can't be killed",
+    "failed with what it requires",
+    "first restart",
+    "forced shutdown",
+    "given up",
+    "killed",
+    "leftovers killed",
+    "leftovers may stop by themselves",
+    "not restarted",
+    "parent asked for time",
+    "replaced",
+    "restart with a delay",
+    "restart with a long delay",
+    "shutdown",
+    "spawned though cancelled",
+    "start timeout",
+    "started by traffic",
+    "stopping by itself",
+    "trigger limit",
+    "waiting again",
+    "warmup of the manager",
+    "watchdog",
+];
+
+#[test]
+fn one_seed() {
+    let Some(seed) = number_of("TENTPOLE_SEED") else {
+        return;
+    };
+    let whole = std::env::var("TENTPOLE_TRACE").is_ok_and(|value| value == "1");
+    let lines = if whole { usize::MAX } else { 60 };
+    let text = report(seed, lines);
+    println!("{text}");
+    assert!(run_guarded(seed, Trace::Off).is_ok(), "{text}");
+}
+
+#[test]
+fn a_seed_determines_everything() {
+    for seed in [1, 7, 42] {
+        assert_eq!(report(seed, usize::MAX), report(seed, usize::MAX));
+    }
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some((value.parse()).unwrap_or_else(|_| panic!("{variable} is no number: {value}")))
+}
+
+fn add(to: &mut BTreeMap<&'static str, u64>, counts: BTreeMap<&'static str, u64>) {
+    for (rule, count) in counts {
+        *to.entry(rule).or_default() += count;
+    }
+}
+
+/// Runs a seed once more and tells all about it.
+fn report(seed: u64, lines: usize) -> String {
+    let mut trace = VecDeque::new();
+    let outcome = run_guarded(seed, Trace::On(&mut trace, lines));
+    let outcome = match outcome {
+        Ok(_) => "no rule is broken".to_owned(),
+        Err(sentence) => format!("BROKEN: {sentence}"),
+    };
+    let text = random_text(seed);
+    let trace = Vec::from(trace).join("\n");
+    format!(
+        "seed {seed}\n\n{text}\n{trace}\n\n{outcome}\n\
+         replay it with TENTPOLE_SEED={seed} cargo test --test simulation one_seed"
+    )
+}
+
+fn random_text(seed: u64) -> String {
+    units::random_text(&mut Random::new(seed).fork())
+}
+
+/// Where lines of the trace go; putting them into words costs more than all the rest.
+enum Trace<'a> {
+    Off,
+    On(&'a mut VecDeque<String>, usize),
+}
+
+impl Trace<'_> {
+    fn line(&mut self, text: impl FnOnce() -> String) {
+        if let Trace::On(lines, most) = self {
+            if lines.len() >= *most {
+                lines.pop_front();
+            }
+            lines.push_back(text());
+        }
+    }
+}
+
+/// A panic of the supervisor breaks a rule too.
+fn run_guarded(seed: u64, trace: Trace<'_>) -> Result<BTreeMap<&'static str, u64>, String> {
+    catch_unwind(AssertUnwindSafe(|| Run::new(seed, trace).run())).unwrap_or_else(|panic| {
+        let text = (panic.downcast_ref::<String>().map(String::as_str))
+            .or(panic.downcast_ref::<&str>().copied());
+        Err(format!("panic: {}", text.unwrap_or("without a word")))
+    })
+}
+
+/// One seed.
+struct Run<'a> {
+    random: Random,
+    supervisor: Supervisor,
+    kernel: Kernel,
+    rules: Rules,
+    /// The start level of each watcher.
+    levels: Vec<u32>,
+    trace: Trace<'a>,
+    now: Time,
+    parent: bool,
+    /// Requests that wait for an answer.
+    open: BTreeMap<RequestId, Asked>,
+    next_request: u64,
+    is_stopping: bool,
+    is_over: bool,
+    told: BTreeSet<&'static str>,
+    status: String,
+    /// What was shown of each watcher after the last turn.
+    shown: BTreeMap<String, (WatcherState, u32)>,
+    /// The latest spawns of each slot.
+    spawns: BTreeMap<(u32, u32), VecDeque<Time>>,
+    /// Turns in a row at one time that only a deadline called for.
+    ticks_at_once: u32,
+    effects: Vec<Effect>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    command: Command,
+    no_wait: bool,
+    progress: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(seed: u64, trace: Trace<'a>) -> Run<'a> {
+        let mut random = Random::new(seed);
+        let text = units::random_text(&mut random.fork());
+        let plan = units::plan_of(&text);
+        let unbound: Vec<(String, String)> = (plan.sockets.iter())
+            .filter(|socket| socket.unit.optional && random.chance(60))
+            .map(|socket| (socket.name().to_owned(), "bind: no such address".to_owned()))
+            .collect();
+        let parent = random.chance(50);
+        // To put log lines into words costs more than all the rest.
+        let log_level = match (&trace, seed % 8) {
+            (Trace::Off, 1..) => LogLevel::Error,
+            _ => LogLevel::Trace,
+        };
+        let settings = Settings { log_level, parent };
+        let mut run = Run {
+            supervisor: Supervisor::new(&plan, &unbound, settings),
+            kernel: Kernel::new(&plan, &unbound, random.fork()),
+            rules: Rules::new(&plan, &unbound, parent),
+            levels: plan.watchers.iter().map(|w| w.level).collect(),
+            random,
+            trace,
+            now: Time::ZERO + Duration::from_secs(1000),
+            parent,
+            open: BTreeMap::new(),
+            next_request: 1,
+            is_stopping: false,
+            is_over: false,
+            told: BTreeSet::new(),
+            status: String::new(),
+            shown: BTreeMap::new(),
+            spawns: BTreeMap::new(),
+            ticks_at_once: 0,
+            effects: Vec::new(),
+        };
+        run.plan_events(&plan);
+        run
+    }
+
+    fn run(mut self) -> Result<BTreeMap<&'static str, u64>, String> {
+        let begin = self.now;
+        let faults_end = begin + Duration::from_millis(self.random.below(60_000));
+        if self.random.chance(97) {
+            self.turn(Event::Begin)?;
+        }
+        self.run_until(faults_end)?;
+        if !self.is_over {
+            self.trace
+                .line(|| "*** nothing goes wrong from here on".into());
+            self.kernel.calm_down(self.now);
+            self.run_until(self.now + Duration::from_secs(50))?;
+            if !self.is_over && !self.is_stopping {
+                self.kernel.fall_quiet();
+                self.run_until(self.now + Duration::from_secs(50))?;
+                self.rules.check_calm()?;
+            }
+        }
+        if !self.is_over {
+            self.turn(Event::Terminate)?;
+            self.run_until(self.now + Duration::from_secs(120))?;
+        }
+        if !self.is_over {
+            self.turn(Event::Terminate)?;
+            self.run_until(self.now + Duration::from_secs(11))?;
+        }
+        if !self.is_over {
+            return Err("the manager has not ended long after it was forced to".into());
+        }
+        Ok(self.rules.said)
+    }
+
+    fn plan_events(&mut self, plan: &Plan) {
+        let commands = match self.random.below(4) {
+            0 => 0,
+            1 | 2 => self.random.below(8),
+            _ => self.random.below(30),
+        };
+        let spread = self.random.pick(&[300, 5000, 60_000]);
+        let mut at = self.now;
+        for _ in 0..commands {
+            // A quarter come at the same time as the one before.
+            if self.random.chance(75) {
+                at = self.now + self.random.millis(spread);
+            }
+            let request = RequestId(self.next_request);
+            self.next_request += 1;
+            let event = Event::Command {
+                request,
+                command: self.random_command(plan),
+                no_wait: self.random.chance(15),
+                progress: self.random.chance(40),
+            };
+            self.kernel.plan_event(at, event);
+            if self.random.chance(15) {
+                let at = at + self.random.millis(4000);
+                self.kernel.plan_event(at, Event::Abandoned { request });
+            }
+        }
+        if self.random.chance(25) {
+            let at = self.now + self.random.millis(spread);
+            self.kernel.plan_event(at, Event::Terminate);
+            if self.random.chance(50) {
+                let at = at + self.random.millis(3000);
+                self.kernel.plan_event(at, Event::Terminate);
+            }
+        }
+    }
+
+    fn random_command(&mut self, plan: &Plan) -> Command {
+        let random = &mut self.random;
+        let one = |random: &mut Random| match random.chance(3) {
+            true => "nobody".to_owned(),
+            false => {
+                let index = random.below(plan.watchers.len() as u64);
+                plan.watchers[index as usize].name().to_owned()
+            }
+        };
+        let several = |random: &mut Random| -> Vec<String> {
+            let count = random.pick(&[0, 1, 1, 1, 2, 3]);
+            (0..count).map(|_| one(random)).collect()
+        };
+        match random.below(12) {
+            0..3 => Command::Start(several(random)),
+            3..6 => Command::Stop(several(random)),
+            6..8 => Command::Restart(several(random)),
+            8..10 => Command::Scale {
+                name: one(random),
+                to: match random.chance(50) {
+                    true => Amount::To(random.pick(&[0, 1, 2, 3, 5, 200_000])),
+                    false => Amount::By(random.pick(&[-2, -1, 1, 1, 2, i32::MIN, i32::MAX])),
+                },
+            },
+            10 => Command::Signal {
+                name: one(random),
+                signal: Signal(random.pick(&[1, 10, 15, 9, 18, 28])),
+                wid: random.chance(40).then(|| random.below(4) as u32),
+                children: random.chance(30),
+            },
+            _ => match random.chance(15) {
+                true => Command::Shutdown,
+                false => Command::Start(several(random)),
+            },
+        }
+    }
+
+    /// Lets things happen until `end`, or until the manager has ended.
+    fn run_until(&mut self, end: Time) -> Result<(), String> {
+        while !self.is_over {
+            let happening = self.kernel.next();
+            let deadline = self.supervisor.next_deadline();
+            let ticks = match (deadline, happening) {
+                (Some(deadline), Some(happening)) if deadline == happening => {
+                    self.random.chance(50)
+                }
+                (Some(deadline), Some(happening)) => deadline < happening,
+                (Some(_), None) => true,
+                (None, _) => false,
+            };
+            let next = if ticks { deadline } else { happening };
+            let Some(next) = next.filter(|next| *next <= end) else {
+                break;
+            };
+            self.pass(next);
+            if ticks {
+                self.turn(Event::Tick)?;
+            } else if let Some(event) = self.kernel.step(self.now) {
+                self.turn(event)?;
+            }
+        }
+        self.now = self.now.max(end);
+        Ok(())
+    }
+
+    /// Time goes on to `next`, and sometimes further: the machine was busy, or asleep.
+    fn pass(&mut self, next: Time) {
+        if next <= self.now {
+            return;
+        }
+        self.now = next;
+        if self.random.chance(6) && !self.kernel.calm {
+            let late = match self.random.below(40) {
+                0 => Duration::from_secs(self.random.below(200)),
+                _ => self.random.millis(3),
+            };
+            self.now = self.now + late;
+        }
+    }
+
+    /// One event.
+    fn turn(&mut self, event: Event) -> Result<(), String> {
+        let now = self.now;
+        let seconds = (now - (Time::ZERO + Duration::from_secs(1000))).as_secs_f64();
+        self.trace
+            .line(|| format!("{seconds:>9.4} {}", brief_event(&event)));
+        let is_tick = matches!(event, Event::Tick);
+        let was_due = self.supervisor.next_deadline().is_some_and(|at| at <= now);
+        let mut effects = std::mem::take(&mut self.effects);
+        effects.clear();
+        self.supervisor.handle(now, event.clone(), &mut effects);
+        for effect in &effects {
+            self.trace.line(|| format!("            {}", brief(effect)));
+        }
+        if effects.len() > 400 {
+            return Err(format!("one event has {} effects", effects.len()));
+        }
+        if is_tick && !was_due {
+            return Err("the simulator ticks for nothing".into());
+        }
+
+        self.note_request(&event);
+        self.rules.turn(now, &event, &effects)?;
+        self.check_truth(&effects)?;
+        if !was_due {
+            self.check_levels(&event, &effects)?;
+        }
+        let view = self.supervisor.view(now);
+        self.rules.check_view(&view)?;
+        check_progress(&view, &effects, &self.open, &mut self.shown)?;
+        for effect in &effects {
+            if let Effect::Reply { request, outcome } = effect {
+                let Some(asked) = self.open.remove(request) else {
+                    return Err(format!("nobody waits for the answer to {request:?}"));
+                };
+                if !self.rules.is_beyond_force() {
+                    check_answer(outcome, &asked, &view, &self.kernel)?;
+                }
+            }
+        }
+        if !self.is_over {
+            check_status(&view, &effects, self.parent, &mut self.status)?;
+        }
+        drop(view);
+        for effect in &effects {
+            self.kernel.execute(now, effect)?;
+        }
+        if self.is_over && !self.open.is_empty() {
+            return Err(format!(
+                "the manager ends without an answer to {:?}",
+                self.open
+            ));
+        }
+        self.effects = effects;
+        self.check_slots()?;
+        self.check_deadlines(is_tick)
+    }
+
+    fn note_request(&mut self, event: &Event) {
+        match event {
+            Event::Command {
+                request,
+                command,
+                no_wait,
+                progress,
+            } => {
+                let asked = Asked {
+                    command: command.clone(),
+                    no_wait: *no_wait,
+                    progress: *progress,
+                };
+                self.open.insert(*request, asked);
+            }
+            Event::Abandoned { request } => {
+                self.open.remove(request);
+            }
+            _ => {}
+        }
+    }
+
+    /// What holds whatever the rules say.
+    fn check_truth(&mut self, effects: &[Effect]) -> Result<(), String> {
+        for effect in effects {
+            match effect {
+                Effect::Spawn { watcher, wid, .. } => {
+                    if self.is_stopping {
+                        return Err("a worker is spawned though the manager ends".into());
+                    }
+                    self.check_rate(watcher.0, *wid)?;
+                }
+                Effect::Parent(ParentNotice::Stopping) => {
+                    self.is_stopping = true;
+                    self.tell("STOPPING=1")?;
+                }
+                Effect::Parent(ParentNotice::Ready) => {
+                    if self.is_stopping {
+                        return Err("the parent hears READY=1 after STOPPING=1".into());
+                    }
+                    self.tell("READY=1")?;
+                }
+                Effect::Finish { .. } => {
+                    self.is_over = true;
+                    if !self.rules.is_beyond_force() && self.kernel.busy().next().is_some() {
+                        return Err("the manager ends while something of it is alive".into());
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.parent {
+            return Ok(());
+        }
+        let tells = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Parent(ParentNotice::Status(_) | ParentNotice::Extend(_))
+            )
+        };
+        match effects.iter().any(tells) {
+            true => Err("a parent is spoken to that does not listen".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// At the manager's end no level is asked to end while something of a higher one is alive.
+    fn check_levels(&self, event: &Event, effects: &[Effect]) -> Result<(), String> {
+        let is_stop = matches!(
+            event,
+            Event::Terminate
+                | Event::Exited { .. }
+                | Event::Gone { .. }
+                | Event::SpawnFailed { .. }
+                | Event::SpawnCancelled { .. }
+        );
+        let from = effects
+            .iter()
+            .position(|effect| matches!(effect, Effect::Parent(ParentNotice::Stopping)));
+        let from = from.or(self.is_stopping.then_some(0));
+        let (true, Some(from)) = (is_stop, from) else {
+            return Ok(());
+        };
+        let level = |watcher: WatcherId| self.levels[watcher.0 as usize];
+        let highest = self
+            .kernel
+            .busy()
+            .map(|process| level(process.watcher))
+            .max();
+        for effect in &effects[from..] {
+            let Effect::Signal { proc, .. } = effect else {
+                continue;
+            };
+            let own = self
+                .kernel
+                .procs
+                .get(proc)
+                .map(|process| level(process.watcher));
+            if own < highest {
+                return Err(format!("{proc:?} is asked to end before its turn"));
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, what: &'static str) -> Result<(), String> {
+        match self.told.insert(what) {
+            true => Ok(()),
+            false => Err(format!("the parent hears {what} twice")),
+        }
+    }
+
+    /// No slot spins, whatever its program does: the shortest backoff is 10 ms.
+    fn check_rate(&mut self, watcher: u32, wid: u32) -> Result<(), String> {
+        let latest = self.spawns.entry((watcher, wid)).or_default();
+        latest.push_back(self.now);
+        if latest.len() <= 160 {
+            return Ok(());
+        }
+        let first = latest.pop_front().unwrap_or(self.now);
+        match self.now.since(first) < Duration::from_secs(1) {
+            true => Err("a slot has more than 160 spawns in a second".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn check_slots(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for slot in self.kernel.occupied() {
+            if !seen.insert(slot) {
+                return Err(format!("{slot:?} has two processes"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_deadlines(&mut self, is_tick: bool) -> Result<(), String> {
+        if self.is_over {
+            return Ok(());
+        }
+        let (real, must) = (self.supervisor.next_deadline(), self.rules.next_deadline());
+        if real != must {
+            return Err(format!(
+                "the next deadline is {real:?} and must be {must:?}"
+            ));
+        }
+        self.ticks_at_once = match is_tick && real.is_some_and(|at| at <= self.now) {
+            true => self.ticks_at_once + 1,
+            false => 0,
+        };
+        match self.ticks_at_once > 20 {
+            true => Err("deadlines go round in a circle at one time".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// An event without what a notification does not say.
+fn brief_event(event: &Event) -> String {
+    let Event::Notified {
+        proc,
+        sender,
+        message,
+    } = event
+    else {
+        return format!("{event:?}");
+    };
+    let said = format!("{message:?}");
+    let said: Vec<&str> = (said.trim_start_matches("Message { ").trim_end_matches(" }"))
+        .split(", ")
+        .filter(|field| !field.ends_with(": false") && !field.ends_with(": None"))
+        .collect();
+    format!("Notified {proc:?} by {sender:?}: {}", said.join(", "))
+}
+
+/// What an answer says must be so at that very time.
+fn check_answer(
+    outcome: &Result<Option<String>, Refusal>,
+    asked: &Asked,
+    view: &View<'_>,
+    kernel: &Kernel,
+) -> Result<(), String> {
+    let names = match &asked.command {
+        Command::Start(names) | Command::Stop(names) | Command::Restart(names) => names.as_slice(),
+        Command::Scale { name, .. } | Command::Signal { name, .. } => std::slice::from_ref(name),
+        Command::Shutdown => &[],
+    };
+    if let Err(Refusal::NoSuchWatcher { name }) = outcome {
+        let is_known = view.watchers.iter().any(|watcher| watcher.name == name);
+        return match is_known || !names.contains(name) {
+            true => Err(format!("`{name}` is said not to exist")),
+            false => Ok(()),
+        };
+    }
+    if outcome.is_err() || asked.no_wait {
+        return Ok(());
+    }
+    // Of several, the first may have moved on since it was done.
+    let [name] = names else {
+        return Ok(());
+    };
+    for watcher in (view.watchers.iter()).filter(|watcher| watcher.name == name) {
+        let lives = kernel.busy().any(|process| process.watcher == watcher.id);
+        let is_so = match asked.command {
+            Command::Start(_) | Command::Restart(_) => match watcher.state {
+                WatcherState::Running => watcher.ready > 0 || watcher.wanted == 0,
+                WatcherState::Waiting | WatcherState::Stopped => true,
+                _ => false,
+            },
+            Command::Stop(_) => !lives,
+            _ => true,
+        };
+        if !is_so {
+            let (name, state) = (watcher.name, watcher.state);
+            return Err(format!(
+                "a command is said to be done, and watcher `{name}` is {state}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Who asked for progress hears of every change of the watcher that they wait for, and nobody else hears anything.
+fn check_progress(
+    view: &View<'_>,
+    effects: &[Effect],
+    open: &BTreeMap<RequestId, Asked>,
+    shown: &mut BTreeMap<String, (WatcherState, u32)>,
+) -> Result<(), String> {
+    let mut told: BTreeMap<(RequestId, &str), WatcherState> = BTreeMap::new();
+    let mut answered = BTreeSet::new();
+    for effect in effects {
+        match effect {
+            Effect::Progress {
+                request,
+                watcher,
+                state,
+                ..
+            } => {
+                if !open.get(request).is_some_and(|asked| asked.progress) {
+                    return Err(format!("nobody asked for the progress of {request:?}"));
+                }
+                told.insert((*request, watcher), *state);
+            }
+            Effect::Reply { request, .. } => {
+                answered.insert(request);
+            }
+            _ => {}
+        }
+    }
+    for watcher in &view.watchers {
+        let now = (watcher.state, watcher.ready);
+        if shown.insert(watcher.name.to_owned(), now) == Some(now) {
+            continue;
+        }
+        for (request, asked) in open.iter().filter(|(_, asked)| asked.progress) {
+            let is_meant = matches!(
+                &asked.command,
+                Command::Start(names) | Command::Stop(names) | Command::Restart(names)
+                    if names.len() == 1 && names[0] == watcher.name
+            );
+            let heard = told.get(&(*request, watcher.name));
+            if is_meant && !answered.contains(request) && heard != Some(&watcher.state) {
+                let (name, state) = (watcher.name, watcher.state);
+                return Err(format!(
+                    "watcher `{name}` is {state} now, and {request:?} heard {heard:?}"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// STATUS= says what status says, and only where it changed.
+fn check_status(
+    view: &View<'_>,
+    effects: &[Effect],
+    parent: bool,
+    told: &mut String,
+) -> Result<(), String> {
+    for effect in effects {
+        if let Effect::Parent(ParentNotice::Status(text)) = effect {
+            if text == told {
+                return Err("the parent hears the same STATUS= again".into());
+            }
+            told.clone_from(text);
+        }
+    }
+    // Nothing is said before the first event.
+    if !parent || told.is_empty() {
+        return Ok(());
+    }
+    let count = |state| {
+        let is = |watcher: &&tentpole::supervise::WatcherView<'_>| watcher.state == state;
+        view.watchers.iter().filter(is).count()
+    };
+    let running = count(WatcherState::Running);
+    let mut must = format!("{running} of {} watchers running", view.watchers.len());
+    for state in [
+        WatcherState::Waiting,
+        WatcherState::Starting,
+        WatcherState::Stopping,
+        WatcherState::Backoff,
+        WatcherState::Failed,
+    ] {
+        match count(state) {
+            0 => {}
+            some => must.push_str(&format!(", {some} {state}")),
+        }
+    }
+    match *told == must {
+        true => Ok(()),
+        false => Err(format!("the parent was told `{told}`, and it is `{must}`")),
+    }
+}

@@ -1896,7 +1896,7 @@ impl End {
         let (clean, exit_code) = match exit {
             Exit::Code(code) => (code == 0, code),
             Exit::Signal(Signal(number)) => (matches!(number, 1 | 2 | 13 | 15), 128 + number),
-            Exit::Unknown => (true, 0),
+            Exit::Unknown => (false, 1),
         };
         End {
             clean,

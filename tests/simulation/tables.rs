@@ -103,14 +103,16 @@ fn a_worker_that_was_ready_for_restart_reset_starts_the_backoff_over() {
 
 #[test]
 fn restart_says_what_follows_which_end() {
-    let (clean, failed) = ([CODE_0, TERM], [CODE_1, KILLED]);
+    let [hup, int, pipe, abrt] = [1, 2, 13, 6].map(|signal| Exit::Signal(Signal(signal)));
+    let clean: &[Exit] = &[CODE_0, TERM, hup, int, pipe];
+    let failed: &[Exit] = &[CODE_1, KILLED, abrt];
     for (policy, after_clean, after_failed) in [
         ("always", true, true),
         ("on-failure", false, true),
         ("never", false, false),
     ] {
         for (ends, again) in [(clean, after_clean), (failed, after_failed)] {
-            for end in ends {
+            for end in ends.iter().copied() {
                 let mut run = running(&format!("restart = \"{policy}\""));
                 let spawns = run.exits("a/1", end).contains(&"spawn a/1".to_owned());
                 assert_eq!(spawns, again, "{policy} and {end}");
@@ -696,10 +698,16 @@ fn a_socket_that_is_bound_late_is_passed_to_new_workers() {
     assert_eq!(run.view().sockets[0].state, SocketState::Failed);
     assert_eq!(run.after(0.1), ["bind s"]);
     let socket = run.socket("s");
-    let error = "bind: no such address".to_owned();
-    run.event(Event::BindFailed { socket, error });
-    assert_eq!(run.after(0.199), NOTHING);
-    assert_eq!(run.after(0.001), ["bind s"]);
+    for delay in [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0] {
+        let error = "bind: still no such address".to_owned();
+        run.event(Event::BindFailed { socket, error });
+        assert_eq!(
+            run.view().sockets[0].error,
+            Some("bind: still no such address")
+        );
+        assert_eq!(run.after(delay - 0.001), NOTHING);
+        assert_eq!(run.after(0.001), ["bind s"]);
+    }
     assert_eq!(
         run.event(Event::Bound { socket }),
         ["TERM to a/1", "CONT to a/1"]
@@ -931,6 +939,26 @@ fn stop_waits_for_the_leftovers_of_a_worker_that_ended_before_its_turn() {
 }
 
 #[test]
+fn without_a_graceful_timeout_the_others_are_waited_for_too() {
+    let mut run = running("graceful_timeout = \"infinity\"\nstop_children = true");
+    run.stop(&["a"]);
+    assert_eq!(run.exits("a/1", TERM), ["await leftovers of a/1"]);
+    assert_eq!(run.after(100_000.0), NOTHING);
+    run.terminate();
+    assert_eq!(run.terminate(), ["kill leftovers of a/1"]);
+}
+
+#[test]
+fn what_is_left_of_a_worker_can_not_speak_for_it() {
+    let mut run = running("notify_access = \"all\"");
+    run.stop(&["a"]);
+    run.exits("a/1", TERM);
+    let claim = message(|it| (it.main_pid, it.status) = (Some(9), Some("alive".into())));
+    assert_eq!(run.notifies("a/1", Sender::Other(Pid(9)), claim), NOTHING);
+    assert_eq!(run.watcher("a").workers[0].status, None);
+}
+
+#[test]
 fn a_killed_worker_is_stopping_since_then() {
     let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
     run.begin();
@@ -941,4 +969,175 @@ fn a_killed_worker_is_stopping_since_then() {
     run.after(1.0);
     let stopping_since = run.watcher("a").workers[0].since;
     assert_eq!(run.now - stopping_since, Duration::from_secs(1));
+}
+
+#[test]
+fn a_watcher_whose_last_worker_is_scaled_away_has_run_out() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nnumprocesses = 2";
+    let mut run = Scenario::of(&(socket("") + &watcher("a", lines)));
+    run.begin();
+    run.traffic("s");
+    run.all_spawned(&["a/1", "a/2"]);
+    run.ends("a/1");
+    run.command(scale("a", Amount::To(1)));
+    assert_eq!(
+        run.ends("a/2"),
+        ["kill leftovers of a/2", "answer 1: done", "watch s"]
+    );
+    assert_eq!(run.state("a"), "waiting");
+
+    let mut run = running("restart = \"never\"\nnumprocesses = 2");
+    run.ends("a/1");
+    run.command(scale("a", Amount::To(1)));
+    run.ends("a/2");
+    assert_eq!(run.state("a"), "stopped");
+}
+
+#[test]
+fn a_worker_that_ended_for_good_stays_so_when_others_are_added() {
+    let mut run = running("restart = \"never\"\nnumprocesses = 2");
+    run.ends("a/1");
+    assert_eq!(run.command(scale("a", Amount::By(1))), ["spawn a/3"]);
+    run.spawned("a/3");
+    assert_eq!(run.watcher("a").ready, 2);
+}
+
+#[test]
+fn shards_of_workers_that_never_ran_are_closed_too() {
+    let lines = "sockets = [\"s\"]\nautostart = false\nnumprocesses = 3";
+    let text = socket("so_reuseport = true") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(
+        run.command(scale("a", Amount::To(1))),
+        ["close shards a/3", "close shards a/2", "answer 1: done"]
+    );
+}
+
+#[test]
+fn of_several_critical_watchers_the_cause_decides_on_the_code() {
+    let text = watcher("a", "critical = true\nmax_retry = 1")
+        + &watcher("b", "critical = true\nrequires = [\"a\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(
+        run.spawn_failed("a/1"),
+        ["tell the parent: stopping", "finish 127"]
+    );
+}
+
+#[test]
+fn start_says_that_the_worker_failed_even_if_the_watcher_only_waits_again() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nrestart = \"never\"\ntype = \"notify\"";
+    let mut run = Scenario::of(&(socket("") + &watcher("a", lines)));
+    run.begin();
+    run.start(&["a"]);
+    let words = run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "waiting");
+    let answer = words.first().expect("there is an answer");
+    assert!(
+        answer.starts_with("answer 1: failed: watcher `a`: "),
+        "{answer}"
+    );
+}
+
+#[test]
+fn what_waits_for_its_start_waits_on_if_what_it_is_after_is_not_ready_any_more() {
+    let text = "[manager]\nwarmup_delay = 1\n".to_owned()
+        + &socket("")
+        + &watcher("a", "sockets = [\"s\"]\non_demand = true\npriority = 1")
+        + &watcher("b", "priority = 1")
+        + &watcher("c", "after = [\"a\"]");
+    let mut run = Scenario::of(&text);
+    assert_eq!(run.begin(), ["watch s", "spawn b/1"]);
+    assert_eq!(run.traffic("s"), ["unwatch s"]);
+    assert_eq!(run.after(1.0), ["spawn a/1"]);
+    assert_eq!(run.after(5.0), NOTHING, "a is not ready");
+    assert_eq!(run.spawned("a/1"), ["spawn c/1"]);
+}
+
+#[test]
+fn a_stop_that_waited_for_another_goes_on_when_that_is_started_again() {
+    let mut run = Scenario::of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(run.stop(&[]), ["TERM to b/1", "CONT to b/1"]);
+    let words = run.start(&["b"]);
+    assert!(words.contains(&"TERM to a/1".to_owned()), "{words:?}");
+}
+
+#[test]
+fn a_oneshot_that_succeeds_ends_the_row_of_failed_starts() {
+    let lines = "type = \"oneshot\"\nnumprocesses = 2\nmax_retry = 2";
+    let mut run = running(lines);
+    run.exits("a/1", CODE_1);
+    run.ends("a/2");
+    run.spawned("a/1");
+    assert_eq!(run.exits("a/1", CODE_1), ["kill leftovers of a/1"]);
+    assert_eq!(run.state("a"), "backoff");
+}
+
+#[test]
+fn a_manager_that_is_told_to_end_before_it_begins_does_not_begin() {
+    let mut run = Scenario::of(&watcher("a", ""));
+    assert_eq!(run.terminate(), ["tell the parent: stopping", "finish 0"]);
+    let mut effects = Vec::new();
+    run.supervisor.handle(run.now, Event::Begin, &mut effects);
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[test]
+fn nothing_is_due_when_nothing_is_to_come() {
+    let text = "[manager]\nwarmup_delay = 5\n".to_owned()
+        + &watcher("a", "numprocesses = 2\nwarmup_delay = 5")
+        + &watcher("b", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert!(run.supervisor.next_deadline().is_some());
+    run.spawned("a/1");
+    run.stop(&[]);
+    run.ends("a/1");
+    // It was due for its delay only, and is not wanted any more.
+    assert_eq!(
+        run.stop(&["b"]).last().map(String::as_str),
+        Some("answer 2: done")
+    );
+    run.after(0.0);
+    let late = run.supervisor.next_deadline().map(|at| at - run.now);
+    assert!(
+        late.is_none_or(|late| late > Duration::from_secs(20)),
+        "{late:?}"
+    );
+}
+
+#[test]
+fn nothing_is_bound_while_the_manager_ends() {
+    let text = socket("optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = Scenario::with_unbound(&text, &["s"]);
+    run.begin();
+    run.spawned("a/1");
+    run.terminate();
+    assert_eq!(run.after(20.0), NOTHING);
+}
+
+#[test]
+fn backoff_keeps_its_reason_when_another_worker_proves_itself() {
+    let mut run =
+        running("numprocesses = 2\nrestart_delay = 60\nrestart_max_delay = 60\nrestart_reset = 1");
+    run.exits("a/1", CODE_1);
+    run.spawn_failed("a/1");
+    run.exits("a/2", Exit::Code(7));
+    run.spawned("a/2");
+    run.after(0.5);
+    assert_eq!(
+        run.watcher("a").error.as_deref(),
+        Some("worker 2 exited with code 7")
+    );
+    run.after(2.5);
+    let error = run.watcher("a").error.expect("worker 1 is in backoff");
+    assert!(
+        error.starts_with("worker 1 could not be started"),
+        "{error}"
+    );
+    assert!(error.ends_with("next try in 57 s"), "{error}");
 }

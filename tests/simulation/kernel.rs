@@ -1,0 +1,780 @@
+//! A kernel and its programs, simulated: carries out effects as the contract at the head of `supervise` says, and
+//! makes events of what its programs do. Knows what is true, and says so when an effect could not be carried out.
+
+use crate::random::Random;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tentpole::plan::{self, Plan};
+use tentpole::supervise::notify::{Message, Watchdog};
+use tentpole::supervise::{
+    Effect, Event, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Time, WatcherId,
+};
+use tentpole::unit::{Signal, WatcherKind};
+
+pub struct Kernel {
+    random: Random,
+    /// What is going to happen, by time; at one time in random order.
+    queue: BTreeMap<(Time, u64), Happening>,
+    order: u64,
+    pub procs: BTreeMap<ProcId, Process>,
+    ports: Vec<Port>,
+    specs: Vec<Rc<plan::Watcher>>,
+    temper: Vec<Temper>,
+    /// Nothing goes wrong any more.
+    pub calm: bool,
+    /// Clients have stopped coming.
+    is_quiet: bool,
+    next_pid: i32,
+    is_over: bool,
+}
+
+/// What is going to happen. Much of it is void by then, since its process has ended.
+#[derive(Clone, Debug)]
+enum Happening {
+    Made(ProcId),
+    NotMade(ProcId, SpawnFailure),
+    /// By itself.
+    Crash(ProcId, Exit),
+    /// Since it was told to, or killed.
+    Exit(ProcId, Exit),
+    LeftoversEnd(ProcId),
+    Notify(ProcId, Sender, Message),
+    Feed(ProcId),
+    Drained(ProcId),
+    Connect(usize),
+    Traffic(usize),
+    Accept(usize),
+    Bind(usize),
+    /// An event that nothing here depends on, such as a command.
+    Event(Event),
+}
+
+/// What a process is, whatever the supervisor believes.
+#[derive(Debug)]
+pub struct Process {
+    pub watcher: WatcherId,
+    pub wid: u32,
+    pub stage: Stage,
+    /// Something of it is alive beside its main process.
+    pub leftovers: bool,
+    /// It is in the kernel's hands for a long time even when it is killed.
+    pub stuck: bool,
+    deaf: bool,
+    feeds: bool,
+    /// It was told to end, or said that it does.
+    is_ending: bool,
+    /// The supervisor wants to hear when nothing is left.
+    is_awaited: bool,
+    gone: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Ordered and not made yet.
+    Ordered,
+    /// As above, but a cancellation has reached it in time.
+    Cancelled,
+    Alive,
+    /// It has exited and that was reported.
+    Dead,
+    /// It was never made.
+    Never,
+}
+
+#[derive(Default)]
+struct Port {
+    pending: u32,
+    is_watched: bool,
+    is_bound: bool,
+    traffic_queued: bool,
+    watchers: Vec<usize>,
+}
+
+/// What the programs of a watcher are inclined to do, in percent.
+#[derive(Clone, Copy)]
+struct Temper {
+    unspawnable: u64,
+    early_exit: u64,
+    late_exit: u64,
+    clean: u64,
+    never_ready: u64,
+    deaf: u64,
+    leaves: u64,
+    starves: u64,
+    talks: u64,
+    accepts: bool,
+}
+
+impl Temper {
+    fn random(random: &mut Random) -> Temper {
+        let healthy = Temper {
+            unspawnable: 0,
+            early_exit: 1,
+            late_exit: 10,
+            clean: 50,
+            never_ready: 0,
+            deaf: 3,
+            leaves: 10,
+            starves: 2,
+            talks: 10,
+            accepts: true,
+        };
+        match random.below(7) {
+            0 | 1 => healthy,
+            2 => Temper {
+                late_exit: 80,
+                clean: random.pick(&[0, 40, 100]),
+                ..healthy
+            },
+            3 => Temper {
+                unspawnable: random.pick(&[30, 100]),
+                ..healthy
+            },
+            4 => Temper {
+                early_exit: 90,
+                clean: random.pick(&[0, 50, 100]),
+                accepts: false,
+                ..healthy
+            },
+            5 => Temper {
+                never_ready: 70,
+                deaf: 70,
+                starves: 60,
+                ..healthy
+            },
+            _ => Temper {
+                unspawnable: 10,
+                early_exit: 20,
+                late_exit: 40,
+                clean: 40,
+                never_ready: 20,
+                deaf: 30,
+                leaves: 60,
+                starves: 30,
+                talks: 70,
+                accepts: random.chance(70),
+            },
+        }
+    }
+}
+
+impl Kernel {
+    pub fn new(plan: &Plan, unbound: &[(String, String)], mut random: Random) -> Kernel {
+        let mut ports: Vec<Port> = Vec::new();
+        for socket in &plan.sockets {
+            let watchers = (0..plan.watchers.len()).filter(|index| {
+                plan.watchers[*index]
+                    .listens
+                    .iter()
+                    .any(|n| n == socket.name())
+            });
+            ports.push(Port {
+                is_bound: unbound.iter().all(|(name, _)| name != socket.name()),
+                watchers: watchers.collect(),
+                ..Port::default()
+            });
+        }
+        let temper = (plan.watchers.iter())
+            .map(|_| Temper::random(&mut random))
+            .collect();
+        let mut kernel = Kernel {
+            random,
+            queue: BTreeMap::new(),
+            order: 0,
+            procs: BTreeMap::new(),
+            ports,
+            specs: plan.watchers.clone(),
+            temper,
+            calm: false,
+            is_quiet: false,
+            next_pid: 100,
+            is_over: false,
+        };
+        for port in 0..kernel.ports.len() {
+            let at = Time::ZERO + kernel.random.millis(8000);
+            kernel.add(at, Happening::Connect(port));
+            kernel.add(at, Happening::Accept(port));
+        }
+        kernel
+    }
+
+    /// Lets `event` happen at `at`.
+    pub fn plan_event(&mut self, at: Time, event: Event) {
+        self.add(at, Happening::Event(event));
+    }
+
+    fn add(&mut self, at: Time, happening: Happening) {
+        self.order += 1;
+        let among_those_of_one_time = self.random.below(4) << 60;
+        self.queue
+            .insert((at, among_those_of_one_time | self.order), happening);
+    }
+
+    /// When something happens next.
+    pub fn next(&self) -> Option<Time> {
+        self.queue.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Lets the next thing happen; it is an event if the supervisor hears of it.
+    pub fn step(&mut self, now: Time) -> Option<Event> {
+        let (_, happening) = self.queue.pop_first()?;
+        match happening {
+            Happening::Event(event) => Some(event),
+            Happening::Made(proc) => {
+                let process = self.procs.get_mut(&proc)?;
+                if process.stage == Stage::Cancelled {
+                    process.stage = Stage::Never;
+                    return Some(Event::SpawnCancelled { proc });
+                }
+                process.stage = Stage::Alive;
+                self.animate(now, proc);
+                self.next_pid += 1;
+                let pid = Pid(self.next_pid);
+                Some(Event::Spawned { proc, pid })
+            }
+            Happening::NotMade(proc, failure) => {
+                let process = self.procs.get_mut(&proc)?;
+                let cancelled = process.stage == Stage::Cancelled;
+                process.stage = Stage::Never;
+                Some(match cancelled {
+                    true => Event::SpawnCancelled { proc },
+                    false => Event::SpawnFailed { proc, failure },
+                })
+            }
+            Happening::Crash(proc, exit) | Happening::Exit(proc, exit) => {
+                let process = self.procs.get_mut(&proc)?;
+                if process.stage != Stage::Alive {
+                    return None;
+                }
+                process.stage = Stage::Dead;
+                if process.leftovers && (self.calm || self.random.chance(50)) {
+                    let delay = self.random.millis(5000);
+                    self.add(now + delay, Happening::LeftoversEnd(proc));
+                }
+                Some(Event::Exited { proc, exit })
+            }
+            Happening::LeftoversEnd(proc) => {
+                let process = self.procs.get_mut(&proc)?;
+                process.leftovers = false;
+                self.report_gone(proc)
+            }
+            Happening::Notify(proc, sender, message) => {
+                let process = self.procs.get(&proc)?;
+                let leftover = process.leftovers && matches!(sender, Sender::Other(_));
+                if process.stage != Stage::Alive && !leftover {
+                    return None;
+                }
+                if message.stopping {
+                    self.procs.get_mut(&proc)?.is_ending = true;
+                    if self.random.chance(70) {
+                        let at = now + self.random.millis(2000);
+                        let exit = self.random.pick(&[0, 0, 1]);
+                        self.add(at, Happening::Crash(proc, Exit::Code(exit)));
+                    }
+                }
+                Some(Event::Notified {
+                    proc,
+                    sender,
+                    message,
+                })
+            }
+            Happening::Feed(proc) => self.feed(now, proc),
+            Happening::Drained(proc) => {
+                let process = self.procs.get(&proc)?;
+                (process.stage == Stage::Alive).then_some(Event::Drained { proc })
+            }
+            Happening::Connect(port) => {
+                if !self.is_quiet {
+                    self.ports[port].pending += 1;
+                    let pause = Duration::from_millis(self.random.pick(&[1, 30, 700, 9000]));
+                    self.add(now + pause, Happening::Connect(port));
+                    self.look_at(now, port);
+                }
+                None
+            }
+            Happening::Traffic(port) => {
+                self.ports[port].traffic_queued = false;
+                self.look_at(now, port);
+                let port_ = &self.ports[port];
+                (port_.is_watched && port_.pending > 0).then_some(Event::Traffic {
+                    socket: SocketId(port as u32),
+                })
+            }
+            Happening::Accept(port) => {
+                let accepts = |process: &Process| {
+                    let watcher = process.watcher.0 as usize;
+                    process.stage == Stage::Alive
+                        && self.ports[port].watchers.contains(&watcher)
+                        && (self.calm || self.temper[watcher].accepts)
+                };
+                if self.procs.values().any(accepts) {
+                    self.ports[port].pending = 0;
+                }
+                let pause = 1 + self.random.below(500);
+                self.add(now + Duration::from_millis(pause), Happening::Accept(port));
+                None
+            }
+            Happening::Bind(port) => {
+                let socket = SocketId(port as u32);
+                if self.calm || self.random.chance(40) {
+                    self.ports[port].is_bound = true;
+                    self.look_at(now, port);
+                    return Some(Event::Bound { socket });
+                }
+                let error = "bind: Cannot assign requested address".into();
+                Some(Event::BindFailed { socket, error })
+            }
+        }
+    }
+
+    /// Carries out an effect, or says why no kernel could.
+    pub fn execute(&mut self, now: Time, effect: &Effect) -> Result<(), String> {
+        if self.is_over {
+            return Err("there is an effect after `Finish`".into());
+        }
+        match effect {
+            Effect::Spawn {
+                proc, watcher, wid, ..
+            } => self.spawn(now, *proc, *watcher, *wid)?,
+            Effect::CancelSpawn { proc } => {
+                let process = self.known(*proc)?;
+                if process.stage == Stage::Ordered && self.random.chance(60) {
+                    self.known(*proc)?.stage = Stage::Cancelled;
+                }
+            }
+            Effect::Signal {
+                proc,
+                signal,
+                group,
+            } => self.signal(now, *proc, *signal, *group)?,
+            Effect::Follow { proc, .. } => {
+                self.alive(*proc, "is followed to another main process")?;
+            }
+            Effect::Kill { proc } => {
+                let stuck = self.alive(*proc, "is killed")?.stuck;
+                let delay = self.dying_takes(stuck);
+                self.add(now + delay, Happening::Exit(*proc, Exit::Signal(Signal(9))));
+                let delay = delay + self.dying_takes(false);
+                self.add(now + delay, Happening::LeftoversEnd(*proc));
+            }
+            Effect::KillLeftovers { proc } => {
+                let stuck = self.dead(*proc, "has its leftovers killed")?.stuck;
+                self.known(*proc)?.is_awaited = true;
+                let delay = match self.known(*proc)?.leftovers {
+                    true => self.dying_takes(stuck),
+                    false => self.random.millis(2),
+                };
+                self.add(now + delay, Happening::LeftoversEnd(*proc));
+            }
+            Effect::AwaitLeftovers { proc } => {
+                let process = self.dead(*proc, "has its leftovers awaited")?;
+                process.is_awaited = true;
+                if !process.leftovers {
+                    self.add(now, Happening::LeftoversEnd(*proc));
+                }
+            }
+            Effect::Drain { proc } => {
+                self.alive(*proc, "is drained")?;
+                let delay = self.random.pick(&[0, 20, 1000, 10_000]);
+                let delay = Duration::from_millis(delay);
+                self.add(now + delay, Happening::Drained(*proc));
+            }
+            Effect::CloseShards { watcher, wid } => {
+                let is_busy = |process: &&Process| {
+                    process.is_busy() && (process.watcher, process.wid) == (*watcher, *wid)
+                };
+                if self.procs.values().find(is_busy).is_some() {
+                    return Err("shards are closed while their worker is alive".into());
+                }
+            }
+            Effect::Watch { socket } => {
+                let port = &mut self.ports[socket.0 as usize];
+                if port.is_watched {
+                    return Err("a socket is watched twice".into());
+                }
+                if !port.is_bound {
+                    return Err("a socket is watched that is not bound".into());
+                }
+                port.is_watched = true;
+                self.look_at(now, socket.0 as usize);
+            }
+            Effect::Unwatch { socket } => {
+                let port = &mut self.ports[socket.0 as usize];
+                if !port.is_watched {
+                    return Err("a socket is unwatched that is not watched".into());
+                }
+                port.is_watched = false;
+            }
+            Effect::Bind { socket } => {
+                if self.ports[socket.0 as usize].is_bound {
+                    return Err("a socket is bound twice".into());
+                }
+                let delay = self.random.millis(50);
+                self.add(now + delay, Happening::Bind(socket.0 as usize));
+            }
+            Effect::Finish { .. } => self.is_over = true,
+            Effect::Reply { .. }
+            | Effect::Progress { .. }
+            | Effect::Parent(_)
+            | Effect::Log { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// From now on nothing goes wrong by itself, and what would never have been ready is soon.
+    pub fn calm_down(&mut self, now: Time) {
+        self.calm = true;
+        let alive: Vec<ProcId> = (self.procs.iter())
+            .filter(|(_, process)| process.stage == Stage::Alive)
+            .map(|(proc, _)| *proc)
+            .collect();
+        self.queue.retain(|_, happening| {
+            !matches!(
+                happening,
+                Happening::Crash(..) | Happening::Notify(..) | Happening::Feed(_)
+            )
+        });
+        let left: Vec<ProcId> = (self.procs.iter())
+            .filter(|(_, process)| process.stage == Stage::Dead && process.leftovers)
+            .map(|(proc, _)| *proc)
+            .collect();
+        for proc in left {
+            self.add(now, Happening::LeftoversEnd(proc));
+        }
+        for proc in alive {
+            let process = self.procs.get_mut(&proc);
+            let Some(process) = process else { continue };
+            process.feeds = true;
+            process.deaf = false;
+            process.stuck = false;
+            let watcher = process.watcher.0 as usize;
+            if process.is_ending {
+                self.add(now, Happening::Exit(proc, Exit::Code(0)));
+            }
+            self.behave(now, proc, watcher);
+        }
+    }
+
+    /// From now on no client comes, and those that wait have gone.
+    pub fn fall_quiet(&mut self) {
+        self.is_quiet = true;
+        for port in &mut self.ports {
+            port.pending = 0;
+        }
+    }
+
+    /// Something that was ordered and has not come to its end.
+    pub fn busy(&self) -> impl Iterator<Item = &Process> {
+        self.procs.values().filter(|process| process.is_busy())
+    }
+
+    fn known(&mut self, proc: ProcId) -> Result<&mut Process, String> {
+        self.procs
+            .get_mut(&proc)
+            .ok_or_else(|| format!("{proc:?} was never spawned"))
+    }
+
+    fn alive(&mut self, proc: ProcId, what: &str) -> Result<&mut Process, String> {
+        let process = self.known(proc)?;
+        match process.stage {
+            Stage::Alive => Ok(process),
+            stage => Err(format!("{proc:?} {what}, and it is {stage:?}")),
+        }
+    }
+
+    fn dead(&mut self, proc: ProcId, what: &str) -> Result<&mut Process, String> {
+        let process = self.known(proc)?;
+        match process.stage {
+            Stage::Dead => Ok(process),
+            stage => Err(format!("{proc:?} {what}, and it is {stage:?}")),
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        now: Time,
+        proc: ProcId,
+        watcher: WatcherId,
+        wid: u32,
+    ) -> Result<(), String> {
+        let temper = self.temper[watcher.0 as usize];
+        let process = Process {
+            watcher,
+            wid,
+            stage: Stage::Ordered,
+            leftovers: false,
+            stuck: !self.calm && self.random.chance(3),
+            deaf: !self.calm && self.random.chance(temper.deaf),
+            feeds: true,
+            is_ending: false,
+            is_awaited: false,
+            gone: false,
+        };
+        if self.procs.insert(proc, process).is_some() {
+            return Err(format!("{proc:?} is spawned twice"));
+        }
+        let delay = match self.random.below(10) {
+            0..7 => Duration::ZERO,
+            7..9 => self.random.millis(30),
+            _ => self.random.millis(3000),
+        };
+        let happening = if !self.calm && self.random.chance(temper.unspawnable) {
+            let exit_code = self.random.pick(&[127, 126, 1]);
+            let reason = "exec /usr/bin/program: No such file or directory".into();
+            Happening::NotMade(proc, SpawnFailure { reason, exit_code })
+        } else {
+            Happening::Made(proc)
+        };
+        self.add(now + delay, happening);
+        Ok(())
+    }
+
+    /// Decides on the life of a new process.
+    fn animate(&mut self, now: Time, proc: ProcId) {
+        let Some(process) = self.procs.get_mut(&proc) else {
+            return;
+        };
+        let watcher = process.watcher.0 as usize;
+        let temper = self.temper[watcher];
+        if self.calm {
+            // It may have been ordered before.
+            (process.deaf, process.stuck) = (false, false);
+            return self.behave(now, proc, watcher);
+        }
+        process.leftovers = self.random.chance(temper.leaves);
+        let (kind, limit) = (
+            self.specs[watcher].unit.kind,
+            self.specs[watcher].unit.start_timeout,
+        );
+        let limit = limit.unwrap_or(Duration::from_secs(2)).as_millis() as u64;
+        if self.random.chance(temper.early_exit) {
+            let at = now + self.random.millis(40);
+            let exit = self.random_exit(temper);
+            self.add(at, Happening::Crash(proc, exit));
+        }
+        if self.random.chance(temper.late_exit) {
+            let longest = self.random.pick(&[300, 2500, 20_000]);
+            let at = now + self.random.millis(longest);
+            let exit = self.random_exit(temper);
+            self.add(at, Happening::Crash(proc, exit));
+        }
+        if !self.random.chance(temper.never_ready) {
+            let near = self.random.chance(10);
+            let at = match near {
+                // At the deadline itself.
+                true => now + Duration::from_millis(limit),
+                false => now + self.random.millis(limit.min(3000) * 11 / 10),
+            };
+            let ready = match kind {
+                WatcherKind::Oneshot => Happening::Crash(proc, Exit::Code(0)),
+                WatcherKind::Notify | WatcherKind::Exec => {
+                    let ready = Message {
+                        ready: true,
+                        ..Message::default()
+                    };
+                    let sender = if self.random.chance(12) {
+                        Sender::Other(Pid(9000))
+                    } else {
+                        Sender::Main
+                    };
+                    Happening::Notify(proc, sender, ready)
+                }
+            };
+            self.add(at, ready);
+        }
+        if self.random.chance(temper.starves)
+            && let Some(process) = self.procs.get_mut(&proc)
+        {
+            process.feeds = false;
+        }
+        self.add(now, Happening::Feed(proc));
+        let count = if self.random.chance(temper.talks) {
+            1 + self.random.below(5)
+        } else {
+            0
+        };
+        for _ in 0..count {
+            let at = now + self.random.millis(4000);
+            let sender = match self.random.below(3) {
+                0 => Sender::Other(Pid(9001)),
+                _ => Sender::Main,
+            };
+            let message = self.random_message();
+            self.add(at, Happening::Notify(proc, sender, message));
+        }
+    }
+
+    /// The life of a process when nothing goes wrong.
+    fn behave(&mut self, now: Time, proc: ProcId, watcher: usize) {
+        let unit = &self.specs[watcher].unit;
+        let limit = unit.start_timeout.unwrap_or(Duration::from_secs(1));
+        let at = now + (limit / 3).min(Duration::from_millis(500));
+        match unit.kind {
+            WatcherKind::Oneshot => self.add(at, Happening::Crash(proc, Exit::Code(0))),
+            WatcherKind::Notify | WatcherKind::Exec => {
+                let ready = Message {
+                    ready: true,
+                    ..Message::default()
+                };
+                self.add(at, Happening::Notify(proc, Sender::Main, ready));
+            }
+        }
+        self.add(now, Happening::Feed(proc));
+    }
+
+    fn random_exit(&mut self, temper: Temper) -> Exit {
+        if self.random.chance(temper.clean) {
+            let signal = Signal(self.random.pick(&[1, 2, 13, 15]));
+            self.random.pick(&[
+                Exit::Code(0),
+                Exit::Code(0),
+                Exit::Code(0),
+                Exit::Signal(signal),
+                Exit::Signal(signal),
+                Exit::Unknown,
+            ])
+        } else {
+            self.random.pick(&[
+                Exit::Code(1),
+                Exit::Code(77),
+                Exit::Signal(Signal(11)),
+                Exit::Signal(Signal(9)),
+            ])
+        }
+    }
+
+    fn random_message(&mut self) -> Message {
+        let mut message = Message::default();
+        match self.random.below(11) {
+            0 => message.status = Some("at work".into()),
+            1 => message.status = Some(String::new()),
+            2 | 3 => message.extend_timeout = Some(self.random.millis(5000)),
+            4 => message.stopping = true,
+            5 => message.main_pid = Some(5000 + self.random.below(3) as i32),
+            6 => message.watchdog = Some(Watchdog::Trigger),
+            7 => message.watchdog_interval = Some(Duration::from_millis(700)),
+            8 => message.errno = Some(2),
+            9 => message.reloading = true,
+            _ => message.ready = true,
+        }
+        if self.random.chance(15) {
+            message.ready = true;
+        }
+        if self.random.chance(10) {
+            message.extend_timeout = Some(Duration::from_millis(1500));
+        }
+        if self.random.chance(10) {
+            message.stopping = true;
+        }
+        message
+    }
+
+    fn feed(&mut self, now: Time, proc: ProcId) -> Option<Event> {
+        let process = self.procs.get(&proc)?;
+        let interval = self.specs[process.watcher.0 as usize].unit.watchdog?;
+        if process.stage != Stage::Alive || !process.feeds {
+            return None;
+        }
+        // Sometimes at the very last moment.
+        let pause = match self.random.below(8) {
+            0 if !self.calm => interval,
+            _ if self.calm => interval * 9 / 10,
+            _ => interval / 2,
+        };
+        self.add(now + pause, Happening::Feed(proc));
+        if !self.calm && self.random.chance(4) {
+            self.procs.get_mut(&proc)?.feeds = false;
+        }
+        let message = Message {
+            watchdog: Some(Watchdog::Alive),
+            ..Message::default()
+        };
+        Some(Event::Notified {
+            proc,
+            sender: Sender::Main,
+            message,
+        })
+    }
+
+    fn signal(
+        &mut self,
+        now: Time,
+        proc: ProcId,
+        signal: Signal,
+        group: bool,
+    ) -> Result<(), String> {
+        let process = self.alive(proc, "gets a signal")?;
+        let (deaf, stuck, leftovers) = (process.deaf, process.stuck, process.leftovers);
+        process.is_ending |= !matches!(signal.0, 18 | 28);
+        match signal.0 {
+            // CONT and WINCH end nobody.
+            18 | 28 => return Ok(()),
+            9 => {
+                let delay = self.dying_takes(stuck);
+                self.add(now + delay, Happening::Exit(proc, Exit::Signal(signal)));
+            }
+            _ if deaf => {}
+            number => {
+                let delay = match self.random.below(4) {
+                    0 => Duration::ZERO,
+                    1 | 2 => self.random.millis(100),
+                    _ => self.random.millis(3000),
+                };
+                let exit = match self.random.below(6) {
+                    0..3 => Exit::Code(0),
+                    3..5 => Exit::Signal(Signal(number)),
+                    _ => Exit::Code(3),
+                };
+                self.add(now + delay, Happening::Exit(proc, exit));
+            }
+        }
+        if group && leftovers && self.random.chance(60) {
+            let delay = self.random.millis(3000);
+            self.add(now + delay, Happening::LeftoversEnd(proc));
+        }
+        Ok(())
+    }
+
+    fn dying_takes(&mut self, stuck: bool) -> Duration {
+        match stuck {
+            true => Duration::from_secs(5 + self.random.below(60)),
+            false => self.random.millis(20),
+        }
+    }
+
+    fn report_gone(&mut self, proc: ProcId) -> Option<Event> {
+        let process = self.procs.get_mut(&proc)?;
+        if process.stage != Stage::Dead || !process.is_awaited {
+            return None;
+        }
+        (!std::mem::replace(&mut process.gone, true)).then_some(Event::Gone { proc })
+    }
+
+    /// Level triggered: as long as somebody waits on a watched socket, there is traffic again and again.
+    fn look_at(&mut self, now: Time, port: usize) {
+        let it = &mut self.ports[port];
+        if it.is_watched && it.pending > 0 && !it.traffic_queued {
+            it.traffic_queued = true;
+            let delay = self.random.millis(5);
+            self.add(now + delay, Happening::Traffic(port));
+        }
+    }
+
+    /// The slots that have something ordered, alive or waited for, each once for every such process.
+    pub fn occupied(&self) -> Vec<(WatcherId, u32)> {
+        self.busy()
+            .map(|process| (process.watcher, process.wid))
+            .collect()
+    }
+}
+
+impl Process {
+    /// Ordered, alive, or its end is waited for.
+    fn is_busy(&self) -> bool {
+        match self.stage {
+            Stage::Ordered | Stage::Cancelled | Stage::Alive => true,
+            Stage::Dead | Stage::Never => false,
+        }
+    }
+}
