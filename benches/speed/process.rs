@@ -118,14 +118,29 @@ impl Running {
             .unwrap_or(0))
     }
 
-    /// Asks it to end, and the answer is when it has.
-    pub fn end(&mut self) -> Result<u64> {
-        kill(self.pid(), self.end_by);
-        self.wait(DEADLINE)?;
-        Ok(now())
+    /// Nanoseconds that it has had of the processors, and how often it was put on one. Its children are not in it.
+    pub fn activity(&self) -> Result<(u64, u64)> {
+        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
+        let numbers: Vec<u64> = text
+            .split_whitespace()
+            .map_while(|number| number.parse().ok())
+            .collect();
+        let &[ran, _waited, times] = numbers.as_slice() else {
+            bail!("schedstat is {text:?}");
+        };
+        Ok((ran, times))
     }
 
-    fn wait(&mut self, patience: Duration) -> Result<()> {
+    /// Asks it to end; the answer is what it has had of the processors by then, in nanoseconds.
+    pub fn end(&mut self) -> Result<u64> {
+        kill(self.pid(), self.end_by);
+        self.await_end(DEADLINE)?;
+        let (ran, _) = self.activity()?;
+        self.child.wait()?;
+        Ok(ran)
+    }
+
+    fn await_end(&self, patience: Duration) -> Result<()> {
         // SAFETY: takes no pointers.
         let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid(), 0) } as libc::c_int;
         let mut ended = libc::pollfd {
@@ -142,7 +157,6 @@ impl Running {
         if count != 1 {
             bail!("pid {} does not end", self.pid());
         }
-        self.child.wait()?;
         Ok(())
     }
 }
@@ -153,10 +167,10 @@ impl Drop for Running {
             return;
         }
         kill(self.pid(), self.end_by);
-        if self.wait(Duration::from_secs(20)).is_err() {
+        if self.await_end(Duration::from_secs(20)).is_err() {
             let _ = self.child.kill();
-            let _ = self.child.wait();
         }
+        let _ = self.child.wait();
     }
 }
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Adds an error for every socket whose address an earlier one takes.
 pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
-    let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
+    // Most sockets occupy two.
+    let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::with_capacity(2 * sockets.len());
     for socket in sockets {
         let (occupied, asked) = scopes(socket);
         let other = asked
@@ -156,7 +157,8 @@ fn plain(path: &Path) -> PathBuf {
 #[derive(Default)]
 struct Cell<'a> {
     any: Pick<'a>,
-    by_interface: HashMap<Option<&'a str>, Pick<'a>>,
+    on_all_interfaces: Pick<'a>,
+    by_interface: HashMap<&'a str, Pick<'a>>,
 }
 
 /// The first socket of each sort.
@@ -169,28 +171,32 @@ struct Pick<'a> {
 impl<'a> Cell<'a> {
     fn add(&mut self, socket: &'a Socket) {
         self.any.add(socket);
-        self.by_interface
-            .entry(interface(socket))
-            .or_default()
-            .add(socket);
+        let pick = match interface(socket) {
+            None => &mut self.on_all_interfaces,
+            Some(interface) => self.by_interface.entry(interface).or_default(),
+        };
+        pick.add(socket);
     }
 
     /// A socket here that can't be beside `socket`.
     fn conflict(&self, socket: &Socket) -> Option<&'a Socket> {
         match interface(socket) {
             None => self.any.conflict(socket),
-            on => [on, None]
-                .into_iter()
-                .find_map(|on| self.by_interface.get(&on)?.conflict(socket)),
+            Some(interface) => {
+                let own = self.by_interface.get(interface);
+                own.and_then(|pick| pick.conflict(socket))
+                    .or_else(|| self.on_all_interfaces.conflict(socket))
+            }
         }
     }
 
     /// A socket here that shares its port with `socket`.
     fn partner(&self, socket: &Socket) -> Option<&'a Socket> {
-        self.by_interface
-            .get(&interface(socket))?
-            .shared
-            .filter(|_| socket.so_reuseport.value)
+        let pick = match interface(socket) {
+            None => &self.on_all_interfaces,
+            Some(interface) => self.by_interface.get(interface)?,
+        };
+        pick.shared.filter(|_| socket.so_reuseport.value)
     }
 }
 

@@ -84,6 +84,7 @@ impl Listeners {
                 .map_or(&[UNCLAIMED][..], Vec::as_slice);
             if let Err(error) = listener.bind(keys, Some(inherited)) {
                 if spec.unit.optional {
+                    listener.address = written(&spec.unit);
                     listeners.unbound.push(spec.name().to_owned());
                     optional.push((spec.name().to_owned(), error));
                 } else {
@@ -298,7 +299,7 @@ impl Listener {
         Listener {
             spec: Rc::clone(spec),
             fds: Fds::Unbound,
-            address: written(&spec.unit),
+            address: String::new(),
             watched: false,
             node: None,
         }

@@ -195,6 +195,9 @@ impl Supervisor {
     pub(super) fn want_slots(&mut self, id: WatcherId, from: u32) {
         let wanted = self.watcher(id).wanted;
         let watcher = self.watcher_mut(id);
+        // Most watchers have one, and would get room for four.
+        let missing = (wanted as usize).saturating_sub(watcher.slots.len());
+        watcher.slots.reserve_exact(missing);
         while (watcher.slots.len() as u32) < wanted {
             watcher.slots.push(Slot::default());
         }

@@ -52,6 +52,9 @@ impl Reader {
         for document in &documents {
             self.find_tables(document, &mut layers);
         }
+        let count = |kind| layers.iter().filter(|layer| layer.kind == kind).count();
+        self.sockets.reserve(count(Kind::Socket));
+        self.watchers.reserve(count(Kind::Watcher));
         // Stable, so that a drop-in stays behind what it is laid over.
         layers.sort_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
         for same in layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name)) {
