@@ -7,7 +7,7 @@ use crate::unit::{self, Address, Finding, Search, Severity, Sources};
 use serde::Serialize;
 use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Where to look for unit files, and as whom.
@@ -224,11 +224,9 @@ fn write_text(
 fn write_worker(worker: &PlannedWorker, plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{} {}", printable(&worker.watcher), worker.wid)?;
     writeln!(out, "  {}", printable(&shell_words::join(&worker.argv)))?;
-    if !worker
-        .argv
-        .first()
-        .is_some_and(|name| worker.executable.contains(name))
-        && let [program] = worker.executable.as_slice()
+    if let [program] = worker.executable.as_slice()
+        && Path::new(program).file_name() != worker.argv.first().map(OsStr::new)
+        && worker.argv.first() != Some(program)
     {
         writeln!(out, "  executes {}", printable(program))?;
     }
