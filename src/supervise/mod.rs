@@ -27,6 +27,9 @@
 //! A process that is asked to end is `Stopping` until it has ended or is killed, then `Leaving` until nothing that it
 //! left behind is alive; then the slot is what the watcher's goal makes of it. So a stop is over only when all is over.
 //!
+//! A watcher that is to stop is held as long as something lives that has to end before it: what is `after` it and is
+//! being stopped too, and at the manager's end every higher level. Held workers go on, and are not replaced.
+//!
 //! # The rules of a socket
 //!
 //! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
@@ -345,7 +348,7 @@ pub enum Effect {
         /// A sentence.
         text: String,
     },
-    /// Everything has ended: end too.
+    /// Everything has ended: end too. No effect comes after it.
     Finish {
         /// With this code.
         code: i32,

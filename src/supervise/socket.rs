@@ -14,8 +14,7 @@ impl Supervisor {
     /// Whether traffic on it must wake us.
     pub(super) fn must_watch(&self, id: SocketId) -> bool {
         let socket = &self.sockets[id.0 as usize];
-        !self.is_stopping()
-            && matches!(socket.binding, Binding::Bound)
+        matches!(socket.binding, Binding::Bound)
             && socket.trigger.paused.is_none()
             && socket
                 .watchers

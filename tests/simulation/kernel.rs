@@ -632,7 +632,6 @@ impl Kernel {
                 Exit::Code(0),
                 Exit::Signal(signal),
                 Exit::Signal(signal),
-                Exit::Unknown,
             ])
         } else {
             self.random.pick(&[
@@ -640,6 +639,7 @@ impl Kernel {
                 Exit::Code(77),
                 Exit::Signal(Signal(11)),
                 Exit::Signal(Signal(9)),
+                Exit::Unknown,
             ])
         }
     }

@@ -105,7 +105,7 @@ fn a_worker_that_was_ready_for_restart_reset_starts_the_backoff_over() {
 fn restart_says_what_follows_which_end() {
     let [hup, int, pipe, abrt] = [1, 2, 13, 6].map(|signal| Exit::Signal(Signal(signal)));
     let clean: &[Exit] = &[CODE_0, TERM, hup, int, pipe];
-    let failed: &[Exit] = &[CODE_1, KILLED, abrt];
+    let failed: &[Exit] = &[CODE_1, KILLED, abrt, Exit::Unknown];
     for (policy, after_clean, after_failed) in [
         ("always", true, true),
         ("on-failure", false, true),
