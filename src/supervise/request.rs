@@ -444,7 +444,7 @@ impl Supervisor {
                 Verdict::Done
             }
             (Want::Up | Want::Scaled, Goal::Up { .. }) => Verdict::Open,
-            (Want::Up, Goal::Queued) => Verdict::Open,
+            (Want::Up | Want::Scaled, Goal::Queued) => Verdict::Open,
             (Want::Up, Goal::Failed) => Verdict::Failed(failure()),
             (Want::Up, Goal::Waiting | Goal::Ended) => Verdict::Done,
             (Want::Scaled, _) => Verdict::Done,

@@ -26,7 +26,7 @@ use tentpole::supervise::{
 use tentpole::unit::{LogLevel, Signal};
 
 /// How many seeds are run where `TENTPOLE_SEEDS` does not say it.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 6_000;
 
 /// Every seed in a test run is one of these, so that the default run is the same everywhere.
 #[test]

@@ -1245,7 +1245,7 @@ impl Rules {
             (_, Goal::Up { complete }) => {
                 complete && watcher.is_quiet() && watcher.slots.len() as u32 <= watcher.wanted
             }
-            (Want::Up, Goal::Queued) => false,
+            (Want::Up | Want::Scaled, Goal::Queued) => false,
             (Want::Up, Goal::Waiting | Goal::Ended) => true,
             (Want::Scaled, _) => true,
         }

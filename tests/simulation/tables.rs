@@ -809,6 +809,17 @@ fn scale_adds_and_takes_away_from_the_end() {
 }
 
 #[test]
+fn scaling_a_watcher_that_waits_for_its_turn_is_done_when_it_runs() {
+    let text = "[manager]\nwarmup_delay = 1\n".to_owned() + &watcher("a", "") + &watcher("b", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    assert_eq!(run.command(scale("b", Amount::To(2))), NOTHING);
+    assert_eq!(run.after(1.0), ["spawn b/1", "spawn b/2"]);
+    assert_eq!(run.spawned("b/1"), NOTHING);
+    assert_eq!(run.spawned("b/2"), ["answer 1: done"]);
+}
+
+#[test]
 fn a_singleton_is_not_scaled_up() {
     let mut run = running("singleton = true");
     let words = run.command(scale("a", Amount::To(2)));
