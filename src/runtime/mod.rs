@@ -153,8 +153,6 @@ impl Manager {
                 }),
             }
         }
-        self.sweep_leftovers();
-        self.take_drained();
         self.server.resume(&self.epoll, clock());
         for number in self.server.take_answered() {
             let asked = self.server.go_on(&self.epoll, number);
@@ -174,6 +172,9 @@ impl Manager {
             self.dispatch(Event::Tick);
         }
         self.spawn_some();
+        // Reading /proc for what the dead have left behind can wait until their successors run.
+        self.sweep_leftovers();
+        self.take_drained();
         Ok(())
     }
 
