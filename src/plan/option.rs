@@ -3,7 +3,8 @@
 use super::Identity;
 use super::substitute::TextOption;
 use crate::unit::{
-    NotifyAccess, Output, Principal, Restart, Stdin, Watcher, WatcherKind, signal_name,
+    NotifyAccess, Output, Principal, Reload, Restart, Signal, Stdin, Watcher, WatcherKind,
+    signal_name,
 };
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub(super) enum Value {
 }
 
 /// The options that have a value, for hints.
-pub(super) const NAMES: [&str; 48] = [
+pub(super) const NAMES: [&str; 53] = [
     "autostart",
     "copy_env",
     "critical",
@@ -33,6 +34,8 @@ pub(super) const NAMES: [&str; 48] = [
     "graceful_timeout",
     "group",
     "listen_fds",
+    "max_age",
+    "max_age_variance",
     "max_retry",
     "name",
     "nice",
@@ -42,12 +45,15 @@ pub(super) const NAMES: [&str; 48] = [
     "oom_score_adj",
     "priority",
     "ready_delay",
+    "reload",
+    "reload_surge",
     "respawn",
     "restart",
     "restart_delay",
     "restart_max_delay",
     "restart_reset",
     "rlimits.nofile",
+    "send_hup",
     "shell",
     "singleton",
     "socket",
@@ -131,6 +137,14 @@ pub(super) fn value(watcher: &Watcher, identity: Option<&Identity>, name: &str) 
         "stop_signal" => Value::Fixed(signal_name(watcher.stop_signal)),
         "graceful_timeout" => limit(watcher.graceful_timeout),
         "stop_children" => fixed(&watcher.stop_children),
+        "reload" => Value::Fixed(match watcher.reload {
+            Reload::Rolling => "rolling".into(),
+            Reload::Signal(signal) => signal_name(signal),
+        }),
+        "send_hup" => fixed(&(watcher.reload == Reload::Signal(Signal(libc::SIGHUP)))),
+        "reload_surge" => fixed(&watcher.reload_surge),
+        "max_age" => maybe(watcher.max_age.map(seconds)),
+        "max_age_variance" => Value::Fixed(seconds(watcher.max_age_variance)),
         "critical" => fixed(&watcher.critical),
         "priority" => fixed(&watcher.priority),
         "shell" => fixed(&watcher.shell),
@@ -259,6 +273,7 @@ mod tests {
         unit.user = Some(At::nowhere(Principal::Name("deploy".into())));
         unit.stdout = Output::File("log".into());
         unit.stderr = Output::Null;
+        unit.reload = Reload::Signal(Signal(libc::SIGHUP));
         unit.rlimits = vec![(
             Resource::Nofile,
             Limit {
@@ -295,6 +310,11 @@ mod tests {
             ("group", Value::Unset),
             ("nice", Value::Unset),
             ("watchdog", Value::Unset),
+            ("reload", fixed("HUP")),
+            ("send_hup", fixed("true")),
+            ("reload_surge", fixed("1")),
+            ("max_age", Value::Unset),
+            ("max_age_variance", fixed("30")),
             ("working_dir", Value::Unset),
             ("cmd", Value::Many),
             ("after", Value::Many),

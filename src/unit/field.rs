@@ -143,7 +143,7 @@ impl<'v, 'f> Field<'v, 'f> {
     }
 
     /// Reports a value of the wrong type or out of range.
-    fn mismatch(&mut self, wanted: impl fmt::Display) {
+    pub fn mismatch(&mut self, wanted: impl fmt::Display) {
         let found = match self.raw {
             DeValue::String(text) => format!("the text `\"{}\"`", clipped(text)),
             DeValue::Integer(integer) => format!("`{}`", clipped(&integer.to_string())),

@@ -5,11 +5,11 @@
 use super::address::{unix_path, with_host};
 use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
-use super::value::clipped;
+use super::value::{clipped, signal_name};
 use super::{
     Address, At, Family, Finding, Inherit, LogFormat, LogLevel, Manager, NotifyAccess, Output,
-    Place, Principal, Restart, Socket, SocketKind, Stdin, TriggerLimit, Watcher, WatcherKind,
-    Words,
+    Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit, Watcher,
+    WatcherKind, Words,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -208,6 +208,11 @@ keys! {
         "stop_signal" => f.signal() => d.watcher.stop_signal;
         "graceful_timeout" => f.timeout() => d.watcher.graceful_timeout;
         "stop_children" => f.boolean() => d.watcher.stop_children;
+        "reload" instead of ["send_hup"] => reload(f) => d.reload;
+        "send_hup" instead of ["reload"] => f.boolean() => d.send_hup;
+        "reload_surge" => f.integer(1..=100_000) => d.watcher.reload_surge;
+        "max_age" => f.interval_or_off() => d.watcher.max_age;
+        "max_age_variance" => f.duration() => d.watcher.max_age_variance;
         "critical" => f.boolean() => d.watcher.critical;
         "priority" => f.integer(i32::MIN..=i32::MAX) => d.watcher.priority;
         "after" => f.names() => d.watcher.after;
@@ -232,10 +237,9 @@ keys! {
     }
     unbuilt:
         "idle_timeout", "accept", "max_connections", "max_connections_per_source",
-        "autoscale", "reload", "send_hup", "reload_surge",
-        "max_age", "max_age_variance", "no_new_privileges", "capabilities",
-        "ambient_capabilities", "read_only_paths", "read_write_paths", "system_call_filter",
-        "hooks", "fdstore_max", "healthcheck";
+        "autoscale", "no_new_privileges", "capabilities", "ambient_capabilities",
+        "read_only_paths", "read_write_paths", "system_call_filter", "hooks",
+        "fdstore_max", "healthcheck";
 }
 
 const LOG_LEVELS: Vocabulary<LogLevel> = &[
@@ -712,6 +716,8 @@ struct WatcherDraft {
     restart: Option<At<Restart>>,
     respawn: Option<At<bool>>,
     restart_max_delay: Option<At<Duration>>,
+    reload: Option<At<Reload>>,
+    send_hup: Option<At<bool>>,
 }
 
 /// The `[watcher.NAME]` table, unless it has a mistake.
@@ -729,6 +735,8 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<
         restart: None,
         respawn: None,
         restart_max_delay: None,
+        reload: None,
+        send_hup: None,
     };
     table.read(WATCHER, &mut draft, findings);
     if table.is_partial {
@@ -736,6 +744,7 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<
     }
     check_command(table, &draft, findings);
     settle_restart(table, &mut draft, findings);
+    settle_reload(table, &mut draft, findings);
     check_watcher(table, &draft.watcher, findings);
     draft.watcher.cmd = draft.cmd?;
     (!has_error(&findings[before..])).then_some(draft.watcher)
@@ -821,6 +830,33 @@ fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Ve
         }
         Some(most) => watcher.restart_max_delay = most.value,
         None => watcher.restart_max_delay = watcher.restart_max_delay.max(watcher.restart_delay),
+    }
+}
+
+/// Brings `reload` and Circus's `send_hup` together.
+fn settle_reload(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec<Finding>) {
+    const HUP: Reload = Reload::Signal(Signal(libc::SIGHUP));
+    let label = table.label();
+    draft.watcher.reload = match (&draft.reload, &draft.send_hup) {
+        (Some(reload), Some(send_hup)) => {
+            if send_hup.value != (reload.value == HUP) {
+                let message = format!(
+                    "`send_hup = {}` of {label} contradicts its `reload`; remove `send_hup`",
+                    send_hup.value
+                );
+                findings.push(Finding::error(send_hup.place, message));
+            }
+            reload.value
+        }
+        (Some(reload), None) => reload.value,
+        (None, Some(send_hup)) if send_hup.value => HUP,
+        (None, _) => Reload::Rolling,
+    };
+    if draft.watcher.max_age.is_none()
+        && let Some(place) = table.key_place("max_age_variance")
+    {
+        let message = format!("`max_age_variance` of {label} has no effect without `max_age`");
+        findings.push(Finding::warning(place, message));
     }
 }
 
@@ -1017,6 +1053,33 @@ fn output(field: &mut Field<'_, '_>) -> Option<Output> {
     })
 }
 
+/// `"rolling"`, or a signal that a program can act on.
+fn reload(field: &mut Field<'_, '_>) -> Option<Reload> {
+    const ROLLING: &str = "rolling";
+    match field.as_text() {
+        Some(ROLLING) => return Some(Reload::Rolling),
+        // Else it would be taken for the name of a signal that was mistyped.
+        Some(text) if nearest(text, [ROLLING]).is_some() => {
+            field.mismatch("`\"rolling\"` or a signal such as `\"HUP\"`");
+            return None;
+        }
+        None if !field.is_number() => {
+            field.mismatch("`\"rolling\"` or a signal such as `\"HUP\"`");
+            return None;
+        }
+        Some(_) | None => (),
+    }
+    let signal = field.signal()?;
+    if signal.0 == libc::SIGKILL || signal.0 == libc::SIGSTOP {
+        field.refuse(format_args!(
+            "can't be `{}`, which no program can catch; write `\"rolling\"`, or the signal on which it reloads",
+            signal_name(signal)
+        ));
+        return None;
+    }
+    Some(Reload::Signal(signal))
+}
+
 fn max_retry(field: &mut Field<'_, '_>) -> Option<Option<u32>> {
     let most = field.integer(-1..=i64::from(i32::MAX))?;
     // -1 does not fit, and is never.
@@ -1052,7 +1115,7 @@ fn env_file(field: &mut Field<'_, '_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Limit, Mode, Resource, Signal, read_text};
+    use super::super::{Limit, Mode, Resource, read_text};
     use super::*;
 
     /// All findings of `text`, as `LINE:COLUMN: message`, with what stands before and after the keys left to the test.
@@ -1176,6 +1239,7 @@ mod tests {
              warmup_delay = 0.5\nready_delay = \"1s\"\nstart_timeout = 0\nwatchdog = \"2s\"\nwatchdog_signal = 6\n\
              notify_access = \"all\"\nautostart = false\non_demand = true\nrestart = \"on-failure\"\nrestart_delay = 60\n\
              restart_reset = 20\nmax_retry = 0\nstop_signal = \"sigint\"\ngraceful_timeout = 0\nstop_children = true\n\
+             reload = \"sighup\"\nreload_surge = 3\nmax_age = \"1d\"\nmax_age_variance = 0\n\
              critical = true\npriority = -3\nafter = [\"a\"]\nrequires = [\"b\"]\nuid = 0\ngid = \"g\"\n\
              supplementary_groups = [1, \"adm\"]\numask = 0o022\nworking_dir = \"d\"\nnice = -20\noom_score_adj = 1000\n\
              cpu_affinity = [3, 0, 3]\nrlimits = { nofile = 4096, core = \"0:infinity\", cpu = { soft = 1, hard = \"1K\" } }\n\
@@ -1215,6 +1279,10 @@ mod tests {
         assert_eq!(w.stop_signal, Signal(2));
         assert_eq!(w.graceful_timeout, Some(Duration::ZERO));
         assert!(w.stop_children && w.critical && !w.copy_env);
+        assert_eq!(w.reload, Reload::Signal(Signal(1)));
+        assert_eq!(w.reload_surge, 3);
+        assert_eq!(w.max_age, Some(Duration::from_secs(86_400)));
+        assert_eq!(w.max_age_variance, Duration::ZERO);
         assert_eq!(w.priority, -3);
         assert_eq!((w.after, w.requires), (names(&["a"]), names(&["b"])));
         assert_eq!(w.user, Some(At::nowhere(Principal::Id(0))));
@@ -1252,14 +1320,19 @@ mod tests {
 
         let w = good_watcher(
             "use_sockets = true\nstdin_socket = \"s\"\nstart_timeout = \"infinity\"\ngraceful_timeout = \"infinity\"\n\
-             watchdog = 0\nmax_retry = -1\nrespawn = false\nuser = \"u\"\ngroup = \"7\"",
+             watchdog = 0\nmax_age = 0\nsend_hup = true\nmax_retry = -1\nrespawn = false\nuser = \"u\"\ngroup = \"7\"",
         );
         assert!(w.use_sockets);
         assert_eq!(w.stdin_socket, Some(At::nowhere("s".to_string())));
         assert_eq!(
-            (w.start_timeout, w.graceful_timeout, w.watchdog),
-            (None, None, None)
+            (w.start_timeout, w.graceful_timeout, w.watchdog, w.max_age),
+            (None, None, None, None)
         );
+        assert_eq!(w.reload, Reload::Signal(Signal(1)));
+        assert_eq!(good_watcher("send_hup = false").reload, Reload::Rolling);
+        assert_eq!(good_watcher("reload = \"rolling\"").reload, Reload::Rolling);
+        let usr1 = good_watcher(&format!("reload = {}", libc::SIGUSR1)).reload;
+        assert_eq!(usr1, Reload::Signal(Signal(libc::SIGUSR1)));
         assert_eq!(w.max_retry, None);
         assert_eq!(w.restart, Restart::Never);
         assert_eq!(w.group, Some(At::nowhere(Principal::Id(7))));
@@ -1562,8 +1635,6 @@ mod tests {
                     "1: unknown key `example` in `[watcher]`; a name with a dot needs quotes: `[watcher.\"w.example\"]`",
                 ),
                 ("accept = true", "1: key `accept` is not built yet"),
-                ("reload = \"rolling\"", "1: key `reload` is not built yet"),
-                ("send_hup = true", "1: key `send_hup` is not built yet"),
                 (
                     "stdin = \"socket\"",
                     "9: `stdin = \"socket\"` is not built yet",
@@ -1695,6 +1766,46 @@ mod tests {
                 (
                     "ready_delay = 9999999999999999999",
                     "15: `ready_delay` of `watcher.w` is longer than 100 years",
+                ),
+                (
+                    "reload = \"Roling\"",
+                    "10: `reload` of `watcher.w` must be `\"rolling\"` or a signal such as `\"HUP\"`; found the text `\"Roling\"`",
+                ),
+                (
+                    "reload = true",
+                    "10: `reload` of `watcher.w` must be `\"rolling\"` or a signal such as `\"HUP\"`; found `true`",
+                ),
+                (
+                    "reload = \"HPU\"",
+                    "10: `reload` of `watcher.w` is not a signal; did you mean `HUP`?",
+                ),
+                (
+                    "reload = 0",
+                    "10: `reload` of `watcher.w` is not a signal; numbers go from 1 to 64",
+                ),
+                (
+                    "reload = 9",
+                    "10: `reload` of `watcher.w` can't be `KILL`, which no program can catch; write `\"rolling\"`, or the signal on which it reloads",
+                ),
+                (
+                    "send_hup = 1",
+                    "12: `send_hup` of `watcher.w` must be `true` or `false`, here `true` without quotes; found `1`",
+                ),
+                (
+                    "reload_surge = 0",
+                    "16: `reload_surge` of `watcher.w` must be an integer from 1 to 100000; found `0`",
+                ),
+                (
+                    "max_age = \"1us\"",
+                    "11: `max_age` of `watcher.w` is too short; the least is `\"1ms\"`",
+                ),
+                (
+                    "max_age = -1",
+                    "11: `max_age` of `watcher.w` is negative; a duration is 0 or more",
+                ),
+                (
+                    "max_age_variance = 5",
+                    "1: warning: `max_age_variance` of `watcher.w` has no effect without `max_age`",
                 ),
                 (
                     "watchdog = \"1us\"",
@@ -1884,6 +1995,14 @@ mod tests {
                 "4:17: `notify_access = \"none\"` of `watcher.w` shuts out what its `type = \"notify\"` waits for",
             ),
             (
+                "send_hup = true\nreload = \"rolling\"",
+                "3:12: `send_hup = true` of `watcher.w` contradicts its `reload`; remove `send_hup`",
+            ),
+            (
+                "reload = 1\nsend_hup = false",
+                "4:12: `send_hup = false` of `watcher.w` contradicts its `reload`; remove `send_hup`",
+            ),
+            (
                 "watchdog = 1\nnotify_access = \"none\"",
                 "4:17: `notify_access = \"none\"` of `watcher.w` shuts out what its `watchdog` waits for",
             ),
@@ -1895,6 +2014,8 @@ mod tests {
             );
         }
         good_watcher("respawn = false\nrestart = \"never\"");
+        good_watcher("send_hup = true\nreload = \"HUP\"");
+        good_watcher("send_hup = false\nreload = \"rolling\"");
         good_watcher("restart_delay = 5\nrestart_max_delay = 5");
     }
 

@@ -336,6 +336,14 @@ pub struct Watcher {
     pub graceful_timeout: Option<Duration>,
     /// Send `stop_signal` to the whole process group.
     pub stop_children: bool,
+    /// How a reload replaces or tells its workers.
+    pub reload: Reload,
+    /// How many workers a rolling reload may run beside those that it replaces; at least 1.
+    pub reload_surge: u32,
+    /// A worker of this age is replaced, the rolling way; `None` is never.
+    pub max_age: Option<Duration>,
+    /// Up to this much is added to `max_age`, for each worker anew, so that they are not all replaced at once.
+    pub max_age_variance: Duration,
     /// The manager ends with this watcher.
     pub critical: bool,
     /// Higher starts first.
@@ -411,6 +419,10 @@ impl Watcher {
             stop_signal: Signal(libc::SIGTERM),
             graceful_timeout: Some(Duration::from_secs(30)),
             stop_children: false,
+            reload: Reload::Rolling,
+            reload_surge: 1,
+            max_age: None,
+            max_age_variance: Duration::from_secs(30),
             critical: false,
             priority: 0,
             after: Vec::new(),
@@ -476,6 +488,16 @@ pub enum Restart {
     Always,
     OnFailure,
     Never,
+}
+
+/// What a reload does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reload {
+    /// Starts a replacement beside each worker, and stops the old one when the new one is ready.
+    Rolling,
+    /// Sends this signal to each worker.
+    Signal(Signal),
 }
 
 /// fd 0 of a worker.
