@@ -21,6 +21,9 @@ const PROTOCOL: [&str; 8] = [
     "FDSTORE",
 ];
 
+/// Who a worker is.
+pub(super) const TENTPOLE: [&str; 3] = ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"];
+
 /// Why a unit may not set `name` itself, if so.
 pub(super) fn refusal(name: &str) -> Option<&'static str> {
     if name.is_empty() {
@@ -29,7 +32,7 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
     if name.contains('=') || name.contains('\0') {
         return Some("the name of a variable has no `=` and no NUL byte");
     }
-    (PROTOCOL.contains(&name) || name == "TENTPOLE_WATCHER" || name == "TENTPOLE_WID")
+    (PROTOCOL.contains(&name) || TENTPOLE.contains(&name))
         .then_some("the manager sets it for each worker")
 }
 

@@ -47,6 +47,8 @@ impl Watcher {
             |name: &'static str, value: OsString| environment.set(OsStr::new(name), value);
         set("TENTPOLE_WATCHER", self.name().into());
         set("TENTPOLE_WID", moment.wid.to_string().into());
+        let generation = moment.generation.to_string();
+        set("TENTPOLE_GENERATION", generation.into());
         if listen_pid {
             let names: Vec<&str> = fds.iter().map(|socket| socket.fd_name.as_str()).collect();
             set("LISTEN_FDS", fds.len().to_string().into());
@@ -331,6 +333,7 @@ mod tests {
         let unbound: Vec<String> = unbound.iter().map(|name| name.to_string()).collect();
         plan.watchers[0].invocation(&Moment {
             wid: 2,
+            generation: 3,
             environment: &inheritable(Machine::new().environment()),
             manager_env: &plan.manager.env,
             env_file: file,
@@ -643,10 +646,11 @@ mod tests {
             ("LANG", "de"),
             ("TENTPOLE_WATCHER", "web"),
             ("TENTPOLE_WID", "2"),
+            ("TENTPOLE_GENERATION", "3"),
         ] {
             assert_eq!(names(name).as_deref(), Some(value), "{name}");
         }
-        assert_eq!(made.env.len(), 13);
+        assert_eq!(made.env.len(), 14);
         let order: Vec<&str> = made
             .env
             .iter()
@@ -712,6 +716,7 @@ mod tests {
         own.push(("RAW".into(), OsString::from_vec(vec![0xff, b' ', 0xfe])));
         let made = plan.watchers[0].invocation(&Moment {
             wid: 1,
+            generation: 1,
             environment: &own,
             manager_env: &[],
             env_file: None,

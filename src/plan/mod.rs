@@ -372,6 +372,8 @@ pub enum Sink {
 pub struct Moment<'a> {
     /// The worker's number.
     pub wid: u32,
+    /// How many processes the worker has had, this one included.
+    pub generation: u64,
     /// The manager's own environment, as [`Host::environment`] gives it and [`inheritable`] leaves it.
     pub environment: &'a [(OsString, OsString)],
     /// `[manager] env` as [`Plan::manager`] has it, its substitutions filled in.
@@ -383,6 +385,22 @@ pub struct Moment<'a> {
 }
 
 impl Watcher {
+    /// A watcher of nothing, for where one must stand until the real one is known.
+    pub fn nothing() -> Watcher {
+        Watcher {
+            unit: unit::Watcher::new(
+                unit::At::nowhere(String::new()),
+                PathBuf::new(),
+                unit::At::nowhere(unit::Words::List(Vec::new())),
+            ),
+            sockets: Vec::new(),
+            listens: Vec::new(),
+            level: 0,
+            identity: None,
+            templates: Templates::default(),
+        }
+    }
+
     /// The unit's name.
     pub fn name(&self) -> &str {
         &self.unit.name.value

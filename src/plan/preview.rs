@@ -89,6 +89,7 @@ impl Plan {
             },
         };
         let invocation = watcher.invocation(&Moment {
+            generation: 1,
             wid,
             environment,
             manager_env: &self.manager.env,

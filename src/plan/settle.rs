@@ -778,7 +778,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             ),
             (has_user, &["USER", "LOGNAME", "HOME", "SHELL"]),
             (all && unit.virtualenv.is_some(), &["VIRTUAL_ENV"]),
-            (all, &["TENTPOLE_WATCHER", "TENTPOLE_WID"]),
+            (all, &environment::TENTPOLE),
             (all && passes, &["LISTEN_FDS", "LISTEN_FDNAMES"]),
             (all && unit.watchdog.is_some(), &["WATCHDOG_USEC"]),
         ];

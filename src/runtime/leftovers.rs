@@ -28,8 +28,6 @@ pub struct Leftovers {
 
 struct Leftover {
     ended: Ended,
-    /// When the main process ended, in the clock of process start times: what is younger is not of this process.
-    at: u64,
     /// Members of the group may still be there.
     group: bool,
     /// Strays that were killed and are not reaped.
@@ -44,7 +42,6 @@ impl Leftovers {
             proc,
             Leftover {
                 ended,
-                at: process::start_clock(),
                 group: true,
                 strays: 0,
             },
@@ -118,7 +115,7 @@ impl Leftovers {
                 continue;
             };
             for pid in &unknown {
-                if leftover.has_stray(*pid) && !is_of_successor(*pid, leftover, processes) {
+                if leftover.has_stray(*pid) {
                     log::info!(
                         target: &format!("watcher.{}", leftover.ended.watcher),
                         "pid {pid}, left behind by worker {}, is killed", leftover.ended.wid
@@ -136,28 +133,19 @@ impl Leftovers {
     }
 }
 
-/// Whether a process is no older than the one that has the slot now: start times are hundredths of a second, in which a
-/// new worker can be made and fork, and both bear the slot's name.
-fn is_of_successor(pid: Pid, leftover: &Leftover, processes: &Processes) -> bool {
-    let Some(successor) = processes.of_slot(leftover.ended.slot) else {
-        return false;
-    };
-    match (process::started_at(pid), process::started_at(successor)) {
-        (Ok(start), Ok(limit)) => start > limit || (start == limit && pid > successor),
-        _ => false,
-    }
-}
-
 impl Leftover {
     fn has_stray(&self, pid: Pid) -> bool {
-        let wid = self.ended.wid.to_string();
-        process::started_at(pid).is_ok_and(|start| start <= self.at)
-            && process::environ_has(
-                pid,
-                &[
-                    ("TENTPOLE_WATCHER", &self.ended.watcher),
-                    ("TENTPOLE_WID", &wid),
-                ],
-            )
+        let (wid, generation) = (
+            self.ended.wid.to_string(),
+            self.ended.generation.to_string(),
+        );
+        process::environ_has(
+            pid,
+            &[
+                ("TENTPOLE_WATCHER", &self.ended.watcher),
+                ("TENTPOLE_WID", &wid),
+                ("TENTPOLE_GENERATION", &generation),
+            ],
+        )
     }
 }

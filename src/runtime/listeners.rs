@@ -1,13 +1,14 @@
 //! The sockets: bound here, open for ever.
 
 use super::{SlotKey, Token, inherited::Inherited, node::Node};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Action, Change, Plan};
 use crate::supervise::{ProcId, SocketId, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Address, IpFamily, Kind, Listen, Local, Queue};
 use crate::unit;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,9 +23,9 @@ const UNCLAIMED: SlotKey = (WatcherId(u32::MAX), 0);
 
 /// All sockets, by [`SocketId`].
 pub struct Listeners {
-    all: Vec<Listener>,
-    by_name: HashMap<String, usize>,
-    unbound: Vec<String>,
+    all: BTreeMap<SocketId, Listener>,
+    /// Bound for an apply, and not known to the supervisor yet.
+    prepared: HashMap<String, Listener>,
     draining: Vec<Draining>,
     next_look: Option<Time>,
 }
@@ -40,6 +41,10 @@ struct Listener {
     watched: bool,
     /// The file of a unix socket that was bound here (and not inherited).
     node: Option<Node>,
+    /// Where that file is, and the path that it is meant for, on which another still is.
+    beside: Option<(PathBuf, PathBuf)>,
+    /// It is bound beside another on the same address.
+    shares: bool,
 }
 
 enum Fds {
@@ -69,15 +74,14 @@ impl Listeners {
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut listeners = Listeners {
-            all: Vec::with_capacity(plan.sockets.len()),
-            by_name: HashMap::with_capacity(plan.sockets.len()),
-            unbound: Vec::new(),
+            all: BTreeMap::new(),
+            prepared: HashMap::new(),
             draining: Vec::new(),
             next_look: None,
         };
         let slots = slots(plan);
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
-        for spec in &plan.sockets {
+        for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
             let mut listener = Listener::new(spec);
             let keys = slots
                 .get(spec.name())
@@ -85,16 +89,12 @@ impl Listeners {
             if let Err(error) = listener.bind(keys, Some(inherited)) {
                 if spec.unit.optional {
                     listener.address = written(&spec.unit);
-                    listeners.unbound.push(spec.name().to_owned());
                     optional.push((spec.name().to_owned(), error));
                 } else {
                     failed.push(format!("socket `{}`: {error}", spec.name()));
                 }
             }
-            listeners
-                .by_name
-                .insert(spec.name().to_owned(), listeners.all.len());
-            listeners.all.push(listener);
+            listeners.all.insert(id, listener);
         }
         if failed.is_empty() {
             Ok((listeners, optional))
@@ -105,34 +105,103 @@ impl Listeners {
 
     /// Tries again to bind an optional socket.
     pub fn bind(&mut self, id: SocketId) -> Result<(), String> {
-        let Some(listener) = self.all.get_mut(id.0 as usize) else {
+        let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
         // Its watchers' shards are bound as their workers are spawned.
-        listener.bind(&[UNCLAIMED], None)?;
-        let name = listener.spec.name();
-        self.unbound.retain(|unbound| unbound != name);
-        Ok(())
+        listener.bind(&[UNCLAIMED], None)
     }
 
-    /// The optional sockets that could not be bound.
-    pub fn unbound(&self) -> &[String] {
-        &self.unbound
+    /// Binds what an apply adds or binds anew; each is known by its name until [`Listeners::open`]. If one can't be
+    /// bound, none is: the reasons are in the answer. What is optional may fail.
+    pub fn prepare(
+        &mut self,
+        plan: &Plan,
+        changes: &[Change],
+    ) -> Result<Vec<Unbound>, Vec<String>> {
+        let (mut failed, mut optional) = (Vec::new(), Vec::new());
+        for change in changes {
+            let (plan::Unit::Socket(name), Action::Add | Action::Rebind) =
+                (&change.unit, change.action)
+            else {
+                continue;
+            };
+            let spec = plan.sockets.iter().find(|socket| socket.name() == name);
+            let Some(spec) = spec else { continue };
+            let mut listener = Listener::new(spec);
+            let replaced = (self.all.values()).find(|other| other.spec.name() == name);
+            match listener.bind_beside(replaced) {
+                Ok(()) => {}
+                Err(error) if spec.unit.optional => {
+                    listener.address = written(&spec.unit);
+                    optional.push((name.clone(), error));
+                }
+                Err(error) => failed.push(format!("socket `{name}`: {error}")),
+            }
+            self.prepared.insert(name.clone(), listener);
+        }
+        if failed.is_empty() {
+            Ok(optional)
+        } else {
+            self.forget_prepared();
+            Err(failed)
+        }
+    }
+
+    /// Undoes [`Listeners::prepare`].
+    pub fn forget_prepared(&mut self) {
+        for (_, listener) in self.prepared.drain() {
+            listener.remove_node();
+        }
+    }
+
+    /// Gives a prepared socket its id.
+    pub fn open(&mut self, id: SocketId, spec: &Rc<plan::Socket>) {
+        let listener = self.prepared.remove(spec.name());
+        let mut listener = listener.unwrap_or_else(|| Listener::new(spec));
+        listener.take_its_place();
+        self.all.insert(id, listener);
+    }
+
+    /// Sets what can be set on a socket that is bound.
+    pub fn change(&mut self, id: SocketId, spec: &Rc<plan::Socket>) {
+        let Some(listener) = self.all.get_mut(&id) else {
+            return;
+        };
+        listener.spec = Rc::clone(spec);
+        let address = address_of(&spec.unit);
+        for fd in listener.fds.iter() {
+            if let Err(error) = socket::adjust(fd, &listen(spec, &address)) {
+                log::warn!(target: &format!("socket.{}", spec.name()), "could not be changed: {error}");
+            }
+        }
+    }
+
+    /// Closes a socket for good.
+    pub fn close(&mut self, id: SocketId) {
+        if let Some(listener) = self.all.remove(&id) {
+            listener.remove_node();
+        }
+    }
+
+    /// Whether there is a socket to be had.
+    pub fn is_bound(&self, id: SocketId) -> bool {
+        let listener = self.all.get(&id);
+        listener.is_some_and(|listener| !matches!(listener.fds, Fds::Unbound))
     }
 
     /// Makes sure that a slot has its shard of this socket.
-    pub fn provide(&mut self, name: &str, key: SlotKey) -> Result<(), String> {
-        let Some(listener) = self.by_name.get(name).map(|index| &mut self.all[*index]) else {
+    pub fn provide(&mut self, id: SocketId, key: SlotKey) -> Result<(), String> {
+        let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
-        listener
-            .provide(key)
-            .map_err(|error| format!("socket `{name}`: {error}"))
+        let provided = listener.provide(key);
+        provided.map_err(|error| format!("socket `{}`: {error}", listener.spec.name()))
     }
 
     /// The descriptor that a slot gets of this socket.
-    pub fn fd(&self, name: &str, key: SlotKey) -> Option<BorrowedFd<'_>> {
-        match &self.all[*self.by_name.get(name)?].fds {
+    pub fn fd(&self, id: SocketId, key: SlotKey) -> Option<BorrowedFd<'_>> {
+        match &self.all.get(&id)?.fds {
             Fds::Unbound => None,
             Fds::One(fd) => Some(fd.as_fd()),
             Fds::Shards(shards) => shards
@@ -144,7 +213,7 @@ impl Listeners {
 
     /// Reports traffic on a socket from now on.
     pub fn watch(&mut self, epoll: &Epoll, id: SocketId) {
-        let Some(listener) = self.all.get_mut(id.0 as usize) else {
+        let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
         listener.watched = true;
@@ -157,7 +226,7 @@ impl Listeners {
 
     /// Does not any more.
     pub fn unwatch(&mut self, epoll: &Epoll, id: SocketId) {
-        let Some(listener) = self.all.get_mut(id.0 as usize) else {
+        let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
         listener.watched = false;
@@ -170,7 +239,7 @@ impl Listeners {
     /// Takes a slot's shards out of the kernel's choice and waits until their queues are empty.
     pub fn drain(&mut self, proc: ProcId, watcher: WatcherId, wid: u32, now: Time) {
         let key = (watcher, wid);
-        for listener in &mut self.all {
+        for listener in self.all.values_mut() {
             listener.retire(key);
         }
         self.draining.push(Draining {
@@ -195,7 +264,7 @@ impl Listeners {
         for draining in &mut self.draining {
             let waiting = self
                 .all
-                .iter()
+                .values()
                 .flat_map(|listener| listener.shard(draining.key));
             let empty = waiting
                 .into_iter()
@@ -215,22 +284,20 @@ impl Listeners {
     pub fn close_shards(&mut self, epoll: &Epoll, watcher: WatcherId, wid: u32) {
         let key = (watcher, wid);
         self.draining.retain(|draining| draining.key != key);
-        for listener in &mut self.all {
+        for listener in self.all.values_mut() {
             listener.close(epoll, key);
         }
     }
 
     /// A socket's address as status shows it.
     pub fn address(&self, id: SocketId) -> &str {
-        self.all
-            .get(id.0 as usize)
-            .map_or("", |listener| &listener.address)
+        self.all.get(&id).map_or("", |listener| &listener.address)
     }
 
     /// A socket's type.
     pub fn kind(&self, id: SocketId) -> unit::SocketKind {
         self.all
-            .get(id.0 as usize)
+            .get(&id)
             .map_or(unit::SocketKind::Stream, |listener| listener.spec.unit.kind)
     }
 
@@ -242,7 +309,7 @@ impl Listeners {
         };
         for fd in self
             .all
-            .get(id.0 as usize)
+            .get(&id)
             .into_iter()
             .flat_map(|listener| listener.fds.iter())
         {
@@ -259,7 +326,7 @@ impl Listeners {
 
     /// Whether any socket's queue can only be learned by [`socket::unix_queues`].
     pub fn has_unix_streams(&self) -> bool {
-        self.all.iter().any(|listener| {
+        self.all.values().any(|listener| {
             matches!(
                 listener.spec.unit.address.value,
                 unit::Address::Path(_) | unit::Address::Abstract(_)
@@ -271,12 +338,8 @@ impl Listeners {
 /// Closing sockets for good removes their files; an upgrade executes another program and never comes here.
 impl Drop for Listeners {
     fn drop(&mut self) {
-        for listener in &self.all {
-            if listener.spec.unit.remove_on_stop
-                && let Some(node) = &listener.node
-            {
-                node.remove();
-            }
+        for listener in self.all.values().chain(self.prepared.values()) {
+            listener.remove_node();
         }
     }
 }
@@ -302,12 +365,89 @@ impl Listener {
             address: String::new(),
             watched: false,
             node: None,
+            beside: None,
+            shares: false,
+        }
+    }
+
+    /// Removes its file, if it has made one that is to go with it.
+    fn remove_node(&self) {
+        if self.spec.unit.remove_on_stop
+            && let Some(node) = &self.node
+        {
+            node.remove();
+        }
+    }
+
+    /// Binds while the socket that it is to replace is still there, on an address perhaps that they have in common.
+    fn bind_beside(&mut self, replaced: Option<&Listener>) -> Result<(), String> {
+        let Some(replaced) = replaced else {
+            return self.bind(&[UNCLAIMED], None);
+        };
+        let (address, before) = (address_of(&self.spec.unit), address_of(&replaced.spec.unit));
+        match (&address, &before) {
+            (Address::Path(path), Address::Path(other)) if path == other => {
+                // Beside it until it is needed, then in its place by one rename.
+                let mut name = path.file_name().unwrap_or_default().to_owned();
+                name.push(".new");
+                let beside = path.with_file_name(name);
+                self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None)?;
+                self.address = address.to_string();
+                self.beside = Some((beside, path.clone()));
+                Ok(())
+            }
+            (Address::Path(_) | Address::Abstract(_), _)
+            | (_, Address::Path(_) | Address::Abstract(_)) => self.bind(&[UNCLAIMED], None),
+            _ => {
+                // The kernel lets two have an address only if both say that they share it.
+                let share = |shareable| {
+                    for fd in replaced.fds.iter() {
+                        // If it can't be set, binding says why.
+                        let _ = socket::set_shareable(fd, shareable);
+                    }
+                };
+                share(true);
+                self.shares = true;
+                let bound = self.bind(&[UNCLAIMED], None);
+                self.shares = false;
+                if !replaced.spec.unit.so_reuseport.value {
+                    share(false);
+                }
+                if !self.spec.unit.so_reuseport.value {
+                    for fd in self.fds.iter() {
+                        let _ = socket::set_shareable(fd, false);
+                    }
+                }
+                bound
+            }
+        }
+    }
+
+    /// It is known from now on; the one of its name that it replaces is not reached any more if they have a path in common.
+    fn take_its_place(&mut self) {
+        let Some((beside, path)) = self.beside.take() else {
+            return;
+        };
+        match std::fs::rename(&beside, &path) {
+            Ok(()) => self.node = Node::made_at(&path),
+            Err(error) => {
+                log::error!(target: &format!("socket.{}", self.spec.name()), "{} could not take its place: {error}", beside.display());
+            }
         }
     }
 
     fn bind(&mut self, keys: &[SlotKey], inherited: Option<&mut Inherited>) -> Result<(), String> {
-        let address = address_of(&self.spec.unit);
-        let listen = listen(&self.spec, &address);
+        self.bind_at(&address_of(&self.spec.unit), keys, inherited)
+    }
+
+    fn bind_at(
+        &mut self,
+        address: &Address,
+        keys: &[SlotKey],
+        inherited: Option<&mut Inherited>,
+    ) -> Result<(), String> {
+        let mut listen = listen(&self.spec, address);
+        listen.reuseport |= self.shares;
         let taken = match inherited {
             Some(inherited) => inherited.take(&self.spec, &listen)?,
             None => None,
@@ -316,7 +456,7 @@ impl Listener {
             Some(bound) => bound,
             None => {
                 let bound = socket::listen(&listen).map_err(|error| error.to_string())?;
-                if let Address::Path(path) = &address {
+                if let Address::Path(path) = address {
                     self.node = Node::made_at(path);
                 }
                 bound

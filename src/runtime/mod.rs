@@ -215,13 +215,17 @@ impl Manager {
                 proc,
                 watcher,
                 wid,
+                generation,
                 spec,
+                sockets,
             } => {
                 self.jobs.push_back(Job {
                     proc,
                     watcher,
                     wid,
+                    generation,
                     spec,
+                    sockets,
                 });
                 None
             }
@@ -259,6 +263,18 @@ impl Manager {
             }
             Effect::CloseShards { watcher, wid } => {
                 self.listeners.close_shards(&self.epoll, watcher, wid);
+                None
+            }
+            Effect::Open { socket, spec } => {
+                self.listeners.open(socket, &spec);
+                None
+            }
+            Effect::Change { socket, spec } => {
+                self.listeners.change(socket, &spec);
+                None
+            }
+            Effect::Close { socket } => {
+                self.listeners.close(socket);
                 None
             }
             Effect::Watch { socket } => {

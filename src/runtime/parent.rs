@@ -67,7 +67,7 @@ impl Parent {
         }
         if let Some((interval, next)) = self.watchdog.filter(|(_, next)| *next <= now) {
             if self.has_room() {
-                self.send(&NotifyState::Watchdog);
+                self.send(&[NotifyState::Watchdog]);
             }
             self.watchdog = Some((interval, next.max(now) + interval));
         }
@@ -92,12 +92,18 @@ impl Parent {
                 return;
             }
             match self.backlog.pop_front() {
-                Some(ParentNotice::Ready) => self.send(&NotifyState::Ready),
-                Some(ParentNotice::Stopping) => self.send(&NotifyState::Stopping),
-                Some(ParentNotice::Status(text)) => self.send(&NotifyState::Status(&text)),
+                Some(ParentNotice::Ready) => self.send(&[NotifyState::Ready]),
+                Some(ParentNotice::Reloading) => {
+                    // Without the time systemd would not believe it (sd_notify(3)).
+                    if let Ok(now) = NotifyState::monotonic_usec_now() {
+                        self.send(&[NotifyState::Reloading, now]);
+                    }
+                }
+                Some(ParentNotice::Stopping) => self.send(&[NotifyState::Stopping]),
+                Some(ParentNotice::Status(text)) => self.send(&[NotifyState::Status(&text)]),
                 Some(ParentNotice::Extend(duration)) => {
                     let microseconds = u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
-                    self.send(&NotifyState::ExtendTimeoutUsec(microseconds));
+                    self.send(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
                 }
                 None => {}
             }
@@ -107,11 +113,12 @@ impl Parent {
 
     /// By our own connection: `sd_notify::notify` of 0.5 knows paths only, and systemd's own NOTIFY_SOCKET may be an
     /// abstract name.
-    fn send(&self, state: &NotifyState<'_>) {
+    fn send(&self, states: &[NotifyState<'_>]) {
         let Some(parent) = &self.connection else {
             return;
         };
-        if let Err(error) = parent.send(format!("{state}\n").as_bytes()) {
+        let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+        if let Err(error) = parent.send(text.as_bytes()) {
             log::debug!(target: "manager", "the parent could not be notified: {error}");
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{SlotKey, Token, listeners::Listeners, spawn_failure};
 use crate::plan::{Invocation, Moment, Sink, Source, Watcher};
-use crate::supervise::{self, Exit, ProcId, Sender, SpawnFailure, WatcherId};
+use crate::supervise::{self, Exit, ProcId, Sender, SocketId, SpawnFailure, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::output;
 use crate::sys::process::{self, Pid};
@@ -26,7 +26,18 @@ pub struct Job {
     pub proc: ProcId,
     pub watcher: WatcherId,
     pub wid: u32,
+    pub generation: u64,
     pub spec: Rc<Watcher>,
+    /// The sockets of [`Watcher::listens`].
+    pub sockets: Rc<[SocketId]>,
+}
+
+impl Job {
+    fn socket(&self, name: &str) -> Option<SocketId> {
+        let listens = &self.spec.listens;
+        let index = listens.iter().position(|listened| listened == name)?;
+        self.sockets.get(index).copied()
+    }
 }
 
 /// The workers' processes.
@@ -46,6 +57,7 @@ pub struct Processes {
 
 struct Process {
     slot: SlotKey,
+    generation: u64,
     spec: Rc<Watcher>,
     main: Pid,
     group: Pid,
@@ -56,10 +68,10 @@ struct Process {
 
 /// What an ended process may have left behind.
 pub struct Ended {
-    pub slot: SlotKey,
     pub group: Pid,
     pub watcher: String,
     pub wid: u32,
+    pub generation: u64,
 }
 
 impl Processes {
@@ -90,26 +102,29 @@ impl Processes {
         let invocation = self.invocation(job, listeners)?;
         let key = (job.watcher, job.wid);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
-        for name in &invocation.fds {
-            listeners.provide(name, key).map_err(spawn_failure)?;
+        let on_stdin = match &invocation.stdin {
+            Source::Socket(name) => Some(name),
+            Source::Null | Source::File(_) => None,
+        };
+        for name in invocation.fds.iter().chain(on_stdin) {
+            let id = job.socket(name).ok_or_else(|| unbound(name))?;
+            listeners.provide(id, key).map_err(spawn_failure)?;
         }
-        if let Source::Socket(name) = &invocation.stdin {
-            listeners.provide(name, key).map_err(spawn_failure)?;
-        }
+        let listener = |name: &str| {
+            let fd = job.socket(name).and_then(|id| listeners.fd(id, key));
+            fd.ok_or_else(|| unbound(name))
+        };
         let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + invocation.fds.len());
         match &invocation.stdin {
             Source::Socket(name) => {
-                fds.push((listeners.fd(name, key).ok_or_else(|| unbound(name))?, 0))
+                fds.push((listener(name)?, 0));
             }
             Source::Null | Source::File(_) => fds.extend(files.stdin(&self.empty)),
         }
         fds.extend(files.output(&invocation.stdout, &self.null, 1));
         fds.extend(files.output(&invocation.stderr, &self.null, 2));
         for (name, target) in invocation.fds.iter().zip(3..) {
-            fds.push((
-                listeners.fd(name, key).ok_or_else(|| unbound(name))?,
-                target,
-            ));
+            fds.push((listener(name)?, target));
         }
 
         let candidates = c_strings(invocation.candidates)?;
@@ -161,6 +176,7 @@ impl Processes {
             .map_err(|error| failure(&error))?;
         let process = Process {
             slot: key,
+            generation: job.generation,
             spec: Rc::clone(&job.spec),
             main: child.pid,
             group: child.pid,
@@ -186,13 +202,19 @@ impl Processes {
                 }
             },
         };
+        let names = job.spec.listens.iter().zip(&*job.sockets);
+        let unbound: Vec<String> = names
+            .filter(|(_, id)| !listeners.is_bound(**id))
+            .map(|(name, _)| name.clone())
+            .collect();
         job.spec
             .invocation(&Moment {
                 wid: job.wid,
+                generation: job.generation,
                 environment: &self.environment,
                 manager_env: &self.manager_env,
                 env_file: env_file.as_deref(),
-                unbound: listeners.unbound(),
+                unbound: &unbound,
             })
             .map_err(spawn_failure)
     }
@@ -208,13 +230,6 @@ impl Processes {
             Some(process) => format!("watcher.{}", process.spec.name()),
             None => "manager".into(),
         }
-    }
-
-    /// The process that a slot has now, by the pid that it was made with.
-    pub fn of_slot(&self, slot: SlotKey) -> Option<Pid> {
-        let mut all = self.by_proc.values();
-        all.find(|process| process.slot == slot)
-            .map(|process| process.group)
     }
 
     /// Whether a pid is a worker's main process.
@@ -287,10 +302,10 @@ impl Processes {
             let _ = epoll.remove(pidfd);
         }
         Some(Ended {
-            slot: process.slot,
             group: process.group,
             watcher: process.spec.name().to_owned(),
             wid: process.slot.1,
+            generation: process.generation,
         })
     }
 

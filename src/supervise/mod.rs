@@ -16,7 +16,7 @@
 //!
 //! # The rules of a slot
 //!
-//! A watcher has slots `1..=wanted`, and each has at most one process. `Vacant` is the rest. A wanted slot is `Due`,
+//! A watcher has slots `1..=wanted`, and each has at most one process, but in a reload. `Vacant` is the rest. A wanted slot is `Due`,
 //! which becomes `Launching` as soon as `warmup_delay` allows; a process that runs is `Starting` until its `type` calls
 //! it ready, `Settling` for `ready_delay`, then `Ready`.
 //!
@@ -30,6 +30,29 @@
 //! A watcher that is to stop is held as long as something lives that has to end before it: what is `after` it and is
 //! being stopped too, and at the manager's end every higher level. Held workers go on, and are not replaced.
 //!
+//! # The rules of a reload
+//!
+//! A rolling reload replaces the workers of a set of wids (all, or one that reached `max_age`): beside the process of a
+//! slot, which goes on, a replacement becomes `Due` and so on like any other; `reload_surge` slots at a time have one
+//! beside. When it is ready it takes the main place, and the one it replaced is stopped; only when that is gone does
+//! the slot leave room for the next. What has no live process is started from the new definition as it would be
+//! anyhow, a backoff ending at once. A `singleton` is stopped first and started then.
+//!
+//! A replacement that fails (it can't be made, it ends before it is ready or before the reload is over, it is late)
+//! ends the reload: other replacements on their way are stopped, and workers that came from a *changed* definition are
+//! replaced by ones of the old, in the same way. What fails in going back is logged, and stays. A process of the old
+//! definition that dies while its replacement is on its way is followed by that. Until the reload has succeeded the old
+//! definition is the watcher's own.
+//!
+//! A reload during a reload waits for its end. A stop or restart of the watcher ends a reload; the new definition stays.
+//!
+//! # The rules of an apply
+//!
+//! The sockets of the new plan are bound already when `Apply` comes. New watchers start if they are to start by
+//! themselves; those that are left out are stopped, then forgotten; others are scaled, or reloaded if they are up. One
+//! that is down gets its new definition at once (and starts if it had failed). A socket that no definition refers to any
+//! more is closed when nothing runs that was started with it. One apply at a time.
+//!
 //! # The rules of a socket
 //!
 //! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
@@ -37,7 +60,10 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod apply;
 mod order;
+mod record;
+mod reload;
 mod request;
 mod socket;
 mod state;
@@ -47,16 +73,17 @@ mod worker;
 
 pub mod notify;
 
+pub use record::{Key, Unreadable};
 pub use request::{Amount, Command, Refusal};
 pub use time::Time;
 pub use view::{SocketState, SocketView, View, WatcherState, WatcherView, WorkerState, WorkerView};
 
 use crate::plan::{self, Plan};
-use crate::unit::{LogLevel, Signal};
+use crate::unit::{self, LogLevel, Signal};
 use order::Phase;
 use request::Pending;
 use serde::{Deserialize, Serialize};
-use state::{Binding, Goal, Socket, State, Trigger, Watcher};
+use state::{Binding, Edition, Goal, Post, Slot, Socket, State, Trigger, Watcher};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::rc::Rc;
@@ -222,6 +249,21 @@ pub enum Event {
         /// Tell how it goes on.
         progress: bool,
     },
+    /// The units are others now. The sockets that `changes` adds or binds anew are bound, but for those in `unbound`.
+    Apply {
+        /// What the answer is for.
+        request: RequestId,
+        /// Everything that is to run.
+        plan: Box<Plan>,
+        /// How it differs from [`Supervisor::plan`].
+        changes: Vec<plan::Change>,
+        /// Optional sockets that could not be bound, each with the reason.
+        unbound: Vec<(String, String)>,
+        /// Answer as soon as it has begun, not when it is done.
+        no_wait: bool,
+        /// Tell how it goes on.
+        progress: bool,
+    },
     /// Nobody waits for the answer any more.
     Abandoned {
         /// Which answer.
@@ -251,8 +293,12 @@ pub enum Effect {
         watcher: WatcherId,
         /// The worker's number.
         wid: u32,
+        /// How many processes this worker has had, this one included.
+        generation: u64,
         /// Its definition.
         spec: Rc<plan::Watcher>,
+        /// The sockets that it listens on, in the order of [`plan::Watcher::listens`].
+        sockets: Rc<[SocketId]>,
     },
     /// Do not make it if that has not happened yet.
     CancelSpawn {
@@ -301,6 +347,25 @@ pub enum Effect {
         watcher: WatcherId,
         /// The worker's number.
         wid: u32,
+    },
+    /// The socket of this name, which was bound for an apply, is known by this id from now on.
+    Open {
+        /// Its id.
+        socket: SocketId,
+        /// Its definition.
+        spec: Rc<plan::Socket>,
+    },
+    /// It has another definition, of which all that differs can be changed on a socket that is bound.
+    Change {
+        /// Which.
+        socket: SocketId,
+        /// Its new definition.
+        spec: Rc<plan::Socket>,
+    },
+    /// Nothing needs the socket any more.
+    Close {
+        /// Which.
+        socket: SocketId,
     },
     /// Report traffic on the socket.
     Watch {
@@ -358,8 +423,10 @@ pub enum Effect {
 /// What the manager's own parent is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParentNotice {
-    /// Everything that starts by itself has started.
+    /// Everything that starts by itself has started; or an apply is over.
     Ready,
+    /// An apply has begun.
+    Reloading,
     /// The manager is going to end.
     Stopping,
     /// How it goes, in a line.
@@ -381,22 +448,27 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Supervisor {
     settings: Settings,
-    warmup_delay: Duration,
-    shutdown_timeout: Option<Duration>,
-    sockets: Vec<Socket>,
-    /// In the order in which they start.
-    watchers: Vec<Watcher>,
+    manager: unit::Manager,
+    control_gid: Option<u32>,
+    sockets: BTreeMap<SocketId, Socket>,
+    watchers: BTreeMap<WatcherId, Watcher>,
     phase: Phase,
     /// With `[manager] warmup_delay`, the earliest time of the next watcher's start.
     next_start: Time,
-    /// Queued watchers that wait for nothing but `next_start`.
-    startable: BTreeSet<WatcherId>,
     next_proc: u64,
+    next_watcher: u32,
+    next_socket: u32,
     pending: BTreeMap<RequestId, Pending>,
 
     // From here on: derived from the above.
+    warmup_delay: Duration,
+    shutdown_timeout: Option<Duration>,
+    /// Watchers in the order in which they start.
+    order: Vec<WatcherId>,
+    /// Queued watchers that wait for nothing but `next_start`, by rank.
+    startable: BTreeSet<(u32, WatcherId)>,
     names: HashMap<String, WatcherId>,
-    procs: HashMap<ProcId, (WatcherId, u32)>,
+    procs: HashMap<ProcId, Post>,
     timers: Timers,
     /// Watchers in each state.
     census: BTreeMap<WatcherState, u32>,
@@ -404,6 +476,10 @@ pub struct Supervisor {
     touched: BTreeSet<WatcherId>,
     /// Sockets whose watching may have changed in this turn.
     stirred: BTreeSet<SocketId>,
+    /// What is not recorded yet.
+    dirty: Dirty,
+    /// Definitions have come or gone since it was last worked out who uses which socket.
+    users_stale: bool,
     told_status: String,
 }
 
@@ -419,71 +495,44 @@ impl Supervisor {
     /// A supervisor of `plan`, of whose sockets those in `unbound` could not be bound, each with the reason. Nothing
     /// starts before [`Event::Begin`].
     pub fn new(plan: &Plan, unbound: &[(String, String)], settings: Settings) -> Supervisor {
-        let socket_ids: HashMap<&str, SocketId> = plan
-            .sockets
-            .iter()
-            .enumerate()
-            .map(|(i, socket)| (socket.name(), SocketId(i as u32)))
-            .collect();
-        let names: HashMap<String, WatcherId> = (plan.watchers.iter().enumerate())
-            .map(|(i, watcher)| (watcher.name().to_owned(), WatcherId(i as u32)))
-            .collect();
-        let mut sockets: Vec<Socket> = plan
-            .sockets
-            .iter()
-            .map(|spec| new_socket(spec, unbound))
-            .collect();
-        let mut watchers: Vec<Watcher> = plan.watchers.iter().map(new_watcher).collect();
-        for index in 0..watchers.len() {
-            let id = WatcherId(index as u32);
-            let spec = Rc::clone(&watchers[index].spec);
-            for name in &spec.listens {
-                if let Some(socket) = socket_ids.get(name.as_str()) {
-                    watchers[index].sockets.push(*socket);
-                    sockets[socket.0 as usize].watchers.push(id);
-                }
-            }
-            let required = spec.unit.requires.iter().map(|name| (name, true));
-            let after = spec.unit.after.iter().map(|name| (name, false));
-            for (name, requires) in required.chain(after) {
-                let Some(other) = names.get(&name.value).copied() else {
-                    continue;
-                };
-                if other != id
-                    && watchers[index]
-                        .dependencies
-                        .iter()
-                        .all(|(known, _)| *known != other)
-                {
-                    watchers[index].dependencies.push((other, requires));
-                    watchers[other.0 as usize].dependents.push((id, requires));
-                }
-            }
-        }
-        let mut census = BTreeMap::new();
-        for watcher in &mut watchers {
-            watcher.told = Some(WatcherState::Stopped);
-            *census.entry(WatcherState::Stopped).or_default() += 1;
-        }
-        Supervisor {
+        let mut supervisor = Supervisor {
             settings,
-            warmup_delay: plan.manager.warmup_delay,
-            shutdown_timeout: plan.manager.shutdown_timeout,
-            sockets,
-            watchers,
+            manager: plan.manager.clone(),
+            control_gid: plan.control_gid,
+            sockets: BTreeMap::new(),
+            watchers: BTreeMap::new(),
             phase: Phase::New,
             next_start: Time::ZERO,
-            startable: BTreeSet::new(),
             next_proc: 1,
+            next_watcher: 0,
+            next_socket: 0,
             pending: BTreeMap::new(),
-            names,
+            warmup_delay: plan.manager.warmup_delay,
+            shutdown_timeout: plan.manager.shutdown_timeout,
+            order: Vec::new(),
+            startable: BTreeSet::new(),
+            names: HashMap::new(),
             procs: HashMap::new(),
             timers: Timers::default(),
-            census,
+            census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
+            dirty: Dirty::default(),
+            users_stale: false,
             told_status: String::new(),
+        };
+        let unbound = unbound.iter().map(|(name, error)| (name.as_str(), error));
+        let unbound: HashMap<&str, &String> = unbound.collect();
+        for spec in &plan.sockets {
+            supervisor.add_socket(spec, unbound.get(spec.name()).copied());
         }
+        let sockets = supervisor.sockets_by_name();
+        for spec in &plan.watchers {
+            supervisor.add_watcher(spec, &sockets);
+        }
+        supervisor.rebuild_order(plan);
+        supervisor.rebuild_users();
+        supervisor
     }
 
     /// Takes one event at the time `now` (which never runs backwards) and appends what is to be done to `effects`, in
@@ -502,7 +551,7 @@ impl Supervisor {
             Event::Traffic { socket } => self.traffic(turn, socket),
             Event::Spawned { proc, pid } => self.spawned(turn, proc, pid),
             Event::SpawnFailed { proc, failure } => self.spawn_failed(turn, proc, failure),
-            Event::SpawnCancelled { proc } => self.spawn_cancelled(turn, proc),
+            Event::SpawnCancelled { proc } => self.spawn_cancelled(proc),
             Event::Notified {
                 proc,
                 sender,
@@ -518,6 +567,23 @@ impl Supervisor {
                 progress,
             } => {
                 self.command(turn, request, command, no_wait, progress);
+            }
+            Event::Apply {
+                request,
+                plan,
+                changes,
+                unbound,
+                no_wait,
+                progress,
+            } => {
+                let begun = self.apply(turn, &plan, &changes, &unbound);
+                match begun {
+                    Ok(begun) => self.await_command(turn, request, begun, no_wait, progress),
+                    Err(refusal) => turn.effects.push(Effect::Reply {
+                        request,
+                        outcome: Err(refusal),
+                    }),
+                }
             }
             Event::Abandoned { request } => self.abandon(request),
             Event::Terminate => self.terminate(turn),
@@ -537,7 +603,7 @@ impl Supervisor {
 
     /// The definition of a socket.
     pub fn socket(&self, id: SocketId) -> Option<&Rc<plan::Socket>> {
-        self.sockets.get(id.0 as usize).map(|socket| &socket.spec)
+        self.sockets.get(&id).map(|socket| &socket.spec)
     }
 
     fn expire(&mut self, turn: &mut Turn<'_>) {
@@ -551,7 +617,8 @@ impl Supervisor {
                 Due::Watcher(watcher) => {
                     self.touched.insert(watcher);
                 }
-                Due::Slot(watcher, wid) => self.slot_due(turn, watcher, wid),
+                Due::Signalled(watcher) => self.signalled_due(watcher),
+                Due::Post(post) => self.post_due(turn, post),
             }
         }
     }
@@ -564,6 +631,9 @@ impl Supervisor {
                 self.settle_watcher(turn, id);
             } else if let Some(id) = self.stirred.pop_first() {
                 self.settle_socket(turn, id);
+            } else if std::mem::take(&mut self.users_stale) {
+                self.rebuild_users();
+                self.close_unused(turn);
             } else if !self.start_next(turn) && !self.advance_phase(turn) {
                 break;
             }
@@ -571,45 +641,92 @@ impl Supervisor {
         self.tell_status(turn);
     }
 
+    /// A watcher that there is: ids come from indexes that forget a watcher when it is forgotten.
     fn watcher(&self, id: WatcherId) -> &Watcher {
-        &self.watchers[id.0 as usize]
+        &self.watchers[&id]
     }
 
     fn watcher_mut(&mut self, id: WatcherId) -> &mut Watcher {
-        &mut self.watchers[id.0 as usize]
+        self.dirty.watchers.insert(id);
+        let watcher = self.watchers.get_mut(&id);
+        watcher.unwrap_or_else(|| unreachable!("an index names a watcher that is forgotten"))
     }
 
-    fn watcher_ids(&self) -> impl DoubleEndedIterator<Item = WatcherId> + use<> {
-        (0..self.watchers.len() as u32).map(WatcherId)
+    fn watcher_ids(&self) -> Vec<WatcherId> {
+        self.watchers.keys().copied().collect()
     }
 
-    /// The one place where a slot changes its state: keeps all that is derived from it.
-    fn set_slot(&mut self, id: WatcherId, wid: u32, state: State) -> State {
-        let watcher = &mut self.watchers[id.0 as usize];
+    fn slot_mut(&mut self, id: WatcherId, wid: u32) -> &mut Slot {
+        self.dirty.slots.insert((id, wid));
+        &mut self.watcher_mut(id).slots[wid as usize - 1]
+    }
+
+    fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
+        self.dirty.sockets.insert(id);
+        self.sockets.get_mut(&id)
+    }
+
+    /// What stands at a post.
+    fn state(&self, post: Post) -> &State {
+        self.watcher(post.watcher).slots[post.wid as usize - 1].state(post.seat)
+    }
+
+    /// The definition of the process at a post, or of the next one there.
+    fn unit_at(&self, post: Post) -> &unit::Watcher {
+        let watcher = self.watcher(post.watcher);
+        let edition = match self.state(post).edition() {
+            Some(number) => watcher.edition(number),
+            None => watcher.next(),
+        };
+        &edition.spec.unit
+    }
+
+    fn new_proc(&mut self) -> ProcId {
+        let proc = ProcId(self.next_proc);
+        self.next_proc += 1;
+        // What is recorded is a bound that is never reached, so that not every start changes it.
+        self.dirty.manager |= self.next_proc.is_multiple_of(record::PROCS_AT_ONCE);
+        proc
+    }
+
+    /// The one place where what stands at a post changes: keeps all that is derived from it.
+    fn set_state(&mut self, post: Post, state: State) -> State {
+        let Post {
+            watcher: id,
+            wid,
+            seat,
+        } = post;
+        self.dirty.slots.insert((id, wid));
+        self.timers.set(Due::Post(post), state.deadline());
+        let watcher = self.watchers.get_mut(&id);
+        let Some(watcher) = watcher else { return state };
         let slot = &mut watcher.slots[wid as usize - 1];
-        self.timers.set(Due::Slot(id, wid), state.deadline());
-        if slot.state.proc() != state.proc() {
-            if let Some(proc) = slot.state.proc() {
-                self.procs.remove(&proc);
+        let proc = state.proc();
+        let before_proc = slot.state(seat).proc();
+        if before_proc != proc {
+            if let Some(before) = before_proc {
+                self.procs.remove(&before);
             }
-            if let Some(proc) = state.proc() {
-                self.procs.insert(proc, (id, wid));
+            if let Some(proc) = proc {
+                self.procs.insert(proc, post);
             }
         }
-        let before = std::mem::replace(&mut slot.state, state);
+        if let Some(count) = watcher.tally.of(&state) {
+            *count += 1;
+            watcher.tally.beside += u32::from(seat == state::Seat::Beside);
+        }
+        let before = slot.replace(seat, state);
         if let Some(count) = watcher.tally.of(&before) {
             *count -= 1;
-        }
-        if let Some(count) = watcher.tally.of(&slot.state) {
-            *count += 1;
+            watcher.tally.beside -= u32::from(seat == state::Seat::Beside);
         }
         self.touched.insert(id);
         before
     }
 
-    /// Takes the state out of a slot to make the next one of it, which must be set before anything else happens.
-    fn take_slot(&mut self, id: WatcherId, wid: u32) -> State {
-        self.set_slot(id, wid, State::Vacant)
+    /// Takes the state out of a post to make the next one of it, which must be set before anything else happens.
+    fn take_state(&mut self, post: Post) -> State {
+        self.set_state(post, State::Vacant)
     }
 
     /// The one place where a watcher's goal changes.
@@ -620,15 +737,16 @@ impl Supervisor {
         }
         let before = std::mem::replace(&mut watcher.goal, goal);
         self.touched.insert(id);
-        let watcher = &self.watchers[id.0 as usize];
-        self.stirred.extend(&watcher.sockets);
+        let watcher = &self.watchers[&id];
+        self.stirred.extend(&*watcher.edition.sockets);
+        let rank = watcher.rank;
         if matches!(before, Goal::Stopped { .. }) {
             // What it is after does not have to wait for its end any more.
             let dependencies = watcher.dependencies.iter().map(|(other, _)| *other);
             self.touched.extend(dependencies);
         }
         if goal != Goal::Queued {
-            self.startable.remove(&id);
+            self.startable.remove(&(rank, id));
         }
     }
 
@@ -640,7 +758,7 @@ impl Supervisor {
         text: impl FnOnce() -> String,
     ) {
         if level as u8 <= self.settings.log_level as u8 {
-            let unit = format!("watcher.{}", self.watcher(id).spec.name());
+            let unit = format!("watcher.{}", self.watcher(id).name());
             turn.effects.push(Effect::Log {
                 level,
                 unit,
@@ -656,8 +774,10 @@ impl Supervisor {
         id: SocketId,
         text: impl FnOnce() -> String,
     ) {
-        if level as u8 <= self.settings.log_level as u8 {
-            let unit = format!("socket.{}", self.sockets[id.0 as usize].spec.name());
+        if level as u8 <= self.settings.log_level as u8
+            && let Some(socket) = self.sockets.get(&id)
+        {
+            let unit = format!("socket.{}", socket.spec.name());
             turn.effects.push(Effect::Log {
                 level,
                 unit,
@@ -667,9 +787,19 @@ impl Supervisor {
     }
 }
 
-fn new_socket(spec: &Rc<plan::Socket>, unbound: &[(String, String)]) -> Socket {
-    let binding = match unbound.iter().find(|(name, _)| name == spec.name()) {
-        Some((_, error)) => Binding::Failed {
+/// What has changed since it was last recorded.
+#[derive(Debug, Default)]
+struct Dirty {
+    manager: bool,
+    sockets: BTreeSet<SocketId>,
+    watchers: BTreeSet<WatcherId>,
+    editions: BTreeSet<(WatcherId, u32)>,
+    slots: BTreeSet<(WatcherId, u32)>,
+}
+
+fn new_socket(spec: &Rc<plan::Socket>, error: Option<&String>) -> Socket {
+    let binding = match error {
+        Some(error) => Binding::Failed {
             error: error.clone(),
             attempts: 0,
             retry: Time::ZERO,
@@ -680,18 +810,28 @@ fn new_socket(spec: &Rc<plan::Socket>, unbound: &[(String, String)]) -> Socket {
         spec: Rc::clone(spec),
         binding,
         watchers: Vec::new(),
+        retired: false,
         trigger: Trigger::default(),
         watched: false,
     }
 }
 
-fn new_watcher(spec: &Rc<plan::Watcher>) -> Watcher {
+fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
     Watcher {
-        spec: Rc::clone(spec),
-        sockets: Vec::new(),
+        edition: Edition {
+            number: 0,
+            spec: Rc::clone(spec),
+            sockets,
+        },
+        others: Vec::new(),
+        next_edition: 1,
+        rank: 0,
+        level: spec.level,
+        retired: false,
         dependencies: Vec::new(),
         dependents: Vec::new(),
         goal: Goal::Stopped { held: false },
+        booting: false,
         wanted: spec.unit.numprocesses.value,
         slots: Vec::new(),
         restarts: 0,
@@ -700,6 +840,11 @@ fn new_watcher(spec: &Rc<plan::Watcher>) -> Watcher {
         mishap: None,
         last_end: None,
         next_spawn: Time::ZERO,
+        reload: None,
+        queued: None,
+        signalled: None,
+        reloads: 0,
+        failed_reload: None,
         requests: Vec::new(),
         tally: state::Tally::default(),
         told: None,

@@ -1,7 +1,7 @@
 //! Starting and stopping watchers in order, and the manager's own beginning and end.
 
-use super::state::{Binding, Goal, Mishap, Slot, State, Watcher, Why};
-use super::time::Due;
+use super::state::{Binding, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
+use super::time::{Due, Time};
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
 use crate::unit::LogLevel;
 use serde::{Deserialize, Serialize};
@@ -22,13 +22,19 @@ const EXTENSION_EVERY: Duration = Duration::from_secs(10);
 pub(super) enum Phase {
     /// Before [`super::Event::Begin`].
     New,
-    /// These watchers start by themselves and are neither running nor waiting yet.
-    Booting { unsettled: BTreeSet<WatcherId> },
+    /// So many watchers start by themselves and are neither running nor waiting yet.
+    Booting {
+        #[serde(skip)]
+        unsettled: u32,
+    },
     /// Everything has started.
     Running,
     /// All watchers are stopped, a level at a time from the highest; those that are still alive are in here by level.
     Stopping {
+        #[serde(skip)]
         remaining: BTreeMap<u32, BTreeSet<WatcherId>>,
+        /// When it is forced; and when it was, given up.
+        until: Option<Time>,
         forced: bool,
         code: i32,
     },
@@ -42,25 +48,26 @@ impl Supervisor {
             // It was told to end before it began.
             return;
         }
-        for index in 0..self.sockets.len() {
-            if let Binding::Failed { error, .. } = &self.sockets[index].binding {
-                let error = error.clone();
-                self.retry_bind(turn, SocketId(index as u32), error, 0);
-            }
-        }
-        let starting: BTreeSet<WatcherId> = self
-            .watcher_ids()
-            .filter(|id| self.watcher(*id).spec.unit.autostart)
+        let failed: Vec<(SocketId, String)> = (self.sockets.iter())
+            .filter_map(|(id, socket)| match &socket.binding {
+                Binding::Failed { error, .. } => Some((*id, error.clone())),
+                _ => None,
+            })
             .collect();
-        self.phase = Phase::Booting {
-            unsettled: starting.clone(),
-        };
+        for (id, error) in failed {
+            self.retry_bind(turn, id, error, 0);
+        }
+        let starting: Vec<WatcherId> = (self.order.iter().copied())
+            .filter(|id| self.watcher(*id).unit().autostart)
+            .collect();
+        self.set_phase(Phase::Booting {
+            unsettled: starting.len() as u32,
+        });
+        for id in &starting {
+            self.watcher_mut(*id).booting = true;
+        }
         for id in starting {
-            if self.watcher(id).spec.unit.on_demand.value {
-                self.set_goal(id, Goal::Waiting);
-            } else {
-                self.start_watcher(turn, id);
-            }
+            self.start_by_itself(turn, id);
         }
         if self.settings.parent && !self.is_settled() {
             self.extend_parent(turn);
@@ -68,7 +75,7 @@ impl Supervisor {
     }
 
     fn is_settled(&self) -> bool {
-        !matches!(&self.phase, Phase::Booting { unsettled } if !unsettled.is_empty())
+        !matches!(self.phase, Phase::Booting { unsettled } if unsettled > 0)
     }
 
     pub(super) fn extend_parent(&mut self, turn: &mut Turn<'_>) {
@@ -89,6 +96,15 @@ impl Supervisor {
         matches!(self.phase, Phase::Stopping { forced: true, .. })
     }
 
+    /// Starts a watcher that starts by itself: with the manager, or when it is new.
+    pub(super) fn start_by_itself(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if self.watcher(id).unit().on_demand.value {
+            self.set_goal(id, Goal::Waiting);
+        } else {
+            self.start_watcher(turn, id);
+        }
+    }
+
     /// Wants a watcher up, and what it requires.
     pub(super) fn start_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         if self.is_stopping() {
@@ -98,9 +114,10 @@ impl Supervisor {
             Goal::Up { .. } => {
                 // Whoever asks does not want to wait for the backoff.
                 for wid in 1..=self.watcher(id).slots.len() as u32 {
-                    if let State::Backoff { .. } = self.watcher(id).slots[wid as usize - 1].state {
-                        self.watcher_mut(id).slots[wid as usize - 1].attempt = 0;
-                        self.set_slot(id, wid, State::Due);
+                    let main = Post::main(id, wid);
+                    if let State::Backoff { .. } = self.state(main) {
+                        self.slot_mut(id, wid).attempt = 0;
+                        self.set_state(main, State::Due);
                     }
                 }
             }
@@ -123,15 +140,15 @@ impl Supervisor {
     }
 
     /// Lets a queued watcher start if what it is `after` allows it, and no longer if it does not any more.
-    fn queue_if_startable(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+    pub(super) fn queue_if_startable(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         if self.watcher(id).goal != Goal::Queued {
             return;
         }
         for (other, requires) in self.watcher(id).dependencies.clone() {
-            let name = self.watcher(other).spec.name();
+            let name = self.watcher(other).name();
             match self.watcher(other).goal {
                 Goal::Queued | Goal::Up { complete: false } => {
-                    self.startable.remove(&id);
+                    self.startable.remove(&(self.watcher(id).rank, id));
                     return;
                 }
                 Goal::Up { complete: true } | Goal::Ended => {}
@@ -147,6 +164,7 @@ impl Supervisor {
                             text,
                             wid: 0,
                             exit_code: 1,
+                            of_reload: false,
                         },
                     );
                 }
@@ -159,17 +177,18 @@ impl Supervisor {
                             text,
                             wid: 0,
                             exit_code: 1,
+                            of_reload: false,
                         },
                     );
                 }
             }
         }
-        self.startable.insert(id);
+        self.startable.insert((self.watcher(id).rank, id));
     }
 
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.
     pub(super) fn start_next(&mut self, turn: &mut Turn<'_>) -> bool {
-        let Some(id) = self.startable.first().copied() else {
+        let Some((rank, id)) = self.startable.first().copied() else {
             self.timers.set(Due::Starts, None);
             return false;
         };
@@ -177,8 +196,9 @@ impl Supervisor {
             self.timers.set(Due::Starts, Some(self.next_start));
             return false;
         }
-        self.startable.remove(&id);
+        self.startable.remove(&(rank, id));
         self.next_start = turn.now + self.warmup_delay;
+        self.dirty.manager = true;
         self.bring_up(id);
         true
     }
@@ -202,11 +222,9 @@ impl Supervisor {
             watcher.slots.push(Slot::default());
         }
         for wid in from..=wanted {
-            if matches!(
-                self.watcher(id).slots[wid as usize - 1].state,
-                State::Vacant
-            ) {
-                self.set_slot(id, wid, State::Due);
+            let main = Post::main(id, wid);
+            if matches!(self.state(main), State::Vacant) {
+                self.set_state(main, State::Due);
             }
         }
         self.touched.insert(id);
@@ -219,6 +237,7 @@ impl Supervisor {
             return;
         }
         self.set_goal(id, Goal::Stopped { held: true });
+        self.cancel_reload(id);
         for (dependent, requires) in self.watcher(id).dependents.clone() {
             let goal = self.watcher(dependent).goal;
             if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
@@ -231,21 +250,25 @@ impl Supervisor {
     /// Of a watcher that is held: what has no process yet need not be waited for.
     fn stop_what_does_not_run(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
-            let state = &self.watcher(id).slots[wid as usize - 1].state;
-            if state.worker().is_none() {
-                self.stop_slot(turn, id, wid, Why::Asked);
+            for post in [Post::main(id, wid), Post::beside(id, wid)] {
+                // A replacement that is not needed any more is none of those that others depend on.
+                if post.seat == Seat::Beside || self.state(post).worker().is_none() {
+                    self.stop_post(turn, post, Why::Asked);
+                }
             }
         }
     }
 
     pub(super) fn settle_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if !self.watchers.contains_key(&id) {
+            return;
+        }
         if self.watcher(id).goal == (Goal::Stopped { held: true }) && !self.is_held(id) {
             self.set_goal(id, Goal::Stopped { held: false });
-            for wid in 1..=self.watcher(id).slots.len() as u32 {
-                self.stop_slot(turn, id, wid, Why::Asked);
-            }
+            self.stop_posts(turn, id);
         }
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
+            self.advance_reload(turn, id);
             self.launch_due(turn, id);
             let watcher = self.watcher(id);
             if watcher.tally.busy() == 0 && watcher.wanted > 0 {
@@ -257,14 +280,18 @@ impl Supervisor {
             self.timers.set(Due::Watcher(id), None);
         }
         self.trim_slots(turn, id);
+        self.forget_editions(id);
         self.tell_state(turn, id);
         self.answer_requests(turn, id);
+        if self.watcher(id).retired && self.watcher(id).tally.busy() == 0 {
+            self.forget_watcher(turn, id);
+        }
     }
 
     /// Whether something is alive that must have ended before its workers are asked to.
     fn is_held(&self, id: WatcherId) -> bool {
         if let Phase::Stopping { remaining, .. } = &self.phase {
-            let level = self.watcher(id).spec.level;
+            let level = self.watcher(id).level;
             return remaining
                 .last_key_value()
                 .is_some_and(|(top, _)| *top > level);
@@ -276,17 +303,24 @@ impl Supervisor {
     }
 
     /// Drops vacant slots past the wanted ones, from the end.
-    fn trim_slots(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+    pub(super) fn trim_slots(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let watcher = self.watcher(id);
+        if watcher.slots.len() as u32 <= watcher.wanted {
+            return;
+        }
         let shards = self.has_shards(id);
-        let watcher = self.watcher_mut(id);
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         while watcher.slots.len() as u32 > watcher.wanted
             && watcher
                 .slots
                 .last()
-                .is_some_and(|slot| matches!(slot.state, State::Vacant))
+                .is_some_and(super::state::Slot::is_vacant)
         {
             let wid = watcher.slots.len() as u32;
             watcher.slots.pop();
+            self.dirty.slots.insert((id, wid));
             if shards {
                 turn.effects.push(Effect::CloseShards { watcher: id, wid });
             }
@@ -296,7 +330,7 @@ impl Supervisor {
     /// Makes a change of state known to everything that depends on it.
     fn tell_state(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         let state = self.watcher(id).state();
-        let before = self.watcher_mut(id).told.replace(state);
+        let before = (self.watchers.get_mut(&id)).and_then(|watcher| watcher.told.replace(state));
         if before != Some(state) {
             if let Some(count) = before.and_then(|before| self.census.get_mut(&before)) {
                 *count -= 1;
@@ -315,16 +349,18 @@ impl Supervisor {
             }
         }
         let idle = self.watcher(id).tally.live() == 0;
-        let level = self.watcher(id).spec.level;
-        match &mut self.phase {
-            Phase::Booting { unsettled } => {
-                if !matches!(
-                    state,
-                    WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping
-                ) {
-                    unsettled.remove(&id);
-                }
+        let level = self.watcher(id).level;
+        let is_settled = !matches!(
+            state,
+            WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping
+        );
+        if is_settled && self.watcher(id).booting {
+            self.watcher_mut(id).booting = false;
+            if let Phase::Booting { unsettled } = &mut self.phase {
+                *unsettled -= 1;
             }
+        }
+        match &mut self.phase {
             Phase::Stopping { remaining, .. } => {
                 if let Some(watchers) = remaining.get_mut(&level).filter(|_| idle) {
                     watchers.remove(&id);
@@ -337,15 +373,21 @@ impl Supervisor {
                     }
                 }
             }
-            Phase::New | Phase::Running | Phase::Over => {}
+            Phase::New | Phase::Booting { .. } | Phase::Running | Phase::Over => {}
         }
+    }
+
+    /// The one place where the manager's own life changes.
+    pub(super) fn set_phase(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.dirty.manager = true;
     }
 
     /// Moves the manager's own life on; false if there is nothing to move.
     pub(super) fn advance_phase(&mut self, turn: &mut Turn<'_>) -> bool {
-        match &mut self.phase {
-            Phase::Booting { unsettled } if unsettled.is_empty() => {
-                self.phase = Phase::Running;
+        match &self.phase {
+            Phase::Booting { unsettled: 0 } => {
+                self.set_phase(Phase::Running);
                 self.timers.set(Due::Extension, None);
                 turn.effects.push(Effect::Parent(ParentNotice::Ready));
                 true
@@ -385,14 +427,15 @@ impl Supervisor {
 
     pub(super) fn stop_all(&mut self, turn: &mut Turn<'_>, code: i32) {
         turn.effects.push(Effect::Parent(ParentNotice::Stopping));
+        let until = self.shutdown_timeout.map(|timeout| turn.now + timeout);
         if let Some(timeout) = self.shutdown_timeout {
             if self.settings.parent {
                 turn.effects.push(Effect::Parent(ParentNotice::Extend(
                     timeout + 2 * AFTER_FORCE,
                 )));
             }
-            self.timers.set(Due::Shutdown, Some(turn.now + timeout));
         }
+        self.timers.set(Due::Shutdown, until);
         self.timers.set(Due::Extension, None);
         let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
         for id in self.watcher_ids() {
@@ -402,23 +445,25 @@ impl Supervisor {
                 Goal::Up { .. } | Goal::Queued | Goal::Waiting
             ) {
                 self.set_goal(id, Goal::Stopped { held: true });
+                self.cancel_reload(id);
                 self.stop_what_does_not_run(turn, id);
             }
             if self.watcher(id).tally.live() > 0 {
-                let level = self.watcher(id).spec.level;
+                let level = self.watcher(id).level;
                 remaining.entry(level).or_default().insert(id);
             }
         }
-        self.phase = Phase::Stopping {
+        self.set_phase(Phase::Stopping {
             remaining,
+            until,
             forced: false,
             code,
-        };
+        });
         self.startable.clear();
         // Nothing is started by traffic any more, and nothing is bound.
-        for id in (0..self.sockets.len() as u32).map(SocketId) {
-            self.stirred.insert(id);
-            self.timers.set(Due::Socket(id), None);
+        for id in self.sockets.keys() {
+            self.stirred.insert(*id);
+            self.timers.set(Due::Socket(*id), None);
         }
     }
 
@@ -443,13 +488,15 @@ impl Supervisor {
 
     /// Ends everything by force.
     fn force(&mut self, turn: &mut Turn<'_>) {
-        let Phase::Stopping { forced, .. } = &mut self.phase else {
+        let Phase::Stopping { forced, until, .. } = &mut self.phase else {
             return;
         };
         if *forced {
             return;
         }
         *forced = true;
+        *until = Some(turn.now + AFTER_FORCE);
+        self.dirty.manager = true;
         turn.effects.push(Effect::Log {
             level: LogLevel::Warn,
             unit: "manager".into(),
@@ -459,13 +506,14 @@ impl Supervisor {
         for id in self.watcher_ids() {
             self.set_goal(id, Goal::Stopped { held: false });
             for wid in 1..=self.watcher(id).slots.len() as u32 {
-                self.kill_slot(turn, id, wid);
+                self.kill_post(turn, Post::main(id, wid));
+                self.kill_post(turn, Post::beside(id, wid));
             }
         }
     }
 
     fn finish(&mut self, turn: &mut Turn<'_>, code: i32) {
-        self.phase = Phase::Over;
+        self.set_phase(Phase::Over);
         self.timers.set(Due::Shutdown, None);
         self.answer_all(turn);
         turn.finish = Some(code);
@@ -485,6 +533,7 @@ impl Supervisor {
         for state in [
             WatcherState::Waiting,
             WatcherState::Starting,
+            WatcherState::Reloading,
             WatcherState::Stopping,
             WatcherState::Backoff,
             WatcherState::Failed,
@@ -520,6 +569,9 @@ impl Watcher {
             Goal::Failed => WatcherState::Failed,
             Goal::Waiting => WatcherState::Waiting,
             Goal::Queued => WatcherState::Starting,
+            Goal::Up { .. } if self.reload.is_some() || self.signalled.is_some() => {
+                WatcherState::Reloading
+            }
             Goal::Up { complete: true } if self.tally.ready > 0 || self.wanted == 0 => {
                 WatcherState::Running
             }

@@ -1,8 +1,9 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, Slot, State, Why};
+use super::reload::SEATS;
+use super::state::{Goal, Slot, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
-use crate::unit::{LogLevel, Signal};
+use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -15,6 +16,8 @@ pub enum Command {
     Stop(Vec<String>),
     /// Stop and start the workers of these watchers (without names: of all that run).
     Restart(Vec<String>),
+    /// Replace the workers of these watchers (without names: of all that run) without a gap.
+    Reload(Vec<String>),
     /// Keep another number of workers.
     Scale {
         /// Of which watcher.
@@ -75,9 +78,14 @@ pub const MOST_WORKERS: u32 = 100_000;
 /// A command that is not answered yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Pending {
-    want: Want,
-    /// Watchers that it still waits for, each with its failures at the time of the command.
-    open: BTreeMap<WatcherId, u64>,
+    /// It waits for the end of the manager.
+    over: bool,
+    /// It changes what there is.
+    pub apply: bool,
+    /// Nobody waits for the answer any more.
+    abandoned: bool,
+    /// Watchers that it still waits for.
+    open: BTreeMap<WatcherId, Awaited>,
     /// What went wrong so far, in words.
     problems: Vec<String>,
     superseded: Option<(String, bool)>,
@@ -86,13 +94,39 @@ pub(super) struct Pending {
     progress: bool,
 }
 
+/// What a command waits for, of one watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Want {
+pub(super) struct Awaited {
+    want: Want,
+    /// The watcher's failures when the command was given.
+    mark: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Want {
     Up,
     Stopped,
     Scaled,
-    /// The end of the manager.
-    Over,
+    /// The end of its reload of this number.
+    Reloaded(u64),
+}
+
+/// A command that was begun.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub over: bool,
+    pub apply: bool,
+    pub awaited: Vec<(WatcherId, Want)>,
+    pub message: Option<String>,
+}
+
+impl Begun {
+    fn of(ids: Vec<WatcherId>, want: Want) -> Begun {
+        Begun {
+            awaited: ids.into_iter().map(|id| (id, want)).collect(),
+            ..Begun::default()
+        }
+    }
 }
 
 enum Verdict {
@@ -112,34 +146,53 @@ impl Supervisor {
         no_wait: bool,
         progress: bool,
     ) {
-        let begun = self.begin_command(turn, command);
-        let (want, ids, message) = match begun {
-            Ok(begun) => begun,
-            Err(refusal) => {
-                turn.effects.push(Effect::Reply {
-                    request,
-                    outcome: Err(refusal),
-                });
-                return;
-            }
-        };
-        if no_wait || (want != Want::Over && ids.is_empty()) {
+        match self.begin_command(turn, command) {
+            Ok(begun) => self.await_command(turn, request, begun, no_wait, progress),
+            Err(refusal) => turn.effects.push(Effect::Reply {
+                request,
+                outcome: Err(refusal),
+            }),
+        }
+    }
+
+    /// Answers a command that was begun, now or when it is done.
+    pub(super) fn await_command(
+        &mut self,
+        turn: &mut Turn<'_>,
+        request: RequestId,
+        begun: Begun,
+        no_wait: bool,
+        progress: bool,
+    ) {
+        let Begun {
+            over,
+            apply,
+            awaited,
+            message,
+        } = begun;
+        let is_done = !over && awaited.is_empty();
+        if no_wait || is_done {
+            let message = message.clone();
             turn.effects.push(Effect::Reply {
                 request,
                 outcome: Ok(message),
             });
+        }
+        // Another apply is refused until this one is done, whoever waits for that.
+        if is_done || (no_wait && !apply) {
             return;
         }
-        let open = ids
-            .iter()
-            .map(|id| (*id, self.watcher(*id).failures_ever))
-            .collect();
-        for id in ids {
+        let mut open = BTreeMap::new();
+        for (id, want) in awaited {
+            let mark = self.watcher(id).failures_ever;
+            open.insert(id, Awaited { want, mark });
             self.watcher_mut(id).requests.push(request);
             self.touched.insert(id);
         }
         let pending = Pending {
-            want,
+            over,
+            apply,
+            abandoned: no_wait,
             open,
             problems: Vec::new(),
             superseded: None,
@@ -147,23 +200,20 @@ impl Supervisor {
             progress,
         };
         self.pending.insert(request, pending);
+        self.dirty.manager = true;
     }
 
-    fn begin_command(
-        &mut self,
-        turn: &mut Turn<'_>,
-        command: Command,
-    ) -> Result<(Want, Vec<WatcherId>, Option<String>), Refusal> {
+    fn begin_command(&mut self, turn: &mut Turn<'_>, command: Command) -> Result<Begun, Refusal> {
         match command {
             Command::Start(names) => {
                 let ids = self.select(&names, |supervisor, id| {
-                    supervisor.watcher(id).spec.unit.autostart
+                    supervisor.watcher(id).unit().autostart
                 })?;
                 self.refuse_when_stopping()?;
                 for id in &ids {
                     self.start_watcher(turn, *id);
                 }
-                Ok((Want::Up, ids, None))
+                Ok(Begun::of(ids, Want::Up))
             }
             Command::Stop(names) => {
                 let ids = self.select(&names, |_, _| true)?;
@@ -171,7 +221,10 @@ impl Supervisor {
                     self.stop_watcher(turn, *id);
                 }
                 let message = self.open_sockets(&ids);
-                Ok((Want::Stopped, ids, message))
+                Ok(Begun {
+                    message,
+                    ..Begun::of(ids, Want::Stopped)
+                })
             }
             Command::Restart(names) => {
                 let ids = self.select(&names, |supervisor, id| {
@@ -181,13 +234,29 @@ impl Supervisor {
                 for id in &ids {
                     self.restart_watcher(turn, *id);
                 }
-                Ok((Want::Up, ids, None))
+                Ok(Begun::of(ids, Want::Up))
+            }
+            Command::Reload(names) => {
+                let ids = self.select(&names, |supervisor, id| {
+                    matches!(supervisor.watcher(id).goal, Goal::Up { .. })
+                        && supervisor.refuse_reload(id).is_ok()
+                })?;
+                self.refuse_when_stopping()?;
+                for id in &ids {
+                    self.refuse_reload(*id).map_err(Refusal::Refused)?;
+                }
+                let awaited = ids.into_iter();
+                let awaited = awaited.map(|id| (id, self.reload(turn, id))).collect();
+                Ok(Begun {
+                    awaited,
+                    ..Begun::default()
+                })
             }
             Command::Scale { name, to } => {
                 let id = self.find(&name)?;
                 self.refuse_when_stopping()?;
                 self.scale(turn, id, to)?;
-                Ok((Want::Scaled, vec![id], None))
+                Ok(Begun::of(vec![id], Want::Scaled))
             }
             Command::Signal {
                 name,
@@ -197,20 +266,22 @@ impl Supervisor {
             } => {
                 let id = self.find(&name)?;
                 let sent = self.signal_workers(turn, id, signal, wid, children)?;
-                Ok((
-                    Want::Scaled,
-                    Vec::new(),
-                    Some(format!(
+                Ok(Begun {
+                    message: Some(format!(
                         "sent to {sent} worker{}",
                         if sent == 1 { "" } else { "s" }
                     )),
-                ))
+                    ..Begun::default()
+                })
             }
             Command::Shutdown => {
                 if !self.is_stopping() {
                     self.stop_all(turn, 0);
                 }
-                Ok((Want::Over, Vec::new(), None))
+                Ok(Begun {
+                    over: true,
+                    ..Begun::default()
+                })
             }
         }
     }
@@ -231,13 +302,14 @@ impl Supervisor {
         all: impl Fn(&Self, WatcherId) -> bool,
     ) -> Result<Vec<WatcherId>, Refusal> {
         if names.is_empty() {
-            return Ok(self.watcher_ids().filter(|id| all(self, *id)).collect());
+            let ids = self.order.iter().copied();
+            return Ok(ids.filter(|id| all(self, *id)).collect());
         }
         let mut ids = names
             .iter()
             .map(|name| self.find(name))
             .collect::<Result<Vec<_>, _>>()?;
-        ids.sort_unstable();
+        ids.sort_unstable_by_key(|id| (self.watcher(*id).rank, *id));
         ids.dedup();
         Ok(ids)
     }
@@ -252,8 +324,8 @@ impl Supervisor {
 
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
         let mut names: Vec<&str> = (ids.iter())
-            .flat_map(|id| &self.watcher(*id).sockets)
-            .map(|socket| self.sockets[socket.0 as usize].spec.name())
+            .flat_map(|id| &self.watcher(*id).edition.spec.listens)
+            .map(String::as_str)
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -272,9 +344,8 @@ impl Supervisor {
     fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         match self.watcher(id).goal {
             Goal::Up { .. } => {
-                for wid in 1..=self.watcher(id).slots.len() as u32 {
-                    self.stop_slot(turn, id, wid, Why::Asked);
-                }
+                self.cancel_reload(id);
+                self.stop_posts(turn, id);
                 self.want_slots(id, 1);
             }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => self.start_watcher(turn, id),
@@ -282,15 +353,29 @@ impl Supervisor {
         }
     }
 
+    /// Reloads a watcher in the way that its unit says.
+    fn reload(&mut self, turn: &mut Turn<'_>, id: WatcherId) -> Want {
+        match (self.watcher(id).goal, self.watcher(id).unit().reload) {
+            (Goal::Up { .. }, Reload::Rolling) => {
+                Want::Reloaded(self.reload_watcher(turn, id, None))
+            }
+            (Goal::Up { .. }, Reload::Signal(signal)) => {
+                Want::Reloaded(self.signal_reload(turn, id, signal))
+            }
+            (Goal::Queued, _) => Want::Up,
+            _ => Want::Scaled,
+        }
+    }
+
     fn scale(&mut self, turn: &mut Turn<'_>, id: WatcherId, to: Amount) -> Result<(), Refusal> {
         let watcher = self.watcher(id);
-        let name = watcher.spec.name();
+        let name = watcher.name();
         let wanted = match to {
             Amount::To(wanted) => i64::from(wanted),
             Amount::By(by) => i64::from(watcher.wanted) + i64::from(by),
         };
         let wanted = u32::try_from(wanted.max(0)).unwrap_or(u32::MAX);
-        if watcher.spec.unit.singleton && wanted > 1 {
+        if watcher.next().spec.unit.singleton && wanted > 1 {
             return Err(Refusal::Refused(format!(
                 "watcher `{name}` is a singleton: it has at most 1 worker"
             )));
@@ -300,7 +385,12 @@ impl Supervisor {
                 "a watcher has at most {MOST_WORKERS} workers"
             )));
         }
-        let before = watcher.wanted;
+        self.scale_watcher(turn, id, wanted);
+        Ok(())
+    }
+
+    pub(super) fn scale_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId, wanted: u32) {
+        let before = self.watcher(id).wanted;
         self.log(turn, LogLevel::Info, id, || {
             format!("scaled from {before} to {wanted}")
         });
@@ -318,7 +408,6 @@ impl Supervisor {
             self.want_slots(id, before.saturating_add(1));
         }
         self.touched.insert(id);
-        Ok(())
     }
 
     fn signal_workers(
@@ -330,13 +419,14 @@ impl Supervisor {
         children: bool,
     ) -> Result<usize, Refusal> {
         let watcher = self.watcher(id);
-        let name = watcher.spec.name();
-        let chosen = (1u32..)
-            .zip(&watcher.slots)
+        let name = watcher.name();
+        let chosen = watcher
+            .numbered()
             .filter(|(number, _)| wid.is_none_or(|wid| wid == *number));
         let procs: Vec<_> = chosen
-            .filter(|(_, slot)| !matches!(slot.state, State::Leaving { .. }))
-            .filter_map(|(_, slot)| slot.state.worker().map(|worker| worker.proc))
+            .flat_map(|(_, slot)| SEATS.map(|seat| slot.state(seat)))
+            .filter(|state| !matches!(state, State::Leaving { .. }))
+            .filter_map(|state| state.worker().map(|worker| worker.proc))
             .collect();
         if procs.is_empty() {
             return Err(Refusal::Refused(match wid {
@@ -355,6 +445,14 @@ impl Supervisor {
     }
 
     pub(super) fn abandon(&mut self, request: RequestId) {
+        let Some(pending) = self.pending.get_mut(&request) else {
+            return;
+        };
+        self.dirty.manager = true;
+        if pending.apply {
+            pending.abandoned = true;
+            return;
+        }
         if let Some(pending) = self.pending.remove(&request) {
             for id in pending.open.into_keys() {
                 self.watcher_mut(id)
@@ -362,6 +460,18 @@ impl Supervisor {
                     .retain(|other| *other != request);
             }
         }
+    }
+
+    /// Nobody who asked for something is left: the manager is a new one, and their connections are gone.
+    pub(super) fn abandon_all(&mut self) {
+        for request in self.pending.keys().copied().collect::<Vec<_>>() {
+            self.abandon(request);
+        }
+    }
+
+    /// Whether an apply is under way.
+    pub fn is_applying(&self) -> bool {
+        self.pending.values().any(|pending| pending.apply)
     }
 
     /// Answers the commands that waited for this watcher and do not have to any more.
@@ -373,20 +483,19 @@ impl Supervisor {
             let Some(pending) = self.pending.get(&request) else {
                 continue;
             };
-            let mark = pending.open.get(&id).copied().unwrap_or(0);
-            let verdict = self.verdict(id, pending.want, mark);
+            let Some(Awaited { want, mark }) = pending.open.get(&id).copied() else {
+                continue;
+            };
+            let verdict = self.verdict(id, want, mark);
             let watcher = self.watcher(id);
-            if pending.progress {
-                let ready = if pending.want == Want::Stopped {
+            if pending.progress && !pending.abandoned {
+                let ready = if want == Want::Stopped {
                     watcher.tally.live()
                 } else {
                     watcher.tally.ready
                 };
-                let (state, wanted, name) = (
-                    watcher.state(),
-                    watcher.wanted,
-                    watcher.spec.name().to_owned(),
-                );
+                let (state, wanted, name) =
+                    (watcher.state(), watcher.wanted, watcher.name().to_owned());
                 turn.effects.push(Effect::Progress {
                     request,
                     watcher: name,
@@ -395,7 +504,8 @@ impl Supervisor {
                     wanted,
                 });
             }
-            let name = self.watcher(id).spec.name().to_owned();
+            let name = self.watcher(id).name().to_owned();
+            self.dirty.manager |= !matches!(verdict, Verdict::Open);
             let Some(pending) = self.pending.get_mut(&request) else {
                 continue;
             };
@@ -418,7 +528,7 @@ impl Supervisor {
 
     fn verdict(&self, id: WatcherId, want: Want, mark: u64) -> Verdict {
         let watcher = self.watcher(id);
-        let name = watcher.spec.name();
+        let name = watcher.name();
         let failure = || {
             let reason = watcher
                 .mishap
@@ -427,7 +537,15 @@ impl Supervisor {
             format!("watcher `{name}`: {reason}")
         };
         match (want, watcher.goal) {
-            (Want::Over, _) => Verdict::Open,
+            (Want::Reloaded(_), Goal::Stopped { .. }) => Verdict::Superseded(true),
+            (Want::Reloaded(serial), _) => match &watcher.failed_reload {
+                _ if watcher.is_reloading(serial) => Verdict::Open,
+                Some((failed, reason)) if *failed == serial => {
+                    Verdict::Failed(format!("watcher `{name}`: {reason}; it keeps what it had"))
+                }
+                _ if watcher.goal == Goal::Failed => Verdict::Failed(failure()),
+                _ => Verdict::Done,
+            },
             (Want::Stopped, Goal::Up { .. } | Goal::Queued) => Verdict::Superseded(false),
             (Want::Stopped, _) if watcher.tally.live() == 0 => Verdict::Done,
             (Want::Stopped, _) => Verdict::Open,
@@ -464,22 +582,42 @@ impl Supervisor {
             }),
             None => Ok(pending.message),
         };
-        turn.effects.push(Effect::Reply { request, outcome });
+        if !pending.abandoned {
+            turn.effects.push(Effect::Reply { request, outcome });
+        }
+        if pending.apply {
+            self.applied(turn);
+        }
     }
 
     /// Everything has ended: nobody is left waiting.
     pub(super) fn answer_all(&mut self, turn: &mut Turn<'_>) {
         for (request, pending) in std::mem::take(&mut self.pending) {
-            let done = matches!(pending.want, Want::Over | Want::Stopped);
+            let stops = (pending.open.values()).all(|awaited| awaited.want == Want::Stopped);
+            let done = pending.over || (stops && !pending.apply);
             let outcome = if done {
                 Ok(pending.message)
             } else {
                 Err(Refusal::ShuttingDown)
             };
-            turn.effects.push(Effect::Reply { request, outcome });
+            if !pending.abandoned {
+                turn.effects.push(Effect::Reply { request, outcome });
+            }
         }
-        for watcher in &mut self.watchers {
+        for watcher in self.watchers.values_mut() {
             watcher.requests.clear();
         }
+    }
+}
+
+impl Watcher {
+    /// Whether a reload of this number is not over.
+    fn is_reloading(&self, serial: u64) -> bool {
+        self.reload.as_ref().is_some_and(|it| it.serial == serial)
+            || self.queued.as_ref().is_some_and(|it| it.serial == serial)
+            || self
+                .signalled
+                .as_ref()
+                .is_some_and(|it| it.serial == serial)
     }
 }

@@ -1,9 +1,9 @@
 //! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
 
-use super::state::{Binding, Goal, State, Why};
+use super::state::{Binding, Goal};
 use super::time::Due;
 use super::worker::backoff;
-use super::{Effect, SocketId, Supervisor, Turn};
+use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::LogLevel;
 use std::time::Duration;
 
@@ -13,20 +13,31 @@ const LONGEST_BIND_RETRY: Duration = Duration::from_secs(30);
 impl Supervisor {
     /// Whether traffic on it must wake us.
     pub(super) fn must_watch(&self, id: SocketId) -> bool {
-        let socket = &self.sockets[id.0 as usize];
+        let Some(socket) = self.sockets.get(&id) else {
+            return false;
+        };
         matches!(socket.binding, Binding::Bound)
             && socket.trigger.paused.is_none()
             && socket
                 .watchers
                 .iter()
-                .any(|watcher| self.watcher(*watcher).goal == Goal::Waiting)
+                .any(|watcher| self.is_started_by(*watcher, id))
+    }
+
+    /// Whether traffic on the socket starts the watcher.
+    fn is_started_by(&self, watcher: WatcherId, id: SocketId) -> bool {
+        let watcher = self.watcher(watcher);
+        watcher.goal == Goal::Waiting && watcher.edition.sockets.contains(&id)
     }
 
     pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
         let must = self.must_watch(id);
-        let socket = &mut self.sockets[id.0 as usize];
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            return;
+        };
         if socket.watched != must {
             socket.watched = must;
+            self.dirty.sockets.insert(id);
             turn.effects.push(if must {
                 Effect::Watch { socket: id }
             } else {
@@ -39,7 +50,9 @@ impl Supervisor {
         if !self.must_watch(id) {
             return;
         }
-        let socket = &mut self.sockets[id.0 as usize];
+        let Some(socket) = self.socket_mut(id) else {
+            return;
+        };
         let limit = socket.spec.unit.trigger_limit;
         let trigger = &mut socket.trigger;
         if turn.now.since(trigger.window) >= limit.interval || trigger.count == 0 {
@@ -60,8 +73,8 @@ impl Supervisor {
             });
             return;
         }
-        for watcher in self.sockets[id.0 as usize].watchers.clone() {
-            if self.watcher(watcher).goal == Goal::Waiting {
+        for watcher in self.users(id) {
+            if self.is_started_by(watcher, id) {
                 self.log(turn, LogLevel::Debug, watcher, || {
                     "started by traffic".into()
                 });
@@ -71,12 +84,14 @@ impl Supervisor {
     }
 
     pub(super) fn socket_due(&mut self, turn: &mut Turn<'_>, id: SocketId) {
-        let socket = &mut self.sockets[id.0 as usize];
+        let Some(socket) = self.socket_mut(id) else {
+            return;
+        };
         if socket.trigger.paused.is_some_and(|until| until <= turn.now) {
             socket.trigger.paused = None;
             self.stirred.insert(id);
+            return;
         }
-        let socket = &mut self.sockets[id.0 as usize];
         if let Binding::Failed {
             error, attempts, ..
         } = &mut socket.binding
@@ -88,10 +103,11 @@ impl Supervisor {
     }
 
     pub(super) fn bind_failed(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String) {
-        let socket = &mut self.sockets[id.0 as usize];
-        let Binding::Trying { attempts, .. } = socket.binding else {
+        let Some(Binding::Trying { attempts, .. }) = self.sockets.get(&id).map(|it| &it.binding)
+        else {
             return;
         };
+        let attempts = *attempts;
         self.retry_bind(turn, id, error, attempts + 1);
     }
 
@@ -112,7 +128,10 @@ impl Supervisor {
         self.log_socket(turn, level, id, || {
             format!("is not bound: {error}; next try in {delay:?}")
         });
-        self.sockets[id.0 as usize].binding = Binding::Failed {
+        let Some(socket) = self.socket_mut(id) else {
+            return;
+        };
+        socket.binding = Binding::Failed {
             error,
             attempts,
             retry,
@@ -123,25 +142,30 @@ impl Supervisor {
     }
 
     pub(super) fn bound(&mut self, turn: &mut Turn<'_>, id: SocketId) {
-        if matches!(self.sockets[id.0 as usize].binding, Binding::Bound) {
+        let Some(socket) = self.socket_mut(id) else {
+            return;
+        };
+        if matches!(socket.binding, Binding::Bound) {
             return;
         }
-        self.sockets[id.0 as usize].binding = Binding::Bound;
+        socket.binding = Binding::Bound;
         self.log_socket(turn, LogLevel::Info, id, || "is bound now".into());
         self.stirred.insert(id);
         // Workers that run without it are replaced by some that have it.
-        for watcher in self.sockets[id.0 as usize].watchers.clone() {
-            if matches!(self.watcher(watcher).goal, Goal::Up { .. }) {
-                for wid in 1..=self.watcher(watcher).slots.len() as u32 {
-                    match self.watcher(watcher).slots[wid as usize - 1].state {
-                        State::Vacant | State::Due => {}
-                        State::Backoff { .. } => {
-                            self.set_slot(watcher, wid, State::Due);
-                        }
-                        _ => self.stop_slot(turn, watcher, wid, Why::Asked),
-                    }
-                }
+        for watcher in self.users(id) {
+            if matches!(self.watcher(watcher).goal, Goal::Up { .. })
+                && self.refuse_reload(watcher).is_ok()
+            {
+                self.reload_watcher(turn, watcher, None);
             }
         }
+    }
+
+    /// The watchers that listen on it.
+    fn users(&self, id: SocketId) -> Vec<WatcherId> {
+        let socket = self.sockets.get(&id);
+        socket
+            .map(|socket| socket.watchers.clone())
+            .unwrap_or_default()
     }
 }

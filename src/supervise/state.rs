@@ -1,8 +1,10 @@
 //! What is known of each socket, watcher and worker. Plain data: a state holds what exists in it and nothing else.
 
+use super::reload::{Queued, Reload, Signalled};
 use super::time::Time;
 use super::{Exit, Pid, ProcId, RequestId, SocketId, WatcherId};
 use crate::plan;
+use crate::unit;
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,8 +14,11 @@ use std::time::Duration;
 pub(super) struct Socket {
     pub spec: Rc<plan::Socket>,
     pub binding: Binding,
-    /// Watchers that listen on it.
+    /// Watchers that listen on it, or will when their reload is over.
+    #[serde(skip)]
     pub watchers: Vec<WatcherId>,
+    /// It is in the plan no more, and is closed as soon as nothing that runs was started with it.
+    pub retired: bool,
     pub trigger: Trigger,
     /// What the runtime was last told; whether it *should* be watched is computed.
     pub watched: bool,
@@ -44,19 +49,45 @@ pub(super) struct Trigger {
     pub paused: Option<Time>,
 }
 
+/// A definition of a watcher, and the sockets that its processes get.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Edition {
+    pub number: u32,
+    #[serde(
+        serialize_with = "super::record::leave_out",
+        deserialize_with = "super::record::stand_in"
+    )]
+    pub spec: Rc<plan::Watcher>,
+    /// In the order of [`plan::Watcher::listens`].
+    pub sockets: Rc<[SocketId]>,
+}
+
 /// A watcher unit.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Watcher {
-    pub spec: Rc<plan::Watcher>,
-    pub sockets: Vec<SocketId>,
+    /// What it is. During a reload to another definition: what it goes back to should that fail.
+    pub edition: Edition,
+    /// Other definitions that its processes were started from, or are going to be.
+    pub others: Vec<Edition>,
+    pub next_edition: u32,
+    /// Its place in the start order.
+    pub rank: u32,
+    /// Its start level.
+    pub level: u32,
+    /// It is in the plan no more, and forgotten as soon as nothing of it is alive.
+    pub retired: bool,
     /// What it is `after`, and whether it also `requires` it.
     pub dependencies: Vec<(WatcherId, bool)>,
     /// The other direction of `dependencies`.
+    #[serde(skip)]
     pub dependents: Vec<(WatcherId, bool)>,
     pub goal: Goal,
+    /// It starts with the manager, and has neither come up nor failed since.
+    pub booting: bool,
     /// Workers to keep, as last scaled.
     pub wanted: u32,
     /// Slot `i` is wid `i + 1`.
+    #[serde(skip)]
     pub slots: Vec<Slot>,
     /// Deaths that were made good.
     pub restarts: u64,
@@ -70,6 +101,16 @@ pub(super) struct Watcher {
     pub last_end: Option<LastEnd>,
     /// With `warmup_delay`, the earliest time of the next spawn.
     pub next_spawn: Time,
+    /// The reload that is under way.
+    pub reload: Option<Box<Reload>>,
+    /// The one after it.
+    pub queued: Option<Box<Queued>>,
+    /// A reload by signal whose workers have not answered.
+    pub signalled: Option<Box<Signalled>>,
+    /// Reloads so far.
+    pub reloads: u64,
+    /// The last one that failed, and why.
+    pub failed_reload: Option<(u64, String)>,
     /// Commands that wait for it.
     pub requests: Vec<RequestId>,
     #[serde(skip)]
@@ -79,6 +120,74 @@ pub(super) struct Watcher {
     pub told: Option<super::WatcherState>,
 }
 
+impl Watcher {
+    pub fn name(&self) -> &str {
+        self.edition.spec.name()
+    }
+
+    /// What it is, as it was written.
+    pub fn unit(&self) -> &unit::Watcher {
+        &self.edition.spec.unit
+    }
+
+    /// A definition that a process of it was started from.
+    pub fn edition(&self, number: u32) -> &Edition {
+        (self.others.iter())
+            .find(|edition| edition.number == number)
+            .unwrap_or(&self.edition)
+    }
+
+    /// The definition that processes are started from now.
+    pub fn next(&self) -> &Edition {
+        match &self.reload {
+            Some(reload) => self.edition(reload.to),
+            None => &self.edition,
+        }
+    }
+
+    /// All definitions that matter.
+    pub fn editions(&self) -> impl Iterator<Item = &Edition> {
+        let queued = self.queued.as_ref().and_then(|it| it.edition.as_ref());
+        std::iter::once(&self.edition)
+            .chain(&self.others)
+            .chain(queued)
+    }
+
+    /// Its slots, with their wids.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        (1..).zip(&self.slots)
+    }
+}
+
+/// A place for a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Post {
+    pub watcher: WatcherId,
+    pub wid: u32,
+    pub seat: Seat,
+}
+
+/// Which of the two places of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Seat {
+    /// Of the process that serves, or is to.
+    Main,
+    /// In a reload: of its replacement until that is ready, then of the one that was replaced until it has ended.
+    Beside,
+}
+
+impl Post {
+    pub fn main(watcher: WatcherId, wid: u32) -> Post {
+        let seat = Seat::Main;
+        Post { watcher, wid, seat }
+    }
+
+    pub fn beside(watcher: WatcherId, wid: u32) -> Post {
+        let seat = Seat::Beside;
+        Post { watcher, wid, seat }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Mishap {
     pub text: String,
@@ -86,6 +195,8 @@ pub(super) struct Mishap {
     pub wid: u32,
     /// How a critical watcher makes the manager end.
     pub exit_code: i32,
+    /// It was a reload that went wrong: the next that goes well makes up for it.
+    pub of_reload: bool,
 }
 
 /// How a worker ended that is not restarted.
@@ -116,7 +227,7 @@ pub(super) enum Goal {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Slot {
-    /// Workers this slot has had.
+    /// Processes this slot has had.
     pub generation: u64,
     /// Restarts in a row, which the backoff grows with.
     pub attempt: u32,
@@ -124,7 +235,40 @@ pub(super) struct Slot {
     pub bereaved: bool,
     /// Its last process failed with this exit code and is not restarted.
     pub ended_badly: Option<i32>,
-    pub state: State,
+    pub main: State,
+    /// Rarely there.
+    pub beside: Option<Box<State>>,
+}
+
+impl Slot {
+    pub fn state(&self, seat: Seat) -> &State {
+        match seat {
+            Seat::Main => &self.main,
+            Seat::Beside => self.beside.as_deref().unwrap_or(&State::Vacant),
+        }
+    }
+
+    pub fn replace(&mut self, seat: Seat, state: State) -> State {
+        match (seat, state) {
+            (Seat::Main, state) => std::mem::replace(&mut self.main, state),
+            (Seat::Beside, State::Vacant) => self.beside.take().map(|it| *it).unwrap_or_default(),
+            (Seat::Beside, state) => {
+                let before = self.beside.replace(Box::new(state));
+                before.map(|it| *it).unwrap_or_default()
+            }
+        }
+    }
+
+    pub fn worker_mut(&mut self, seat: Seat) -> Option<&mut Worker> {
+        match seat {
+            Seat::Main => self.main.worker_mut(),
+            Seat::Beside => self.beside.as_mut()?.worker_mut(),
+        }
+    }
+
+    pub fn is_vacant(&self) -> bool {
+        matches!(self.main, State::Vacant) && self.beside.is_none()
+    }
 }
 
 /// The life of a slot. See the rules at the head of [`super`].
@@ -140,7 +284,8 @@ pub(super) enum State {
     /// The runtime was asked to spawn and has not answered; `cancelled` if it is not wanted any more.
     Launching {
         proc: ProcId,
-        since: Time,
+        edition: u32,
+        generation: u64,
         cancelled: bool,
     },
     /// It runs and is not ready.
@@ -188,10 +333,16 @@ pub(super) enum Why {
 pub(super) struct Worker {
     pub proc: ProcId,
     pub pid: Pid,
+    /// The definition that it was started from.
+    pub edition: u32,
+    /// Which process of its slot it is.
+    pub generation: u64,
     /// When its present state began.
     pub since: Time,
     /// When it became ready.
     pub ready: Option<Time>,
+    /// When it is to be replaced because of its age.
+    pub expires: Option<Time>,
     pub status: Option<String>,
     pub errno: Option<i32>,
     /// WATCHDOG=1 must come this often.
@@ -225,6 +376,26 @@ impl State {
         }
     }
 
+    /// The definition of the process it has or is about to have.
+    pub fn edition(&self) -> Option<u32> {
+        match self {
+            State::Launching { edition, .. } => Some(*edition),
+            _ => self.worker().map(|worker| worker.edition),
+        }
+    }
+
+    /// Whether it may still become ready, or is.
+    pub fn is_coming(&self) -> bool {
+        matches!(
+            self,
+            State::Due
+                | State::Launching { .. }
+                | State::Starting { .. }
+                | State::Settling { .. }
+                | State::Ready { .. }
+        )
+    }
+
     /// The process it has or is about to have.
     pub fn proc(&self) -> Option<ProcId> {
         match self {
@@ -239,7 +410,9 @@ impl State {
             State::Vacant | State::Due | State::Launching { .. } => None,
             State::Backoff { until, .. } | State::Settling { until, .. } => Some(*until),
             State::Starting { deadline, .. } => *deadline,
-            State::Ready { watchdog, .. } => *watchdog,
+            State::Ready { worker, watchdog } => {
+                [*watchdog, worker.expires].into_iter().flatten().min()
+            }
             State::Draining { until, .. } => *until,
             State::Stopping { kill_at, .. } | State::Leaving { kill_at, .. } => {
                 kill_at.filter(|at| *at != Time::NEVER)
@@ -256,6 +429,8 @@ pub(super) struct Tally {
     pub starting: u32,
     pub ready: u32,
     pub stopping: u32,
+    /// Of all of these, those that stand beside another.
+    pub beside: u32,
 }
 
 impl Tally {

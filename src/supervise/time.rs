@@ -1,5 +1,6 @@
 //! Points in time, as the runtime's clock gives them, and what is due when.
 
+use super::state::Post;
 use super::{SocketId, WatcherId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -63,8 +64,10 @@ pub(super) enum Due {
     Socket(SocketId),
     /// The next worker of the watcher may be spawned.
     Watcher(WatcherId),
-    /// A worker's deadline: backoff, start, settling, watchdog, stop.
-    Slot(WatcherId, u32),
+    /// Workers have not told that they have reloaded.
+    Signalled(WatcherId),
+    /// The deadline of what stands at a post: backoff, start, settling, watchdog, age, stop.
+    Post(Post),
 }
 
 /// An index of all deadlines, derived from the states that hold them, so that no turn looks at every unit.

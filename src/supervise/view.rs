@@ -1,6 +1,7 @@
 //! What the supervisor knows, for people and tests to look at.
 
-use super::state::{Binding, State, Watcher, Worker};
+use super::reload::SEATS;
+use super::state::{Binding, Slot, Socket, State, Watcher, Worker};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -120,18 +121,25 @@ impl Supervisor {
         View {
             starting: matches!(self.phase, Phase::New | Phase::Booting { .. }),
             stopping: self.is_stopping(),
-            sockets: (0..self.sockets.len() as u32)
-                .map(|index| self.view_socket(SocketId(index)))
-                .collect(),
-            watchers: self
-                .watcher_ids()
-                .map(|id| self.view_watcher(id, now))
+            sockets: self.view_sockets(),
+            watchers: (self.order.iter())
+                .map(|id| self.view_watcher(*id, now))
                 .collect(),
         }
     }
 
-    fn view_socket(&self, id: SocketId) -> SocketView<'_> {
-        let socket = &self.sockets[id.0 as usize];
+    /// In order of name; what is being replaced by another of its name comes after that.
+    fn view_sockets(&self) -> Vec<SocketView<'_>> {
+        let mut sockets: Vec<_> = (self.sockets.iter())
+            .map(|(id, socket)| (socket.retired, self.view_socket(*id, socket)))
+            .collect();
+        sockets.sort_by(|(a_retired, a), (b_retired, b)| {
+            (a.name, a_retired, a.id).cmp(&(b.name, b_retired, b.id))
+        });
+        sockets.into_iter().map(|(_, view)| view).collect()
+    }
+
+    fn view_socket<'a>(&'a self, id: SocketId, socket: &'a Socket) -> SocketView<'a> {
         let (state, error) = match &socket.binding {
             Binding::Failed { error, .. } | Binding::Trying { error, .. } => {
                 (SocketState::Failed, Some(error.as_str()))
@@ -148,7 +156,7 @@ impl Supervisor {
         let watchers = socket
             .watchers
             .iter()
-            .map(|watcher| self.watcher(*watcher).spec.name())
+            .map(|watcher| self.watcher(*watcher).name())
             .collect();
         SocketView {
             id,
@@ -164,16 +172,14 @@ impl Supervisor {
         let watcher = self.watcher(id);
         WatcherView {
             id,
-            name: watcher.spec.name(),
+            name: watcher.name(),
             state: watcher.state(),
             wanted: watcher.wanted,
             ready: watcher.tally.ready,
             restarts: watcher.restarts,
             error: watcher.error(now),
-            sockets: watcher
-                .sockets
-                .iter()
-                .map(|socket| self.sockets[socket.0 as usize].spec.name())
+            sockets: (watcher.edition.spec.listens.iter())
+                .map(String::as_str)
                 .collect(),
             workers: watcher.workers(),
         }
@@ -200,9 +206,9 @@ impl Watcher {
             .wid
             .checked_sub(1)
             .and_then(|index| self.slots.get(index as usize));
-        match slot.map(|slot| &slot.state) {
+        match slot.map(|slot| &slot.main) {
             Some(State::Ready { worker, .. }) if self.has_proved_itself(worker, now) => {
-                self.slots.iter().find_map(|slot| slot.state.failure(now))
+                self.slots.iter().find_map(|slot| slot.main.failure(now))
             }
             Some(state) => state.failure(now).or_else(|| Some(mishap.text.clone())),
             None => Some(mishap.text.clone()),
@@ -211,32 +217,37 @@ impl Watcher {
 
     fn has_proved_itself(&self, worker: &Worker, now: Time) -> bool {
         let lived = worker.ready.map(|ready| now.since(ready));
-        lived.is_some_and(|lived| lived >= self.spec.unit.restart_reset)
+        lived.is_some_and(|lived| lived >= self.unit().restart_reset)
     }
 
     fn workers(&self) -> Vec<WorkerView<'_>> {
-        (1u32..)
-            .zip(&self.slots)
-            .filter_map(|(wid, slot)| {
-                let worker = slot.state.worker()?;
-                let state = match slot.state {
-                    State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => {
-                        WorkerState::Stopping
-                    }
-                    State::Ready { .. } if worker.reloading => WorkerState::Reloading,
-                    State::Ready { .. } => WorkerState::Ready,
-                    _ => WorkerState::Starting,
-                };
-                Some(WorkerView {
-                    wid,
-                    proc: worker.proc,
-                    pid: worker.pid,
-                    state,
-                    since: worker.since,
-                    status: worker.status.as_deref(),
-                    generation: slot.generation,
-                })
-            })
-            .collect()
+        let both = |(wid, slot)| {
+            SEATS
+                .into_iter()
+                .filter_map(move |seat| worker(wid, slot, seat))
+        };
+        self.numbered().flat_map(both).collect()
     }
+}
+
+fn worker(wid: u32, slot: &Slot, seat: super::state::Seat) -> Option<WorkerView<'_>> {
+    let state = slot.state(seat);
+    let worker = state.worker()?;
+    let shown = match state {
+        State::Draining { .. } | State::Stopping { .. } | State::Leaving { .. } => {
+            WorkerState::Stopping
+        }
+        State::Ready { .. } if worker.reloading => WorkerState::Reloading,
+        State::Ready { .. } => WorkerState::Ready,
+        _ => WorkerState::Starting,
+    };
+    Some(WorkerView {
+        wid,
+        proc: worker.proc,
+        pid: worker.pid,
+        state: shown,
+        since: worker.since,
+        status: worker.status.as_deref(),
+        generation: worker.generation,
+    })
 }

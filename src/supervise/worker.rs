@@ -1,6 +1,6 @@
 //! The life of one worker: from due to gone. The rules stand at the head of [`super`].
 
-use super::state::{Goal, LastEnd, Mishap, State, Why, Worker};
+use super::state::{Goal, LastEnd, Mishap, Post, Seat, State, Why, Worker};
 use super::time::{Due, Time};
 use super::{Effect, Exit, Pid, ProcId, Sender, SpawnFailure, Supervisor, Turn, WatcherId, notify};
 use crate::unit::{self, LogLevel, Restart, Signal, WatcherKind};
@@ -28,6 +28,7 @@ struct End {
     lived: bool,
     /// When it became ready.
     ready: Option<Time>,
+    proc: ProcId,
     exit_code: i32,
 }
 
@@ -48,6 +49,7 @@ impl End {
             succeeded: exit == Exit::Code(0),
             lived: true,
             ready: worker.ready,
+            proc: worker.proc,
             exit_code: exit.as_exit_code(),
         }
     }
@@ -56,16 +58,19 @@ impl End {
 impl Supervisor {
     /// Spawns what is due, as fast as `warmup_delay` allows.
     pub(super) fn launch_due(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        let warmup = self.watcher(id).spec.unit.warmup_delay;
+        let warmup = self.watcher(id).unit().warmup_delay;
         let mut wid = 1;
         while self.watcher(id).tally.due > 0 && wid <= self.watcher(id).slots.len() as u32 {
-            if matches!(self.watcher(id).slots[wid as usize - 1].state, State::Due) {
+            for post in [Post::main(id, wid), Post::beside(id, wid)] {
+                if !matches!(self.state(post), State::Due) {
+                    continue;
+                }
                 let next_spawn = self.watcher(id).next_spawn;
                 if next_spawn > turn.now {
                     self.timers.set(Due::Watcher(id), Some(next_spawn));
                     return;
                 }
-                self.launch(turn, id, wid);
+                self.launch(turn, post);
                 self.watcher_mut(id).next_spawn = turn.now + warmup;
             }
             wid += 1;
@@ -73,44 +78,68 @@ impl Supervisor {
         self.timers.set(Due::Watcher(id), None);
     }
 
-    fn launch(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        let proc = ProcId(self.next_proc);
-        self.next_proc += 1;
-        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
+    fn launch(&mut self, turn: &mut Turn<'_>, post: Post) {
+        let proc = self.new_proc();
+        let slot = self.slot_mut(post.watcher, post.wid);
         slot.generation += 1;
-        slot.ended_badly = None;
-        self.set_slot(
-            id,
-            wid,
-            State::Launching {
-                proc,
-                since: turn.now,
-                cancelled: false,
-            },
-        );
-        let spec = Rc::clone(&self.watcher(id).spec);
+        let generation = slot.generation;
+        if post.seat == Seat::Main {
+            slot.ended_badly = None;
+        }
+        let edition = self.watcher(post.watcher).next().number;
+        let launching = State::Launching {
+            proc,
+            edition,
+            generation,
+            cancelled: false,
+        };
+        self.set_state(post, launching);
+        self.order_spawn(turn, post, proc, edition, generation);
+    }
+
+    /// Asks for a process to be made.
+    pub(super) fn order_spawn(
+        &self,
+        turn: &mut Turn<'_>,
+        post: Post,
+        proc: ProcId,
+        edition: u32,
+        generation: u64,
+    ) {
+        let edition = self.watcher(post.watcher).edition(edition);
         turn.effects.push(Effect::Spawn {
             proc,
-            watcher: id,
-            wid,
-            spec,
+            watcher: post.watcher,
+            wid: post.wid,
+            generation,
+            spec: Rc::clone(&edition.spec),
+            sockets: Rc::clone(&edition.sockets),
         });
     }
 
     pub(super) fn spawned(&mut self, turn: &mut Turn<'_>, proc: ProcId, pid: Pid) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        let State::Launching { cancelled, .. } = self.watcher(id).slots[wid as usize - 1].state
+        let State::Launching {
+            cancelled,
+            edition,
+            generation,
+            ..
+        } = *self.state(post)
         else {
             return;
         };
-        let unit = &self.watcher(id).spec.unit;
+        let (id, wid) = (post.watcher, post.wid);
+        let unit = &self.watcher(id).edition(edition).spec.unit;
         let worker = Worker {
             proc,
             pid,
+            edition,
+            generation,
             since: turn.now,
             ready: None,
+            expires: None,
             status: None,
             errno: None,
             watchdog: unit.watchdog,
@@ -121,60 +150,53 @@ impl Supervisor {
             format!("worker {wid} started with pid {}", pid.0)
         });
         if cancelled {
-            self.set_slot(
-                id,
-                wid,
-                State::Starting {
-                    worker,
-                    deadline: None,
-                },
-            );
+            let deadline = None;
+            self.set_state(post, State::Starting { worker, deadline });
             if self.is_forced() {
-                self.kill_slot(turn, id, wid);
+                self.kill_post(turn, post);
             } else {
-                self.stop_slot(turn, id, wid, Why::Asked);
+                self.stop_post(turn, post, Why::Asked);
             }
             return;
         }
-        let watcher = self.watcher_mut(id);
-        if std::mem::take(&mut watcher.slots[wid as usize - 1].bereaved) {
-            watcher.restarts += 1;
+        if post.seat == Seat::Main && std::mem::take(&mut self.slot_mut(id, wid).bereaved) {
+            self.watcher_mut(id).restarts += 1;
         }
         match kind {
-            WatcherKind::Exec => self.settle_worker(turn, id, wid, worker),
+            WatcherKind::Exec => self.settle_worker(turn, post, worker),
             WatcherKind::Notify | WatcherKind::Oneshot => {
                 let deadline = start_timeout.map(|timeout| turn.now + timeout);
-                self.set_slot(id, wid, State::Starting { worker, deadline });
+                self.set_state(post, State::Starting { worker, deadline });
             }
         }
     }
 
     /// What its `type` asks for has come: only `ready_delay` is between it and being ready.
-    fn settle_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, worker: Worker) {
-        let delay = self.watcher(id).spec.unit.ready_delay;
+    fn settle_worker(&mut self, turn: &mut Turn<'_>, post: Post, worker: Worker) {
+        let edition = self.watcher(post.watcher).edition(worker.edition);
+        let delay = edition.spec.unit.ready_delay;
         if delay.is_zero() {
-            self.make_ready(turn, id, wid, worker);
+            self.make_ready(turn, post, worker);
         } else {
-            self.set_slot(
-                id,
-                wid,
-                State::Settling {
-                    worker,
-                    until: turn.now + delay,
-                },
-            );
+            let until = turn.now + delay;
+            self.set_state(post, State::Settling { worker, until });
         }
     }
 
-    fn make_ready(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, mut worker: Worker) {
+    fn make_ready(&mut self, turn: &mut Turn<'_>, post: Post, mut worker: Worker) {
+        let (id, wid) = (post.watcher, post.wid);
         worker.since = turn.now;
         worker.ready = Some(turn.now);
+        worker.expires = self.expiry(post, worker.proc, turn.now);
         let watchdog = worker.watchdog.map(|interval| turn.now + interval);
         self.watcher_mut(id).failures = 0;
-        self.set_slot(id, wid, State::Ready { worker, watchdog });
+        self.set_state(post, State::Ready { worker, watchdog });
         self.log(turn, LogLevel::Debug, id, || {
             format!("worker {wid} is ready")
         });
+        if post.seat == Seat::Beside {
+            self.promote(turn, id, wid);
+        }
     }
 
     pub(super) fn spawn_failed(
@@ -183,47 +205,40 @@ impl Supervisor {
         proc: ProcId,
         failure: SpawnFailure,
     ) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        if !matches!(
-            self.watcher(id).slots[wid as usize - 1].state,
-            State::Launching { .. }
-        ) {
+        let State::Launching { cancelled, .. } = *self.state(post) else {
             return;
-        }
-        self.take_slot(id, wid);
-        if self.is_wanted(id, wid) {
-            let text = format!("could not be started: {}", failure.reason);
-            let exit_code = failure.exit_code;
-            self.ended(
-                turn,
-                id,
-                wid,
-                End {
+        };
+        self.take_state(post);
+        let text = format!("could not be started: {}", failure.reason);
+        match post.seat {
+            Seat::Beside if cancelled => {}
+            Seat::Beside => self.replacement_failed(turn, post.watcher, post.wid, &text),
+            Seat::Main if self.is_wanted(post.watcher, post.wid) => {
+                let end = End {
                     text,
                     clean: false,
                     succeeded: false,
                     lived: false,
                     ready: None,
-                    exit_code,
-                },
-            );
-        } else {
-            self.vacate(id, wid);
+                    proc,
+                    exit_code: failure.exit_code,
+                };
+                self.ended(turn, post.watcher, post.wid, end);
+            }
+            Seat::Main => self.vacate(post),
         }
     }
 
-    pub(super) fn spawn_cancelled(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+    pub(super) fn spawn_cancelled(&mut self, proc: ProcId) {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        if matches!(
-            self.watcher(id).slots[wid as usize - 1].state,
-            State::Launching { .. }
-        ) {
-            self.take_slot(id, wid);
-            self.replace_or_vacate(turn, id, wid);
+        if matches!(self.state(post), State::Launching { .. }) {
+            self.take_state(post);
+            self.replace_or_vacate(post);
         }
     }
 
@@ -234,10 +249,14 @@ impl Supervisor {
         sender: Sender,
         message: notify::Message,
     ) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        let access = self.watcher(id).spec.unit.notify_access;
+        let (id, wid) = (post.watcher, post.wid);
+        let Some(edition) = self.state(post).edition() else {
+            return;
+        };
+        let access = self.watcher(id).edition(edition).spec.unit.notify_access;
         let refused = match (access, sender) {
             (unit::NotifyAccess::All, _) | (unit::NotifyAccess::Main, Sender::Main) => None,
             (unit::NotifyAccess::Main, Sender::Other(pid)) => Some(format!(
@@ -252,12 +271,11 @@ impl Supervisor {
             self.log(turn, LogLevel::Warn, id, || text);
             return;
         }
-        let state = &mut self.watcher_mut(id).slots[wid as usize - 1].state;
-        if matches!(state, State::Leaving { .. }) {
+        if matches!(self.state(post), State::Leaving { .. }) {
             // What is left of a worker can't speak for it, let alone name another main process.
             return;
         }
-        let Some(worker) = state.worker_mut() else {
+        let Some(worker) = self.slot_mut(id, wid).worker_mut(post.seat) else {
             return;
         };
         let mut follow = None;
@@ -275,6 +293,7 @@ impl Supervisor {
         if message.watchdog_interval.is_some() {
             worker.watchdog = message.watchdog_interval;
         }
+        let was_reloading = worker.reloading || message.reloading;
         if message.reloading {
             worker.reloading = true;
         }
@@ -288,27 +307,31 @@ impl Supervisor {
             });
         }
         self.touched.insert(id);
-        self.advance_worker(turn, id, wid, message.ready, message.stopping);
+        if message.ready && was_reloading {
+            self.reloaded_itself(id, proc, None);
+        }
+        // What comes of it may move the process to the other seat of its slot.
+        self.advance_worker(turn, post, message.ready, message.stopping);
+        let Some(post) = self.procs.get(&proc).copied() else {
+            return;
+        };
         if let Some(extension) = message.extend_timeout {
-            self.extend_worker(turn, id, wid, extension);
+            self.extend_worker(turn, post, extension);
         }
         if message.watchdog.is_some() || message.watchdog_interval.is_some() {
-            self.feed_watchdog(turn, id, wid, message.watchdog);
+            self.feed_watchdog(turn, post, message.watchdog);
         }
     }
 
     /// READY=1 and STOPPING=1; the latter wins, as in systemd.
-    fn advance_worker(
-        &mut self,
-        turn: &mut Turn<'_>,
-        id: WatcherId,
-        wid: u32,
-        ready: bool,
-        stopping: bool,
-    ) {
-        let unit = &self.watcher(id).spec.unit;
+    fn advance_worker(&mut self, turn: &mut Turn<'_>, post: Post, ready: bool, stopping: bool) {
+        let (id, wid) = (post.watcher, post.wid);
+        let state = self.state(post);
+        let Some(edition) = state.edition() else {
+            return;
+        };
+        let unit = &self.watcher(id).edition(edition).spec.unit;
         let (kind, graceful) = (unit.kind, unit.graceful_timeout);
-        let state = &self.watcher(id).slots[wid as usize - 1].state;
         let alive = matches!(
             state,
             State::Starting { .. } | State::Settling { .. } | State::Ready { .. }
@@ -316,37 +339,37 @@ impl Supervisor {
         if stopping && alive {
             let (State::Starting { mut worker, .. }
             | State::Settling { mut worker, .. }
-            | State::Ready { mut worker, .. }) = self.take_slot(id, wid)
+            | State::Ready { mut worker, .. }) = self.take_state(post)
             else {
                 return;
             };
             worker.since = turn.now;
-            let kill_at = Some(kill_time(turn.now, graceful));
-            self.set_slot(
-                id,
-                wid,
-                State::Stopping {
-                    worker,
-                    why: Why::Itself,
-                    kill_at,
-                },
-            );
+            let proc = worker.proc;
+            let stopping = State::Stopping {
+                worker,
+                why: Why::Itself,
+                kill_at: Some(kill_time(turn.now, graceful)),
+            };
+            self.set_state(post, stopping);
             self.log(turn, LogLevel::Info, id, || {
                 format!("worker {wid} says that it is stopping")
             });
+            if self.is_replacement(id, proc) {
+                self.replacement_failed(turn, id, wid, "says that it is stopping");
+            }
         } else if ready
             && kind == WatcherKind::Notify
             && matches!(state, State::Starting { .. })
-            && let State::Starting { worker, .. } = self.take_slot(id, wid)
+            && let State::Starting { worker, .. } = self.take_state(post)
         {
-            self.settle_worker(turn, id, wid, worker);
+            self.settle_worker(turn, post, worker);
         }
     }
 
     /// Moves the deadline that is running, never to an earlier time.
-    fn extend_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, extension: Duration) {
+    fn extend_worker(&mut self, turn: &mut Turn<'_>, post: Post, extension: Duration) {
         let until = turn.now + extension;
-        let state = match self.take_slot(id, wid) {
+        let state = match self.take_state(post) {
             State::Starting { worker, deadline } => State::Starting {
                 worker,
                 deadline: deadline.map(|deadline| deadline.max(until)),
@@ -366,114 +389,117 @@ impl Supervisor {
             },
             other => other,
         };
-        self.set_slot(id, wid, state);
+        self.set_state(post, state);
     }
 
-    fn feed_watchdog(
-        &mut self,
-        turn: &mut Turn<'_>,
-        id: WatcherId,
-        wid: u32,
-        said: Option<notify::Watchdog>,
-    ) {
-        if !matches!(
-            self.watcher(id).slots[wid as usize - 1].state,
-            State::Ready { .. }
-        ) {
+    fn feed_watchdog(&mut self, turn: &mut Turn<'_>, post: Post, said: Option<notify::Watchdog>) {
+        if !matches!(self.state(post), State::Ready { .. }) {
             return;
         }
         if said == Some(notify::Watchdog::Trigger) {
-            self.watchdog_ran_out(
-                turn,
-                id,
-                wid,
-                "asked for its own end by WATCHDOG=trigger".into(),
-            );
-        } else if let State::Ready { worker, .. } = self.take_slot(id, wid) {
+            let text = "asked for its own end by WATCHDOG=trigger".into();
+            self.watchdog_ran_out(turn, post, text);
+        } else if let State::Ready { worker, .. } = self.take_state(post) {
             let watchdog = worker.watchdog.map(|interval| turn.now + interval);
-            self.set_slot(id, wid, State::Ready { worker, watchdog });
+            self.set_state(post, State::Ready { worker, watchdog });
         }
     }
 
-    fn watchdog_ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, text: String) {
-        let signal = self.watcher(id).spec.unit.watchdog_signal;
+    fn watchdog_ran_out(&mut self, turn: &mut Turn<'_>, post: Post, text: String) {
+        let (id, wid) = (post.watcher, post.wid);
+        let signal = self.unit_at(post).watchdog_signal;
         self.log(turn, LogLevel::Warn, id, || format!("worker {wid} {text}"));
-        self.stop_slot_by(turn, id, wid, Why::Failed(text), signal);
+        self.fail_replacement_at(turn, post, &text);
+        self.stop_post_by(turn, post, Why::Failed(text), signal);
     }
 
-    pub(super) fn slot_due(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+    /// A worker is about to be stopped because it failed: if the reload has brought it, that has failed too.
+    fn fail_replacement_at(&mut self, turn: &mut Turn<'_>, post: Post, text: &str) {
+        let proc = self.state(post).proc();
+        if proc.is_some_and(|proc| self.is_replacement(post.watcher, proc)) {
+            self.replacement_failed(turn, post.watcher, post.wid, text);
+        }
+    }
+
+    pub(super) fn post_due(&mut self, turn: &mut Turn<'_>, post: Post) {
+        let (id, wid) = (post.watcher, post.wid);
         // What is scaled away takes its deadline along; this guards the index all the same.
-        let Some(slot) = self.watcher(id).slots.get(wid as usize - 1) else {
+        let known = self.watchers.get(&id);
+        if known.is_none_or(|watcher| watcher.slots.len() < wid as usize) {
             return;
-        };
-        let unit = &self.watcher(id).spec.unit;
-        match &slot.state {
+        }
+        match self.state(post) {
             State::Vacant | State::Due | State::Launching { .. } => {}
             State::Backoff { .. } => {
-                self.set_slot(id, wid, State::Due);
+                self.set_state(post, State::Due);
             }
             State::Starting { .. } => {
-                let timeout = unit.start_timeout.unwrap_or_default();
+                let timeout = self.unit_at(post).start_timeout.unwrap_or_default();
                 let text = format!("was not ready within {timeout:?} (`start_timeout`)");
                 self.log(turn, LogLevel::Warn, id, || {
                     format!("worker {wid} {text}; it is stopped")
                 });
-                self.stop_slot(turn, id, wid, Why::Failed(text));
+                self.fail_replacement_at(turn, post, &text);
+                self.stop_post(turn, post, Why::Failed(text));
             }
             State::Settling { .. } => {
-                if let State::Settling { worker, .. } = self.take_slot(id, wid) {
-                    self.make_ready(turn, id, wid, worker);
+                if let State::Settling { worker, .. } = self.take_state(post) {
+                    self.make_ready(turn, post, worker);
                 }
             }
-            State::Ready { worker, .. } => {
-                let interval = worker.watchdog.unwrap_or_default();
-                self.watchdog_ran_out(
-                    turn,
-                    id,
-                    wid,
-                    format!("sent no WATCHDOG=1 for {interval:?}"),
-                );
+            State::Ready { worker, watchdog } => {
+                if watchdog.is_some_and(|at| at <= turn.now) {
+                    let interval = worker.watchdog.unwrap_or_default();
+                    let text = format!("sent no WATCHDOG=1 for {interval:?}");
+                    self.watchdog_ran_out(turn, post, text);
+                } else {
+                    // Its age must not make the watchdog forgotten.
+                    self.timers.set(Due::Post(post), *watchdog);
+                    self.expire_worker(turn, id, wid);
+                }
             }
-            State::Draining { .. } => self.stop_slot(turn, id, wid, Why::Asked),
+            State::Draining { .. } => self.stop_post(turn, post, Why::Asked),
             State::Stopping { .. } => {
                 self.log(turn, LogLevel::Warn, id, || {
                     format!("worker {wid} did not end in `graceful_timeout`; it is killed")
                 });
-                self.kill_slot(turn, id, wid);
+                self.kill_post(turn, post);
             }
             State::Leaving { .. } => {
                 self.log(turn, LogLevel::Warn, id, || {
                     format!("processes of worker {wid} did not end in `graceful_timeout`; they are killed")
                 });
-                self.kill_slot(turn, id, wid);
+                self.kill_post(turn, post);
             }
         }
     }
 
-    /// Asks a slot's worker to end, by the watcher's `stop_signal`. A slot without one is vacated.
-    pub(super) fn stop_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, why: Why) {
-        let signal = self.watcher(id).spec.unit.stop_signal;
-        self.stop_slot_by(turn, id, wid, why, signal);
+    /// Asks what stands at a post to end, by its `stop_signal`. Where nothing runs the post is vacated.
+    pub(super) fn stop_post(&mut self, turn: &mut Turn<'_>, post: Post, why: Why) {
+        let signal = self.unit_at(post).stop_signal;
+        self.stop_post_by(turn, post, why, signal);
     }
 
-    fn stop_slot_by(
-        &mut self,
-        turn: &mut Turn<'_>,
-        id: WatcherId,
-        wid: u32,
-        why: Why,
-        signal: Signal,
-    ) {
-        let unit = &self.watcher(id).spec.unit;
+    /// The same for both posts of every slot.
+    pub(super) fn stop_posts(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        for wid in 1..=self.watcher(id).slots.len() as u32 {
+            self.stop_post(turn, Post::main(id, wid), Why::Asked);
+            self.stop_post(turn, Post::beside(id, wid), Why::Asked);
+        }
+    }
+
+    fn stop_post_by(&mut self, turn: &mut Turn<'_>, post: Post, why: Why, signal: Signal) {
+        let unit = self.unit_at(post);
         let (graceful, group) = (unit.graceful_timeout, unit.stop_children);
-        let state = match self.take_slot(id, wid) {
+        let state = match self.take_state(post) {
             State::Vacant | State::Due | State::Backoff { .. } => {
-                self.vacate(id, wid);
+                self.vacate(post);
                 return;
             }
             State::Launching {
                 proc,
-                since,
+                edition,
+                generation,
                 cancelled,
             } => {
                 if !cancelled {
@@ -481,7 +507,8 @@ impl Supervisor {
                 }
                 State::Launching {
                     proc,
-                    since,
+                    edition,
+                    generation,
                     cancelled: true,
                 }
             }
@@ -531,19 +558,20 @@ impl Supervisor {
                 why: stronger(before, why),
             },
         };
-        self.set_slot(id, wid, state);
+        self.set_state(post, state);
     }
 
-    /// Ends a slot's process by force.
-    pub(super) fn kill_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        let state = match self.take_slot(id, wid) {
+    /// Ends what stands at a post by force.
+    pub(super) fn kill_post(&mut self, turn: &mut Turn<'_>, post: Post) {
+        let state = match self.take_state(post) {
             State::Vacant | State::Due | State::Backoff { .. } => {
-                self.vacate(id, wid);
+                self.vacate(post);
                 return;
             }
             State::Launching {
                 proc,
-                since,
+                edition,
+                generation,
                 cancelled,
             } => {
                 if !cancelled {
@@ -551,7 +579,8 @@ impl Supervisor {
                 }
                 State::Launching {
                     proc,
-                    since,
+                    edition,
+                    generation,
                     cancelled: true,
                 }
             }
@@ -593,15 +622,33 @@ impl Supervisor {
                 }
             }
         };
-        self.set_slot(id, wid, state);
+        self.set_state(post, state);
     }
 
     pub(super) fn exited(&mut self, turn: &mut Turn<'_>, proc: ProcId, exit: Exit) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
+        let (id, wid) = (post.watcher, post.wid);
         self.log(turn, LogLevel::Debug, id, || format!("worker {wid} {exit}"));
-        match self.take_slot(id, wid) {
+        let problem = format!("worker {wid} {exit}");
+        self.reloaded_itself(id, proc, Some(problem));
+        match self.take_state(post) {
+            State::Starting { worker, .. } | State::Settling { worker, .. }
+                if post.seat == Seat::Beside =>
+            {
+                turn.effects.push(Effect::KillLeftovers { proc });
+                let end = End::of(exit, &worker);
+                // What it left behind must be gone before the next process has its place.
+                let leaving = State::Leaving {
+                    worker,
+                    why: Why::Asked,
+                    exit,
+                    kill_at: None,
+                };
+                self.set_state(post, leaving);
+                self.replacement_failed(turn, id, wid, &end.text);
+            }
             State::Starting { worker, .. }
             | State::Settling { worker, .. }
             | State::Ready { worker, .. }
@@ -617,16 +664,13 @@ impl Supervisor {
             | State::Ready { worker, .. }
             | State::Draining { worker, .. } => {
                 turn.effects.push(Effect::KillLeftovers { proc });
-                self.set_slot(
-                    id,
-                    wid,
-                    State::Leaving {
-                        worker,
-                        why: Why::Asked,
-                        exit,
-                        kill_at: None,
-                    },
-                );
+                let leaving = State::Leaving {
+                    worker,
+                    why: Why::Asked,
+                    exit,
+                    kill_at: None,
+                };
+                self.set_state(post, leaving);
             }
             State::Stopping {
                 worker,
@@ -634,47 +678,46 @@ impl Supervisor {
                 kill_at,
             } => {
                 // With `stop_children` the others have had the signal too, and have as long to heed it.
-                let kill_at =
-                    kill_at.filter(|at| self.watcher(id).spec.unit.stop_children && *at > turn.now);
+                let stop_children = {
+                    let edition = self.watcher(id).edition(worker.edition);
+                    edition.spec.unit.stop_children
+                };
+                let kill_at = kill_at.filter(|at| stop_children && *at > turn.now);
                 turn.effects.push(match kill_at {
                     Some(_) => Effect::AwaitLeftovers { proc },
                     None => Effect::KillLeftovers { proc },
                 });
-                self.set_slot(
-                    id,
-                    wid,
-                    State::Leaving {
-                        worker,
-                        why,
-                        exit,
-                        kill_at,
-                    },
-                );
+                let leaving = State::Leaving {
+                    worker,
+                    why,
+                    exit,
+                    kill_at,
+                };
+                self.set_state(post, leaving);
             }
             other => {
-                self.set_slot(id, wid, other);
+                self.set_state(post, other);
             }
         }
     }
 
     pub(super) fn gone(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        if !matches!(
-            self.watcher(id).slots[wid as usize - 1].state,
-            State::Leaving { .. }
-        ) {
+        if !matches!(self.state(post), State::Leaving { .. }) {
             return;
         }
         let State::Leaving {
             worker, why, exit, ..
-        } = self.take_slot(id, wid)
+        } = self.take_state(post)
         else {
             return;
         };
+        let (id, wid) = (post.watcher, post.wid);
         match why {
-            Why::Asked => self.replace_or_vacate(turn, id, wid),
+            Why::Asked => self.replace_or_vacate(post),
+            _ if post.seat == Seat::Beside => self.vacate(post),
             Why::Itself if self.is_wanted(id, wid) => {
                 let end = End::of(exit, &worker);
                 self.ended(turn, id, wid, end);
@@ -688,78 +731,88 @@ impl Supervisor {
                 };
                 self.ended(turn, id, wid, end);
             }
-            Why::Itself | Why::Failed(_) => self.vacate(id, wid),
+            Why::Itself | Why::Failed(_) => self.vacate(post),
         }
     }
 
     pub(super) fn drained(&mut self, turn: &mut Turn<'_>, proc: ProcId) {
-        let Some((id, wid)) = self.procs.get(&proc).copied() else {
+        let Some(post) = self.procs.get(&proc).copied() else {
             return;
         };
-        if matches!(
-            self.watcher(id).slots[wid as usize - 1].state,
-            State::Draining { .. }
-        ) {
-            self.stop_slot(turn, id, wid, Why::Asked);
+        if matches!(self.state(post), State::Draining { .. }) {
+            self.stop_post(turn, post, Why::Asked);
         }
     }
 
     /// Takes a slot out of use that is scaled away. With shards of its own it serves what waits in them first.
     pub(super) fn retire_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        if !self.has_shards(id)
-            || !matches!(
-                self.watcher(id).slots[wid as usize - 1].state,
-                State::Ready { .. }
-            )
-        {
-            self.stop_slot(turn, id, wid, Why::Asked);
+        let (main, beside) = (Post::main(id, wid), Post::beside(id, wid));
+        self.stop_post(turn, beside, Why::Asked);
+        if !self.has_shards(id) || !matches!(self.state(main), State::Ready { .. }) {
+            self.stop_post(turn, main, Why::Asked);
             return;
         }
-        if let State::Ready { worker, .. } = self.take_slot(id, wid) {
-            let until = self
-                .watcher(id)
-                .spec
-                .unit
-                .graceful_timeout
-                .map(|timeout| turn.now + timeout);
+        let graceful = self.unit_at(main).graceful_timeout;
+        if let State::Ready { worker, .. } = self.take_state(main) {
+            let until = graceful.map(|timeout| turn.now + timeout);
             turn.effects.push(Effect::Drain { proc: worker.proc });
-            self.set_slot(id, wid, State::Draining { worker, until });
+            self.set_state(main, State::Draining { worker, until });
         }
     }
 
     /// Whether its workers have kernel queues of their own.
     pub(super) fn has_shards(&self, id: WatcherId) -> bool {
-        let sockets = &self.watcher(id).sockets;
-        sockets
-            .iter()
-            .any(|socket| self.sockets[socket.0 as usize].spec.unit.so_reuseport.value)
+        let mut sockets = self.watcher(id).editions().flat_map(|it| &*it.sockets);
+        sockets.any(|socket| {
+            let socket = self.sockets.get(socket);
+            socket.is_some_and(|socket| socket.spec.unit.so_reuseport.value)
+        })
     }
 
-    fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {
+    pub(super) fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {
         matches!(self.watcher(id).goal, Goal::Up { .. }) && wid <= self.watcher(id).wanted
     }
 
     /// After a stop that was asked for: the slot starts afresh if it is still wanted (a restart).
-    fn replace_or_vacate(&mut self, _turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        self.vacate(id, wid);
-        if self.is_wanted(id, wid) {
-            self.set_slot(id, wid, State::Due);
+    fn replace_or_vacate(&mut self, post: Post) {
+        self.vacate(post);
+        if post.seat == Seat::Main && self.is_wanted(post.watcher, post.wid) {
+            if !self.take_replacement(post.watcher, post.wid) {
+                self.set_state(post, State::Due);
+            }
         }
     }
 
-    fn vacate(&mut self, id: WatcherId, wid: u32) {
-        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
-        slot.attempt = 0;
-        slot.bereaved = false;
-        self.set_slot(id, wid, State::Vacant);
+    fn vacate(&mut self, post: Post) {
+        if post.seat == Seat::Main {
+            let slot = self.slot_mut(post.watcher, post.wid);
+            slot.attempt = 0;
+            slot.bereaved = false;
+        }
+        self.set_state(post, State::Vacant);
     }
 
-    /// A process ended that nobody asked to. Its slot has been taken.
+    /// If a replacement is on its way already, it takes the main place that has become free. Says whether one is.
+    fn take_replacement(&mut self, id: WatcherId, wid: u32) -> bool {
+        let (main, beside) = (Post::main(id, wid), Post::beside(id, wid));
+        let is_coming = match self.state(beside) {
+            State::Launching { cancelled, .. } => !cancelled,
+            state => state.is_coming(),
+        };
+        if is_coming {
+            let replacement = self.take_state(beside);
+            self.set_state(main, replacement);
+        }
+        is_coming
+    }
+
+    /// A process ended that nobody asked to. Its post has been taken.
     fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: End) {
-        let spec = Rc::clone(&self.watcher(id).spec);
+        let main = Post::main(id, wid);
+        let spec = Rc::clone(&self.watcher(id).edition.spec);
         let unit = &spec.unit;
         if !self.is_wanted(id, wid) {
-            self.vacate(id, wid);
+            self.vacate(main);
             return;
         }
         let done = unit.kind == WatcherKind::Oneshot && end.succeeded;
@@ -773,6 +826,9 @@ impl Supervisor {
             Restart::OnFailure => failed,
             Restart::Never => false,
         };
+        if failed && self.is_replacement(id, end.proc) {
+            self.replacement_failed(turn, id, wid, &end.text);
+        }
 
         let watcher = self.watcher_mut(id);
         if failed || again {
@@ -781,6 +837,7 @@ impl Supervisor {
                 text,
                 wid,
                 exit_code: end.exit_code,
+                of_reload: false,
             });
         }
         if failed {
@@ -795,12 +852,29 @@ impl Supervisor {
             && unit
                 .max_retry
                 .is_some_and(|most| watcher.failures >= most.max(1));
+        if again && end.lived && watcher.slots[wid as usize - 1].beside.is_some() {
+            let slot = self.slot_mut(id, wid);
+            let was_bereaved = std::mem::replace(&mut slot.bereaved, true);
+            if self.take_replacement(id, wid) {
+                // It is there sooner than any restart would be.
+                if !matches!(self.state(main), State::Due | State::Launching { .. }) {
+                    self.slot_mut(id, wid).bereaved = false;
+                    self.watcher_mut(id).restarts += 1;
+                }
+                self.log(turn, LogLevel::Warn, id, || {
+                    format!("worker {wid} {}; its replacement is on its way", end.text)
+                });
+                return;
+            }
+            self.slot_mut(id, wid).bereaved = was_bereaved;
+        }
         if again && given_up {
             let text = format!(
                 "worker {wid} {}; given up after {} failed starts (`max_retry`)",
-                end.text, watcher.failures
+                end.text,
+                self.watcher(id).failures
             );
-            self.vacate(id, wid);
+            self.vacate(main);
             self.give_up(
                 turn,
                 id,
@@ -808,6 +882,7 @@ impl Supervisor {
                     text,
                     wid,
                     exit_code: end.exit_code,
+                    of_reload: false,
                 },
             );
         } else if again {
@@ -823,9 +898,10 @@ impl Supervisor {
                 id,
                 || format!("worker {wid} {}; it is not restarted", end.text),
             );
-            self.vacate(id, wid);
-            self.watcher_mut(id).slots[wid as usize - 1].ended_badly =
-                failed.then_some(end.exit_code);
+            self.vacate(main);
+            // A replacement would be a restart too.
+            self.stop_post(turn, Post::beside(id, wid), Why::Asked);
+            self.slot_mut(id, wid).ended_badly = failed.then_some(end.exit_code);
             self.watcher_mut(id).last_end = Some(LastEnd {
                 wid,
                 failed,
@@ -835,9 +911,9 @@ impl Supervisor {
     }
 
     fn restart_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: &End) {
-        let spec = Rc::clone(&self.watcher(id).spec);
+        let spec = Rc::clone(&self.watcher(id).edition.spec);
         let unit = &spec.unit;
-        let slot = &mut self.watcher_mut(id).slots[wid as usize - 1];
+        let slot = self.slot_mut(id, wid);
         if end
             .ready
             .is_some_and(|ready| turn.now.since(ready) >= unit.restart_reset)
@@ -849,19 +925,16 @@ impl Supervisor {
         slot.bereaved |= end.lived;
         let level = LogLevel::Warn;
         if delay.is_zero() {
-            self.set_slot(id, wid, State::Due);
+            self.set_state(Post::main(id, wid), State::Due);
             self.log(turn, level, id, || {
                 format!("worker {wid} {}; it is restarted", end.text)
             });
         } else {
-            self.set_slot(
-                id,
-                wid,
-                State::Backoff {
-                    until: turn.now + delay,
-                    after: format!("worker {wid} {}", end.text),
-                },
-            );
+            let backoff = State::Backoff {
+                until: turn.now + delay,
+                after: format!("worker {wid} {}", end.text),
+            };
+            self.set_state(Post::main(id, wid), backoff);
             self.log(turn, level, id, || {
                 format!("worker {wid} {}; next try in {delay:?}", end.text)
             });
@@ -871,10 +944,12 @@ impl Supervisor {
     /// All workers of a watcher have ended and none is to follow.
     pub(super) fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         let watcher = self.watcher(id);
-        let unit = &watcher.spec.unit;
+        let unit = watcher.unit();
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
         let critical = unit.critical;
-        if unit.on_demand.value && !(critical && once) {
+        self.cancel_reload(id);
+        let watcher = self.watcher(id);
+        if watcher.unit().on_demand.value && !(critical && once) {
             self.set_goal(id, Goal::Waiting);
             return;
         }
@@ -898,6 +973,7 @@ impl Supervisor {
                     text,
                     wid,
                     exit_code,
+                    of_reload: false,
                 },
             );
             return;
@@ -907,7 +983,7 @@ impl Supervisor {
         if critical {
             let reason = format!(
                 "the critical watcher `{}` has ended",
-                self.watcher(id).spec.name()
+                self.watcher(id).name()
             );
             self.end_with(turn, code, reason);
         }
@@ -923,11 +999,10 @@ impl Supervisor {
         watcher.mishap = Some(mishap);
         watcher.failures_ever += 1;
         self.set_goal(id, Goal::Failed);
-        for wid in 1..=self.watcher(id).slots.len() as u32 {
-            self.stop_slot(turn, id, wid, Why::Asked);
-        }
-        let name = self.watcher(id).spec.name().to_owned();
-        if self.watcher(id).spec.unit.critical {
+        self.cancel_reload(id);
+        self.stop_posts(turn, id);
+        let name = self.watcher(id).name().to_owned();
+        if self.watcher(id).unit().critical {
             // Before what requires it fails too: the code is that of the cause.
             let reason = format!("the critical watcher `{name}` has failed");
             self.end_with(turn, code, reason);
@@ -943,6 +1018,7 @@ impl Supervisor {
                         text,
                         wid: 0,
                         exit_code: 1,
+                        of_reload: false,
                     },
                 );
             }

@@ -730,6 +730,40 @@ pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets on a socket that is bound whatever can be set there: backlog, O_NONBLOCK, interface, owner and mode of its file.
+pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    socket.set_nonblocking(!listen.blocking)?;
+    let interface = listen.interface.map(str::as_bytes);
+    // Needs a capability, which must not be asked for where there is nothing to change.
+    if matches!(
+        listen.address,
+        Address::Ip(_) | Address::Any { .. } | Address::Host(..)
+    ) && socket.device()?.as_deref() != interface
+    {
+        socket.bind_device(interface)?;
+    }
+    if let Address::Path(path) = listen.address {
+        if listen.uid.is_some() || listen.gid.is_some() {
+            chown_node(path, listen.uid, listen.gid)?;
+        }
+        let mode = listen.mode.unwrap_or(0o666 & !listen.umask.unwrap_or(0)) & 0o777;
+        if fs::symlink_metadata(path)?.file_type().is_socket() {
+            fs::set_permissions(path, Permissions::from_mode(mode))?;
+        }
+    }
+    if listen.kind.has_connections() {
+        socket.listen(backlog(listen))?;
+    }
+    Ok(())
+}
+
+/// Whether another socket may be bound beside this one on an address that they have in common: SO_REUSEPORT, which the
+/// kernel looks at when the other is bound.
+pub fn set_shareable(fd: BorrowedFd<'_>, shareable: bool) -> io::Result<()> {
+    SockRef::from(&fd).set_reuse_port(shareable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::process::Pid;

@@ -337,6 +337,7 @@ impl Kernel {
             Effect::Spawn {
                 proc, watcher, wid, ..
             } => self.spawn(now, *proc, *watcher, *wid)?,
+            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => {}
             Effect::CancelSpawn { proc } => {
                 let process = self.known(*proc)?;
                 if process.stage == Stage::Ordered && self.random.chance(60) {

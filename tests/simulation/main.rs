@@ -626,7 +626,10 @@ fn check_answer(
     kernel: &Kernel,
 ) -> Result<(), String> {
     let names = match &asked.command {
-        Command::Start(names) | Command::Stop(names) | Command::Restart(names) => names.as_slice(),
+        Command::Start(names)
+        | Command::Stop(names)
+        | Command::Restart(names)
+        | Command::Reload(names) => names.as_slice(),
         Command::Scale { name, .. } | Command::Signal { name, .. } => std::slice::from_ref(name),
         Command::Shutdown => &[],
     };

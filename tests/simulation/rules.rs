@@ -311,6 +311,7 @@ impl Rules {
 
     fn apply(&mut self, event: &Event) {
         match event {
+            Event::Apply { .. } => unreachable!(),
             Event::Begin => self.begin(),
             Event::Tick => {}
             Event::Bound { socket } => self.bound(socket.0 as usize),
@@ -1012,6 +1013,7 @@ impl Rules {
     fn begin_command(&mut self, command: &Command) -> Result<(Want, Vec<usize>), Answer> {
         let all: Vec<usize> = (0..self.watchers.len()).collect();
         match command {
+            Command::Reload(_) => unreachable!(),
             Command::Start(names) => {
                 let mut ids = self.find_all(names)?;
                 if names.is_empty() {
@@ -1563,6 +1565,7 @@ impl Rules {
     /// What an effect is about; `None` where that is checked elsewhere.
     fn key_of(&self, effect: &Effect) -> Result<Option<Key>, String> {
         Ok(Some(match effect {
+            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => return Ok(None),
             Effect::Spawn { watcher, wid, .. } | Effect::CloseShards { watcher, wid } => {
                 Key::Slot(watcher.0 as usize, *wid)
             }

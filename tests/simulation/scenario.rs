@@ -215,6 +215,7 @@ impl Scenario {
     fn words(&mut self, effect: &Effect) -> Option<String> {
         let of = |proc: &ProcId| self.slots[proc].clone();
         Some(match effect {
+            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => return None,
             Effect::Spawn {
                 proc, watcher, wid, ..
             } => {

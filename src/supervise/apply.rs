@@ -1,0 +1,452 @@
+//! Other units than before: what becomes of each. The rules stand at the head of [`super`].
+
+use super::request::{Begun, Want};
+use super::state::{Edition, Goal, Watcher};
+use super::time::Due;
+use super::{
+    Effect, ParentNotice, Refusal, SocketId, Supervisor, Turn, WatcherId, WatcherState, new_socket,
+    new_watcher,
+};
+use crate::plan::{self, Action, Change, Plan, Unit};
+use crate::unit::LogLevel;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+
+impl Supervisor {
+    /// The units as they are now: what an apply is compared with. A watcher whose reload has failed is what it was.
+    pub fn plan(&self) -> Plan {
+        let mut sockets: Vec<_> = (self.sockets.values())
+            .filter(|socket| !socket.retired)
+            .map(|socket| Rc::clone(&socket.spec))
+            .collect();
+        sockets.sort_by(|a, b| a.name().cmp(b.name()));
+        let watchers = (self.order.iter())
+            .map(|id| self.watcher(*id))
+            .filter(|watcher| !watcher.retired)
+            .map(|watcher| Rc::clone(&watcher.newest().spec))
+            .collect();
+        Plan {
+            manager: self.manager.clone(),
+            control_gid: self.control_gid,
+            sockets,
+            watchers,
+        }
+    }
+
+    /// Why there can't be an apply now, if so.
+    pub fn refuse_apply(&self) -> Result<(), Refusal> {
+        if self.is_stopping() {
+            return Err(Refusal::ShuttingDown);
+        }
+        if self.is_applying() {
+            return Err(Refusal::Refused(
+                "another apply is under way; try again when it is done".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        turn: &mut Turn<'_>,
+        plan: &Plan,
+        changes: &[Change],
+        unbound: &[(String, String)],
+    ) -> Result<Begun, Refusal> {
+        self.refuse_apply()?;
+        turn.effects.push(Effect::Parent(ParentNotice::Reloading));
+        turn.effects.push(Effect::Log {
+            level: LogLevel::Info,
+            unit: "manager".into(),
+            text: match changes.len() {
+                0 => "the units are applied: nothing has changed".into(),
+                1 => format!("the units are applied: {} changes", changes[0].unit),
+                count => format!("the units are applied: {count} of them change"),
+            },
+        });
+        self.change_manager(plan);
+        self.change_sockets(turn, plan, changes, unbound);
+        let sockets = self.sockets_by_name();
+        let specs: HashMap<&str, &Rc<plan::Watcher>> =
+            (plan.watchers.iter()).map(|it| (it.name(), it)).collect();
+
+        // What there is must be known before anything starts or stops, since the order of that depends on it.
+        let mut new = Vec::new();
+        for change in changes {
+            let Unit::Watcher(name) = &change.unit else {
+                continue;
+            };
+            match (change.action, specs.get(name.as_str())) {
+                (Action::Add, Some(spec)) => new.push(self.add_watcher(spec, &sockets)),
+                (Action::Remove, _) => {
+                    if let Some(id) = self.names.get(name) {
+                        let id = *id;
+                        self.watcher_mut(id).retired = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.rebuild_order(plan);
+        let mut awaited: Vec<(WatcherId, Want)> = Vec::new();
+        for change in changes {
+            let Unit::Watcher(name) = &change.unit else {
+                continue;
+            };
+            let Some(id) = self.names.get(name).copied() else {
+                continue;
+            };
+            match (change.action, specs.get(name.as_str())) {
+                (Action::Remove, _) => {
+                    self.stop_watcher(turn, id);
+                    self.touched.insert(id);
+                    awaited.push((id, Want::Stopped));
+                }
+                (Action::Scale, Some(spec)) => {
+                    awaited.extend(self.rescale(turn, id, spec).map(|want| (id, want)));
+                }
+                (Action::Reload, Some(spec)) => {
+                    let want = self.redefine(turn, id, spec, &sockets);
+                    awaited.extend(want.map(|want| (id, want)));
+                }
+                _ => {}
+            }
+        }
+        for id in new {
+            if self.watcher(id).unit().autostart {
+                self.start_by_itself(turn, id);
+                awaited.push((id, Want::Up));
+            }
+            self.touched.insert(id);
+        }
+        self.users_stale = true;
+        let message = match changes.len() {
+            0 => Some("nothing has changed".into()),
+            _ => None,
+        };
+        let begun = Begun {
+            apply: true,
+            awaited,
+            message,
+            ..Begun::default()
+        };
+        if begun.awaited.is_empty() {
+            self.applied(turn);
+        }
+        Ok(begun)
+    }
+
+    /// An apply is over.
+    pub(super) fn applied(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_stopping() {
+            turn.effects.push(Effect::Parent(ParentNotice::Ready));
+        }
+    }
+
+    fn change_manager(&mut self, plan: &Plan) {
+        self.manager = plan.manager.clone();
+        self.control_gid = plan.control_gid;
+        self.warmup_delay = plan.manager.warmup_delay;
+        self.shutdown_timeout = plan.manager.shutdown_timeout;
+        self.settings.log_level = plan.manager.log_level;
+        self.dirty.manager = true;
+    }
+
+    fn change_sockets(
+        &mut self,
+        turn: &mut Turn<'_>,
+        plan: &Plan,
+        changes: &[Change],
+        unbound: &[(String, String)],
+    ) {
+        let specs: HashMap<&str, &Rc<plan::Socket>> =
+            (plan.sockets.iter()).map(|it| (it.name(), it)).collect();
+        let before = self.sockets_by_name();
+        for change in changes {
+            let Unit::Socket(name) = &change.unit else {
+                continue;
+            };
+            let spec = specs.get(name.as_str()).copied();
+            let known = before.get(name.as_str()).copied();
+            match (change.action, spec) {
+                (Action::Add | Action::Rebind, Some(spec)) => {
+                    if let Some(socket) = known.and_then(|id| self.socket_mut(id)) {
+                        socket.retired = true;
+                    }
+                    let error = unbound.iter().find(|(unbound, _)| unbound == name);
+                    let error = error.map(|(_, error)| error.clone());
+                    let id = self.add_socket(spec, error.as_ref());
+                    turn.effects.push(Effect::Open {
+                        socket: id,
+                        spec: Rc::clone(spec),
+                    });
+                    if let Some(error) = error {
+                        self.retry_bind(turn, id, error, 0);
+                    }
+                }
+                (Action::Remove, _) => {
+                    if let Some(socket) = known.and_then(|id| self.socket_mut(id)) {
+                        socket.retired = true;
+                    }
+                }
+                (_, Some(spec)) => {
+                    if let Some(id) = known
+                        && let Some(socket) = self.socket_mut(id)
+                    {
+                        socket.spec = Rc::clone(spec);
+                        turn.effects.push(Effect::Change {
+                            socket: id,
+                            spec: Rc::clone(spec),
+                        });
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+    }
+
+    /// A watcher of which nothing but the number of workers is another.
+    fn rescale(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        spec: &Rc<plan::Watcher>,
+    ) -> Option<Want> {
+        let sockets = Rc::clone(&self.watcher(id).edition.sockets);
+        let edition = self.new_edition(id, Rc::clone(spec), sockets);
+        let number = edition.number;
+        self.watcher_mut(id).others.push(edition);
+        self.adopt_edition(id, number);
+        let wanted = spec.unit.numprocesses.value;
+        self.scale_watcher(turn, id, wanted);
+        Some(Want::Scaled)
+    }
+
+    /// A watcher that has become another.
+    fn redefine(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        spec: &Rc<plan::Watcher>,
+        sockets: &HashMap<String, SocketId>,
+    ) -> Option<Want> {
+        let passed = passed(spec, sockets);
+        let numprocesses = spec.unit.numprocesses.value;
+        let before = self.watcher(id).newest().spec.unit.numprocesses.value;
+        let edition = self.new_edition(id, Rc::clone(spec), passed);
+        let rescaled = (before != numprocesses).then_some(numprocesses);
+        let goal = self.watcher(id).goal;
+        if matches!(goal, Goal::Up { .. }) && self.refuse_reload(id).is_ok() {
+            let serial = self.reload_watcher(turn, id, Some(edition));
+            if let Some(wanted) = rescaled {
+                self.scale_watcher(turn, id, wanted);
+            }
+            return Some(Want::Reloaded(serial));
+        }
+        // Nothing runs that would have to be replaced; or it is a oneshot, whose workers are left to end.
+        let number = edition.number;
+        self.watcher_mut(id).others.push(edition);
+        self.adopt_edition(id, number);
+        if let Some(wanted) = rescaled {
+            self.scale_watcher(turn, id, wanted);
+        }
+        self.touched.insert(id);
+        let on_demand = spec.unit.on_demand.value;
+        match goal {
+            Goal::Failed | Goal::Waiting if on_demand => {
+                self.watcher_mut(id).mishap = None;
+                self.set_goal(id, Goal::Waiting);
+                None
+            }
+            // It was given up for what it was.
+            Goal::Failed | Goal::Waiting => {
+                self.start_watcher(turn, id);
+                Some(Want::Up)
+            }
+            Goal::Queued => Some(Want::Up),
+            Goal::Up { .. } | Goal::Stopped { .. } | Goal::Ended => None,
+        }
+    }
+
+    pub(super) fn add_socket(
+        &mut self,
+        spec: &Rc<plan::Socket>,
+        error: Option<&String>,
+    ) -> SocketId {
+        let id = SocketId(self.next_socket);
+        self.next_socket += 1;
+        self.sockets.insert(id, new_socket(spec, error));
+        self.dirty.sockets.insert(id);
+        self.dirty.manager = true;
+        id
+    }
+
+    pub(super) fn add_watcher(
+        &mut self,
+        spec: &Rc<plan::Watcher>,
+        sockets: &HashMap<String, SocketId>,
+    ) -> WatcherId {
+        let id = WatcherId(self.next_watcher);
+        self.next_watcher += 1;
+        let mut watcher = new_watcher(spec, passed(spec, sockets));
+        watcher.told = Some(WatcherState::Stopped);
+        *self.census.entry(WatcherState::Stopped).or_default() += 1;
+        self.watchers.insert(id, watcher);
+        self.names.insert(spec.name().to_owned(), id);
+        self.dirty.watchers.insert(id);
+        self.dirty.editions.insert((id, 0));
+        self.dirty.manager = true;
+        id
+    }
+
+    /// Nothing of a watcher that is left out is alive any more.
+    pub(super) fn forget_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        if self.watcher(id).wanted > 0 || !self.watcher(id).slots.is_empty() {
+            // Its shards are closed as those of one that is scaled away.
+            if self.has_shards(id) {
+                let (watcher, wanted) = (self.watcher_mut(id), 0);
+                let most = watcher.slots.len().max(watcher.wanted as usize);
+                watcher.slots.resize_with(most, Default::default);
+                watcher.wanted = wanted;
+                self.trim_slots(turn, id);
+            }
+        }
+        let Some(watcher) = self.watchers.remove(&id) else {
+            return;
+        };
+        self.dirty.watchers.insert(id);
+        let editions = watcher.editions().map(|edition| (id, edition.number));
+        self.dirty.editions.extend(editions);
+        let slots = (1..=watcher.slots.len() as u32).map(|wid| (id, wid));
+        self.dirty.slots.extend(slots);
+        if let Some(count) = (watcher.told).and_then(|told| self.census.get_mut(&told)) {
+            *count -= 1;
+        }
+        self.timers.set(Due::Watcher(id), None);
+        self.timers.set(Due::Signalled(id), None);
+        self.startable.remove(&(watcher.rank, id));
+        self.names.retain(|_, other| *other != id);
+        self.order.retain(|other| *other != id);
+        self.touched.remove(&id);
+        for (other, _) in &watcher.dependencies {
+            if let Some(other) = self.watchers.get_mut(other) {
+                other.dependents.retain(|(dependent, _)| *dependent != id);
+            }
+        }
+        for (other, _) in &watcher.dependents {
+            if let Some(other) = self.watchers.get_mut(other) {
+                other
+                    .dependencies
+                    .retain(|(dependency, _)| *dependency != id);
+            }
+        }
+        self.users_stale = true;
+    }
+
+    /// Closes sockets that are in the plan no more and that nothing can have any more.
+    pub(super) fn close_unused(&mut self, turn: &mut Turn<'_>) {
+        let unused: Vec<SocketId> = (self.sockets.iter())
+            .filter(|(_, socket)| socket.retired && socket.watchers.is_empty())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in unused {
+            let socket = self.sockets.remove(&id);
+            self.dirty.sockets.insert(id);
+            self.stirred.remove(&id);
+            self.timers.set(Due::Socket(id), None);
+            if socket.is_some_and(|socket| socket.watched) {
+                turn.effects.push(Effect::Unwatch { socket: id });
+            }
+            turn.effects.push(Effect::Close { socket: id });
+        }
+    }
+
+    /// The sockets of the plan by name.
+    pub(super) fn sockets_by_name(&self) -> HashMap<String, SocketId> {
+        (self.sockets.iter())
+            .filter(|(_, socket)| !socket.retired)
+            .map(|(id, socket)| (socket.spec.name().to_owned(), *id))
+            .collect()
+    }
+
+    /// The start order, levels and dependencies as `plan` has them; what is left out keeps its own.
+    pub(super) fn rebuild_order(&mut self, plan: &Plan) {
+        for (rank, spec) in (0u32..).zip(&plan.watchers) {
+            let Some(id) = self.names.get(spec.name()).copied() else {
+                continue;
+            };
+            let required = spec.unit.requires.iter().map(|name| (name, true));
+            let after = spec.unit.after.iter().map(|name| (name, false));
+            let mut dependencies: Vec<(WatcherId, bool)> = Vec::new();
+            for (name, requires) in required.chain(after) {
+                if let Some(other) = self.names.get(&name.value).copied()
+                    && other != id
+                    && dependencies.iter().all(|(known, _)| *known != other)
+                {
+                    dependencies.push((other, requires));
+                }
+            }
+            let queued = self.startable.remove(&(self.watcher(id).rank, id));
+            let watcher = self.watcher_mut(id);
+            watcher.rank = rank;
+            watcher.level = spec.level;
+            watcher.dependencies = dependencies;
+            if queued {
+                self.startable.insert((rank, id));
+            }
+        }
+        self.rebuild_dependents();
+    }
+
+    /// What follows from ranks and dependencies.
+    pub(super) fn rebuild_dependents(&mut self) {
+        let mut order = self.watcher_ids();
+        order.sort_by_key(|id| (self.watcher(*id).rank, *id));
+        for watcher in self.watchers.values_mut() {
+            watcher.dependents.clear();
+        }
+        for id in &order {
+            for (other, requires) in self.watchers[id].dependencies.clone() {
+                if let Some(other) = self.watchers.get_mut(&other) {
+                    other.dependents.push((*id, requires));
+                }
+            }
+        }
+        self.order = order;
+    }
+
+    /// Which watchers each socket has: those with any definition that refers to it.
+    pub(super) fn rebuild_users(&mut self) {
+        let mut users: HashMap<SocketId, BTreeSet<(u32, WatcherId)>> = HashMap::new();
+        for (id, watcher) in &self.watchers {
+            for socket in watcher.editions().flat_map(|edition| &*edition.sockets) {
+                users
+                    .entry(*socket)
+                    .or_default()
+                    .insert((watcher.rank, *id));
+            }
+        }
+        for (id, socket) in &mut self.sockets {
+            let watchers = users.remove(id).unwrap_or_default();
+            let watchers: Vec<_> = watchers.into_iter().map(|(_, id)| id).collect();
+            if socket.watchers != watchers {
+                socket.watchers = watchers;
+                self.stirred.insert(*id);
+            }
+        }
+    }
+}
+
+impl Watcher {
+    /// The definition that it has, or will have if all goes well.
+    fn newest(&self) -> &Edition {
+        let queued = self.queued.as_ref().and_then(|it| it.edition.as_ref());
+        queued.unwrap_or(self.next())
+    }
+}
+
+/// The sockets of a definition, by id.
+fn passed(spec: &plan::Watcher, sockets: &HashMap<String, SocketId>) -> Rc<[SocketId]> {
+    let ids = spec.listens.iter().filter_map(|name| sockets.get(name));
+    ids.copied().collect()
+}

@@ -1,0 +1,432 @@
+//! The state as records that outlive the manager: for an upgrade, and for its death.
+//!
+//! A record holds one thing, so that a change costs what it changes: the manager, a socket, a watcher, one of its
+//! definitions, a slot. What can be derived from the others is in none, and is derived anew by
+//! [`Supervisor::restore`]. Then [`Supervisor::resume`] asks again for everything that was asked for and not answered.
+
+use super::order::Phase;
+use super::request::Pending;
+use super::state::{Binding, Edition, Goal, Post, Seat, Slot, Socket, State, Watcher};
+use super::time::{Due, Timers};
+use super::{
+    Dirty, Effect, ParentNotice, RequestId, Settings, SocketId, Supervisor, Time, Turn, WatcherId,
+};
+use crate::plan;
+use crate::unit;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::rc::Rc;
+use std::str::FromStr;
+
+/// The bound of process numbers that is recorded is this far ahead.
+pub(super) const PROCS_AT_ONCE: u64 = 1024;
+
+/// What a record is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// The manager: there is always one.
+    Manager,
+    /// A socket.
+    Socket(SocketId),
+    /// A watcher, without its slots.
+    Watcher(WatcherId),
+    /// A definition of a watcher, by its number.
+    Edition(WatcherId, u32),
+    /// A slot of a watcher, by its wid.
+    Slot(WatcherId, u32),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Manager => f.write_str("manager"),
+            Key::Socket(SocketId(id)) => write!(f, "socket.{id}"),
+            Key::Watcher(WatcherId(id)) => write!(f, "watcher.{id}"),
+            Key::Edition(WatcherId(id), number) => write!(f, "edition.{id}.{number}"),
+            Key::Slot(WatcherId(id), wid) => write!(f, "slot.{id}.{wid}"),
+        }
+    }
+}
+
+impl FromStr for Key {
+    type Err = ();
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Key, ()> {
+        let mut parts = text.split('.');
+        let kind = parts.next().ok_or(())?;
+        let mut number = || parts.next().and_then(|part| part.parse().ok()).ok_or(());
+        let key = match kind {
+            "manager" => Key::Manager,
+            "socket" => Key::Socket(SocketId(number()?)),
+            "watcher" => Key::Watcher(WatcherId(number()?)),
+            "edition" => Key::Edition(WatcherId(number()?), number()?),
+            "slot" => Key::Slot(WatcherId(number()?), number()?),
+            _ => return Err(()),
+        };
+        parts.next().map_or(Ok(key), |_| Err(()))
+    }
+}
+
+/// Why records can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable(pub String);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// What belongs to no unit.
+#[derive(Serialize, Deserialize)]
+struct ManagerRecord {
+    manager: unit::Manager,
+    control_gid: Option<u32>,
+    phase: Phase,
+    next_start: Time,
+    /// No process has had this number or a greater one.
+    next_proc: u64,
+    next_watcher: u32,
+    next_socket: u32,
+    /// As pairs, since JSON has no keys that are numbers.
+    pending: Vec<(RequestId, Pending)>,
+}
+
+impl Supervisor {
+    /// Hands every record that has changed since the last call to `sink`: what it is of, and its content, or `None` where
+    /// there is none any more.
+    pub fn record(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) {
+        let Dirty {
+            manager,
+            sockets,
+            watchers,
+            editions,
+            slots,
+        } = std::mem::take(&mut self.dirty);
+        for id in sockets {
+            sink(Key::Socket(id), self.sockets.get(&id).map(content));
+        }
+        for (id, number) in editions {
+            let edition = self.watchers.get(&id).and_then(|watcher| {
+                watcher
+                    .editions()
+                    .find(|edition| edition.number == number)
+                    .map(|edition| content(&edition.spec))
+            });
+            sink(Key::Edition(id, number), edition);
+        }
+        for id in watchers {
+            sink(Key::Watcher(id), self.watchers.get(&id).map(content));
+        }
+        for (id, wid) in slots {
+            let watcher = self.watchers.get(&id);
+            let slot = watcher.and_then(|watcher| watcher.slots.get(wid as usize - 1));
+            sink(Key::Slot(id, wid), slot.map(content));
+        }
+        if manager {
+            sink(Key::Manager, Some(self.manager_record()));
+        }
+    }
+
+    /// The same for every record that there is.
+    pub fn record_all(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) {
+        self.dirty = Dirty {
+            manager: true,
+            sockets: self.sockets.keys().copied().collect(),
+            watchers: self.watchers.keys().copied().collect(),
+            editions: BTreeSet::new(),
+            slots: BTreeSet::new(),
+        };
+        for (id, watcher) in &self.watchers {
+            let editions = watcher.editions().map(|edition| (*id, edition.number));
+            self.dirty.editions.extend(editions);
+            let slots = watcher.numbered().map(|(wid, _)| (*id, wid));
+            self.dirty.slots.extend(slots);
+        }
+        self.record(sink);
+    }
+
+    fn manager_record(&mut self) -> Vec<u8> {
+        let record = ManagerRecord {
+            manager: self.manager.clone(),
+            control_gid: self.control_gid,
+            phase: std::mem::replace(&mut self.phase, Phase::New),
+            next_start: self.next_start,
+            next_proc: (self.next_proc / PROCS_AT_ONCE + 1) * PROCS_AT_ONCE,
+            next_watcher: self.next_watcher,
+            next_socket: self.next_socket,
+            pending: std::mem::take(&mut self.pending).into_iter().collect(),
+        };
+        let bytes = content(&record);
+        self.phase = record.phase;
+        self.pending = record.pending.into_iter().collect();
+        bytes
+    }
+
+    /// The supervisor that `records` are of. It does nothing before [`Supervisor::resume`]; what is newer than this
+    /// version of it can't be read.
+    pub fn restore(
+        records: impl IntoIterator<Item = (Key, Vec<u8>)>,
+        settings: Settings,
+    ) -> Result<Supervisor, Unreadable> {
+        let mut manager: Option<ManagerRecord> = None;
+        let mut sockets: BTreeMap<SocketId, Socket> = BTreeMap::new();
+        let mut watchers: BTreeMap<WatcherId, Watcher> = BTreeMap::new();
+        let mut specs: HashMap<(WatcherId, u32), Rc<plan::Watcher>> = HashMap::new();
+        let mut slots: BTreeMap<(WatcherId, u32), Slot> = BTreeMap::new();
+        for (key, bytes) in records {
+            match key {
+                Key::Manager => manager = Some(read(key, &bytes)?),
+                Key::Socket(id) => {
+                    sockets.insert(id, read(key, &bytes)?);
+                }
+                Key::Watcher(id) => {
+                    watchers.insert(id, read(key, &bytes)?);
+                }
+                Key::Edition(id, number) => {
+                    specs.insert((id, number), read(key, &bytes)?);
+                }
+                Key::Slot(id, wid) => {
+                    slots.insert((id, wid), read(key, &bytes)?);
+                }
+            }
+        }
+        let Some(manager) = manager else {
+            return Err(Unreadable("there is no record of the manager".into()));
+        };
+        for (id, watcher) in &mut watchers {
+            for edition in watcher.editions_mut() {
+                let spec = specs.get(&(*id, edition.number)).map(Rc::clone);
+                edition.spec = spec.ok_or_else(|| {
+                    let key = Key::Edition(*id, edition.number);
+                    Unreadable(format!("there is no record `{key}`"))
+                })?;
+                if let Some(id) = edition.sockets.iter().find(|id| !sockets.contains_key(id)) {
+                    let key = Key::Socket(*id);
+                    return Err(Unreadable(format!("there is no record `{key}`")));
+                }
+            }
+        }
+        for ((id, wid), slot) in slots {
+            let Some(watcher) = watchers.get_mut(&id).filter(|_| wid > 0) else {
+                let key = Key::Slot(id, wid);
+                return Err(Unreadable(format!("record `{key}` is of no watcher")));
+            };
+            // Slots that never changed have no record.
+            watcher.slots.resize_with(wid as usize - 1, Slot::default);
+            watcher.slots.push(slot);
+        }
+        let names = (watchers.iter()).map(|(id, watcher)| (watcher.name().to_owned(), *id));
+        let mut supervisor = Supervisor {
+            names: names.collect(),
+            settings,
+            warmup_delay: manager.manager.warmup_delay,
+            shutdown_timeout: manager.manager.shutdown_timeout,
+            manager: manager.manager,
+            control_gid: manager.control_gid,
+            sockets,
+            watchers,
+            phase: manager.phase,
+            next_start: manager.next_start,
+            next_proc: manager.next_proc,
+            next_watcher: manager.next_watcher,
+            next_socket: manager.next_socket,
+            pending: manager.pending.into_iter().collect(),
+            order: Vec::new(),
+            startable: BTreeSet::new(),
+            procs: HashMap::new(),
+            timers: Timers::default(),
+            census: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            stirred: BTreeSet::new(),
+            dirty: Dirty::default(),
+            users_stale: false,
+            told_status: String::new(),
+        };
+        supervisor.derive()?;
+        Ok(supervisor)
+    }
+
+    /// Everything that is in no record.
+    fn derive(&mut self) -> Result<(), Unreadable> {
+        self.settings.log_level = self.manager.log_level;
+        self.rebuild_dependents();
+        self.rebuild_users();
+        self.stirred = self.sockets.keys().copied().collect();
+        self.touched = self.watchers.keys().copied().collect();
+        for (id, socket) in &self.sockets {
+            let due = match socket.binding {
+                Binding::Failed { retry, .. } => Some(retry),
+                _ => socket.trigger.paused,
+            };
+            self.timers.set(Due::Socket(*id), due);
+        }
+        let mut unsettled = 0;
+        for (id, watcher) in &mut self.watchers {
+            unsettled += u32::from(watcher.booting);
+            let signalled = watcher.signalled.as_ref().and_then(|it| it.until);
+            self.timers.set(Due::Signalled(*id), signalled);
+            for (wid, slot) in (1..).zip(&watcher.slots) {
+                for post in [Post::main(*id, wid), Post::beside(*id, wid)] {
+                    let state = slot.state(post.seat);
+                    self.timers.set(Due::Post(post), state.deadline());
+                    if let Some(proc) = state.proc()
+                        && self.procs.insert(proc, post).is_some()
+                    {
+                        let key = Key::Slot(*id, wid);
+                        let proc = proc.0;
+                        return Err(Unreadable(format!(
+                            "record `{key}` has process {proc}, and so has another"
+                        )));
+                    }
+                    if let Some(count) = watcher.tally.of(state) {
+                        *count += 1;
+                        watcher.tally.beside += u32::from(post.seat == Seat::Beside);
+                    }
+                }
+            }
+            let state = watcher.state();
+            watcher.told = Some(state);
+            *self.census.entry(state).or_default() += 1;
+        }
+        match &mut self.phase {
+            Phase::Booting { unsettled: count } => *count = unsettled,
+            Phase::Stopping {
+                remaining, until, ..
+            } => {
+                for (id, watcher) in &self.watchers {
+                    if watcher.tally.live() > 0 {
+                        remaining.entry(watcher.level).or_default().insert(*id);
+                    }
+                }
+                self.timers.set(Due::Shutdown, *until);
+            }
+            Phase::New | Phase::Running | Phase::Over => {}
+        }
+        Ok(())
+    }
+
+    /// Goes on where the records end: asks again for what was asked for and had not been answered. `connected` says
+    /// whether those who gave commands are still there to be answered.
+    pub fn resume(&mut self, now: Time, connected: bool, effects: &mut Vec<Effect>) {
+        let turn = &mut Turn {
+            now,
+            effects,
+            finish: None,
+        };
+        if !connected {
+            self.abandon_all();
+        }
+        if self.settings.parent {
+            match self.phase {
+                Phase::Running => turn.effects.push(Effect::Parent(ParentNotice::Ready)),
+                Phase::Stopping { .. } => {
+                    turn.effects.push(Effect::Parent(ParentNotice::Stopping));
+                }
+                Phase::New | Phase::Booting { .. } | Phase::Over => {}
+            }
+            self.extend_parent(turn);
+        }
+        for (id, socket) in &self.sockets {
+            if matches!(socket.binding, Binding::Trying { .. }) {
+                turn.effects.push(Effect::Bind { socket: *id });
+            }
+            if socket.watched {
+                turn.effects.push(Effect::Watch { socket: *id });
+            }
+        }
+        for id in self.watcher_ids() {
+            for wid in 1..=self.watcher(id).slots.len() as u32 {
+                self.resume_post(turn, Post::main(id, wid));
+                self.resume_post(turn, Post::beside(id, wid));
+            }
+            if self.watcher(id).goal == Goal::Queued {
+                self.queue_if_startable(turn, id);
+            }
+        }
+        self.expire(turn);
+        self.settle(turn);
+        if let Some(code) = turn.finish {
+            turn.effects.push(Effect::Finish { code });
+        }
+    }
+
+    fn resume_post(&mut self, turn: &mut Turn<'_>, post: Post) {
+        match *self.state(post) {
+            State::Launching {
+                proc,
+                cancelled: true,
+                ..
+            } => self.spawn_cancelled(proc),
+            State::Launching {
+                proc,
+                edition,
+                generation,
+                ..
+            } => self.order_spawn(turn, post, proc, edition, generation),
+            State::Draining { ref worker, .. } => {
+                turn.effects.push(Effect::Drain { proc: worker.proc });
+            }
+            State::Stopping {
+                ref worker,
+                kill_at: None,
+                ..
+            } => turn.effects.push(Effect::Kill { proc: worker.proc }),
+            State::Leaving {
+                ref worker,
+                kill_at,
+                ..
+            } => turn.effects.push(match kill_at {
+                Some(_) => Effect::AwaitLeftovers { proc: worker.proc },
+                None => Effect::KillLeftovers { proc: worker.proc },
+            }),
+            State::Vacant
+            | State::Due
+            | State::Backoff { .. }
+            | State::Starting { .. }
+            | State::Settling { .. }
+            | State::Ready { .. }
+            | State::Stopping { .. } => {}
+        }
+    }
+}
+
+impl Watcher {
+    fn editions_mut(&mut self) -> impl Iterator<Item = &mut Edition> {
+        let queued = self.queued.as_mut().and_then(|it| it.edition.as_mut());
+        std::iter::once(&mut self.edition)
+            .chain(&mut self.others)
+            .chain(queued)
+    }
+}
+
+/// The spec of an edition has a record of its own, so that a change of the watcher does not write it again.
+pub(super) fn leave_out<S: Serializer>(
+    _spec: &Rc<plan::Watcher>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.serialize_unit()
+}
+
+/// Stands in for the spec until it is read from its own record.
+pub(super) fn stand_in<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Rc<plan::Watcher>, D::Error> {
+    <()>::deserialize(deserializer)?;
+    Ok(Rc::new(plan::Watcher::nothing()))
+}
+
+fn content<T: Serialize>(value: &T) -> Vec<u8> {
+    // Plain data with keys of text: there is nothing in it that JSON could not hold.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn read<T: DeserializeOwned>(key: Key, bytes: &[u8]) -> Result<T, Unreadable> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Unreadable(format!("record `{key}` can't be read: {error}")))
+}

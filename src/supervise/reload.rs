@@ -1,0 +1,506 @@
+//! Replacing workers while they serve. The rules stand at the head of [`super`].
+
+use super::state::{Edition, Goal, Mishap, Post, Seat, State, Why};
+use super::time::Due;
+use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
+use crate::unit::{self, LogLevel, Signal, WatcherKind};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// After a replacement for age has failed, the next try comes no sooner.
+const SHORTEST_AGE_RETRY: Duration = Duration::from_secs(1);
+
+/// A rolling reload.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Reload {
+    /// Which of the watcher's reloads.
+    pub serial: u64,
+    /// The edition that processes are started from.
+    pub to: u32,
+    /// Processes from this one on are replacements.
+    pub since: ProcId,
+    /// Wids that are still to be replaced.
+    pub todo: BTreeSet<u32>,
+    /// Why it has failed: then `to` is what it goes back to.
+    pub failure: Option<String>,
+}
+
+/// A reload that waits for another to end.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Queued {
+    pub serial: u64,
+    /// The new definition; without one it stays as it is.
+    pub edition: Option<Edition>,
+}
+
+/// A reload by signal, of workers that tell when they have done it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Signalled {
+    pub serial: u64,
+    pub awaited: BTreeSet<ProcId>,
+    pub problems: Vec<String>,
+    pub until: Option<Time>,
+}
+
+impl Supervisor {
+    /// Begins to replace every worker of a watcher that is up, by ones of a new edition if there is one; or will when the
+    /// reload that is under way is over. The answer is the reload's serial number.
+    pub(super) fn reload_watcher(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        edition: Option<Edition>,
+    ) -> u64 {
+        let watcher = self.watcher_mut(id);
+        if watcher.reload.is_some() {
+            let serial = match watcher.queued.take() {
+                Some(queued) => queued.serial,
+                None => {
+                    watcher.reloads += 1;
+                    watcher.reloads
+                }
+            };
+            watcher.queued = Some(Box::new(Queued { serial, edition }));
+            self.users_stale = true;
+            return serial;
+        }
+        watcher.reloads += 1;
+        let serial = watcher.reloads;
+        self.begin_reload(turn, id, serial, edition);
+        serial
+    }
+
+    fn begin_reload(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        serial: u64,
+        edition: Option<Edition>,
+    ) {
+        let since = ProcId(self.next_proc);
+        let has_edition = edition.is_some();
+        let watcher = self.watcher_mut(id);
+        let to = match edition {
+            Some(edition) => {
+                let number = edition.number;
+                watcher.others.push(edition);
+                number
+            }
+            None => watcher.edition.number,
+        };
+        let todo = (watcher.numbered())
+            .filter(|(_, slot)| !slot.is_vacant())
+            .map(|(wid, _)| wid)
+            .collect();
+        watcher.reload = Some(Box::new(Reload {
+            serial,
+            to,
+            since,
+            todo,
+            failure: None,
+        }));
+        self.users_stale |= has_edition;
+        self.touched.insert(id);
+        self.log(turn, LogLevel::Info, id, || "is reloaded".into());
+    }
+
+    /// A worker has reached its `max_age`.
+    pub(super) fn expire_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        let since = ProcId(self.next_proc);
+        let watcher = self.watcher_mut(id);
+        match &mut watcher.reload {
+            Some(reload) if reload.to == watcher.edition.number && reload.failure.is_none() => {
+                reload.todo.insert(wid);
+            }
+            // It replaces this one too, or goes back: then it is looked at again.
+            Some(_) => return,
+            None => {
+                watcher.reloads += 1;
+                watcher.reload = Some(Box::new(Reload {
+                    serial: watcher.reloads,
+                    to: watcher.edition.number,
+                    since,
+                    todo: BTreeSet::from([wid]),
+                    failure: None,
+                }));
+            }
+        }
+        self.touched.insert(id);
+        self.log(turn, LogLevel::Info, id, || {
+            format!("worker {wid} is replaced: it has reached its `max_age`")
+        });
+    }
+
+    /// Whether a process is one that the reload under way has brought.
+    pub(super) fn is_replacement(&self, id: WatcherId, proc: ProcId) -> bool {
+        let reload = &self.watcher(id).reload;
+        reload.as_ref().is_some_and(|reload| proc >= reload.since)
+    }
+
+    /// Takes the next steps of the reload that is under way.
+    pub(super) fn advance_reload(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let Some(reload) = &self.watcher(id).reload else {
+            return;
+        };
+        let since = reload.since;
+        let unit = &self.watcher(id).next().spec.unit;
+        let (surge, singleton) = (unit.reload_surge.max(1), unit.singleton);
+        for wid in reload.todo.clone() {
+            let watcher = self.watcher(id);
+            if watcher.tally.beside >= surge {
+                break;
+            }
+            let slot = watcher.slots.get(wid as usize - 1);
+            let Some(slot) = slot.filter(|_| wid <= watcher.wanted) else {
+                self.replaced(id, wid);
+                continue;
+            };
+            match &slot.main {
+                State::Vacant => self.replaced(id, wid),
+                // The new definition may be what cures it.
+                State::Backoff { .. } => {
+                    self.slot_mut(id, wid).attempt = 0;
+                    self.set_state(Post::main(id, wid), State::Due);
+                }
+                State::Ready { worker, .. } if worker.proc >= since => self.replaced(id, wid),
+                State::Starting { worker, .. }
+                | State::Settling { worker, .. }
+                | State::Ready { worker, .. }
+                    if worker.proc < since =>
+                {
+                    if singleton {
+                        self.stop_post(turn, Post::main(id, wid), Why::Asked);
+                    } else if slot.beside.is_none() {
+                        self.set_state(Post::beside(id, wid), State::Due);
+                    }
+                }
+                // It becomes what is wanted, or comes to an end, by itself.
+                _ => {}
+            }
+        }
+        let watcher = self.watcher(id);
+        let is_over = (watcher.reload.as_ref()).is_some_and(|reload| reload.todo.is_empty());
+        if is_over && watcher.tally.beside == 0 {
+            self.finish_reload(turn, id);
+        }
+    }
+
+    /// A wid needs nothing more from the reload.
+    pub(super) fn replaced(&mut self, id: WatcherId, wid: u32) {
+        if let Some(reload) = &mut self.watcher_mut(id).reload {
+            reload.todo.remove(&wid);
+        }
+        self.touched.insert(id);
+    }
+
+    /// The replacement is ready: it takes the main place, and who had that is stopped.
+    pub(super) fn promote(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
+        let (main, beside) = (Post::main(id, wid), Post::beside(id, wid));
+        let replacement = self.take_state(beside);
+        let replaced = self.take_state(main);
+        // It was on its way out by its own doing, and this is what makes it good.
+        let was_failing = matches!(
+            &replaced,
+            State::Stopping { why, .. } | State::Leaving { why, .. } if *why != Why::Asked
+        );
+        self.set_state(main, replacement);
+        self.set_state(beside, replaced);
+        let slot = self.slot_mut(id, wid);
+        let was_bereaved = std::mem::take(&mut slot.bereaved);
+        slot.attempt = 0;
+        slot.ended_badly = None;
+        self.watcher_mut(id).restarts += u64::from(was_failing || was_bereaved);
+        self.replaced(id, wid);
+        self.stop_post(turn, beside, Why::Asked);
+    }
+
+    /// A process that the reload has brought came to nothing: all goes back to how it was.
+    pub(super) fn replacement_failed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        wid: u32,
+        text: &str,
+    ) {
+        let since = ProcId(self.next_proc);
+        let watcher = self.watcher_mut(id);
+        let old = watcher.edition.number;
+        let alive: Vec<(u32, Option<u32>)> = (watcher.numbered())
+            .map(|(wid, slot)| (wid, slot.main.edition()))
+            .collect();
+        let Some(reload) = &mut watcher.reload else {
+            return;
+        };
+        if reload.failure.is_some() {
+            reload.todo.remove(&wid);
+            self.log(turn, LogLevel::Error, id, || {
+                format!("worker {wid} could not be put back: its replacement {text}")
+            });
+            return;
+        }
+        let failed = std::mem::replace(&mut reload.to, old);
+        reload.failure = Some(format!("the replacement of worker {wid} {text}"));
+        reload.since = since;
+        // What was replaced goes back if it is not the same anyhow.
+        reload.todo = (alive.into_iter())
+            .filter(|(_, edition)| failed != old && *edition == Some(failed))
+            .map(|(wid, _)| wid)
+            .collect();
+        self.touched.insert(id);
+        self.log(turn, LogLevel::Error, id, || {
+            format!("the reload has failed and goes back: the replacement of worker {wid} {text}")
+        });
+        for wid in 1..=self.watcher(id).slots.len() as u32 {
+            let beside = Post::beside(id, wid);
+            if self.state(beside).is_coming() {
+                self.stop_post(turn, beside, Why::Asked);
+            }
+        }
+    }
+
+    fn finish_reload(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let Some(reload) = self.watcher_mut(id).reload.take() else {
+            return;
+        };
+        self.touched.insert(id);
+        match reload.failure {
+            None => {
+                self.adopt_edition(id, reload.to);
+                let watcher = self.watcher_mut(id);
+                if watcher.mishap.as_ref().is_some_and(|it| it.of_reload) {
+                    watcher.mishap = None;
+                }
+                self.log(turn, LogLevel::Debug, id, || "the reload is done".into());
+            }
+            Some(failure) => self.note_failed_reload(id, reload.serial, failure),
+        }
+        self.forget_editions(id);
+        self.look_at_ages(turn, id);
+        if let Some(queued) = self.watcher_mut(id).queued.take() {
+            let Queued { serial, edition } = *queued;
+            self.begin_reload(turn, id, serial, edition);
+        }
+    }
+
+    fn note_failed_reload(&mut self, id: WatcherId, serial: u64, failure: String) {
+        let watcher = self.watcher_mut(id);
+        watcher.mishap = Some(Mishap {
+            text: format!("reload: {failure}"),
+            wid: 0,
+            exit_code: 1,
+            of_reload: true,
+        });
+        watcher.failed_reload = Some((serial, failure));
+    }
+
+    /// Timers of workers that became too old while nothing could be done about it.
+    fn look_at_ages(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let pause = self.watcher(id).unit().restart_max_delay;
+        for wid in 1..=self.watcher(id).slots.len() as u32 {
+            let State::Ready { worker, .. } = &mut self.slot_mut(id, wid).main else {
+                continue;
+            };
+            if let Some(expires) = &mut worker.expires
+                && *expires <= turn.now
+            {
+                *expires = turn.now + pause.max(SHORTEST_AGE_RETRY);
+                let state = self.take_state(Post::main(id, wid));
+                self.set_state(Post::main(id, wid), state);
+            }
+        }
+    }
+
+    /// The watcher is stopped or started as a whole, which leaves nothing to replace; its newest definition is what counts.
+    pub(super) fn cancel_reload(&mut self, id: WatcherId) {
+        self.end_signalled(id);
+        let watcher = self.watcher_mut(id);
+        let queued = watcher.queued.take().and_then(|queued| queued.edition);
+        if let Some(reload) = watcher.reload.take() {
+            match reload.failure {
+                None => self.adopt_edition(id, reload.to),
+                Some(failure) => self.note_failed_reload(id, reload.serial, failure),
+            }
+        }
+        if let Some(edition) = queued {
+            let number = edition.number;
+            self.watcher_mut(id).others.push(edition);
+            self.adopt_edition(id, number);
+        }
+        self.forget_editions(id);
+        self.touched.insert(id);
+    }
+
+    /// Makes another definition the watcher's own.
+    pub(super) fn adopt_edition(&mut self, id: WatcherId, number: u32) {
+        let watcher = self.watcher_mut(id);
+        if watcher.edition.number == number {
+            return;
+        }
+        let others = &mut watcher.others;
+        if let Some(index) = others.iter().position(|it| it.number == number) {
+            let edition = others.swap_remove(index);
+            let before = std::mem::replace(&mut watcher.edition, edition);
+            watcher.others.push(before);
+        }
+        self.users_stale = true;
+    }
+
+    /// Drops definitions that no process was started from.
+    pub(super) fn forget_editions(&mut self, id: WatcherId) {
+        let watcher = self.watcher(id);
+        if watcher.others.is_empty() {
+            return;
+        }
+        let mut used: BTreeSet<u32> = BTreeSet::new();
+        for slot in &watcher.slots {
+            used.extend(slot.main.edition());
+            used.extend(slot.beside.as_ref().and_then(|state| state.edition()));
+        }
+        used.extend(watcher.reload.as_ref().map(|reload| reload.to));
+        let watcher = self.watcher_mut(id);
+        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut watcher.others)
+            .into_iter()
+            .partition(|edition| used.contains(&edition.number));
+        watcher.others = kept;
+        self.users_stale |= !dropped.is_empty();
+        let dropped = dropped.iter().map(|edition| (id, edition.number));
+        self.dirty.editions.extend(dropped);
+    }
+
+    /// Makes a definition a new edition of a watcher, which nothing is started from yet.
+    pub(super) fn new_edition(
+        &mut self,
+        id: WatcherId,
+        spec: std::rc::Rc<crate::plan::Watcher>,
+        sockets: std::rc::Rc<[SocketId]>,
+    ) -> Edition {
+        let watcher = self.watcher_mut(id);
+        let number = watcher.next_edition;
+        watcher.next_edition += 1;
+        self.dirty.editions.insert((id, number));
+        Edition {
+            number,
+            spec,
+            sockets,
+        }
+    }
+
+    /// Has the workers reload by themselves. The answer is the reload's serial number.
+    pub(super) fn signal_reload(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        signal: Signal,
+    ) -> u64 {
+        self.end_signalled(id);
+        let watcher = self.watcher(id);
+        let answers = watcher.unit().kind == WatcherKind::Notify;
+        let until = (watcher.unit().start_timeout).map(|timeout| turn.now + timeout);
+        let procs: BTreeSet<ProcId> = (watcher.slots.iter())
+            .filter_map(|slot| match &slot.main {
+                State::Starting { worker, .. }
+                | State::Settling { worker, .. }
+                | State::Ready { worker, .. } => Some(worker.proc),
+                _ => None,
+            })
+            .collect();
+        for proc in &procs {
+            turn.effects.push(Effect::Signal {
+                proc: *proc,
+                signal,
+                group: false,
+            });
+        }
+        let name = unit::signal_name(signal);
+        self.log(turn, LogLevel::Info, id, || {
+            format!("is reloaded by {name} to {} workers", procs.len())
+        });
+        let watcher = self.watcher_mut(id);
+        watcher.reloads += 1;
+        let serial = watcher.reloads;
+        if answers && !procs.is_empty() {
+            watcher.signalled = Some(Box::new(Signalled {
+                serial,
+                awaited: procs,
+                problems: Vec::new(),
+                until,
+            }));
+            self.timers.set(Due::Signalled(id), until);
+        }
+        self.touched.insert(id);
+        serial
+    }
+
+    /// A worker that was asked to reload by a signal has done so, or never will for this reason.
+    pub(super) fn reloaded_itself(&mut self, id: WatcherId, proc: ProcId, problem: Option<String>) {
+        let Some(signalled) = &mut self.watcher_mut(id).signalled else {
+            return;
+        };
+        if !signalled.awaited.remove(&proc) {
+            return;
+        }
+        signalled.problems.extend(problem);
+        if signalled.awaited.is_empty() {
+            self.end_signalled(id);
+        }
+        self.touched.insert(id);
+    }
+
+    pub(super) fn signalled_due(&mut self, id: WatcherId) {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        let timeout = watcher.unit().start_timeout.unwrap_or_default();
+        if let Some(signalled) = &mut watcher.signalled {
+            let count = signalled.awaited.len();
+            signalled.problems.push(format!(
+                "{count} workers have not said RELOADING=1 and READY=1 within {timeout:?} (`start_timeout`)"
+            ));
+        }
+        self.end_signalled(id);
+    }
+
+    fn end_signalled(&mut self, id: WatcherId) {
+        let Some(signalled) = self.watcher_mut(id).signalled.take() else {
+            return;
+        };
+        self.timers.set(Due::Signalled(id), None);
+        self.touched.insert(id);
+        if !signalled.problems.is_empty() {
+            self.note_failed_reload(id, signalled.serial, signalled.problems.join("; "));
+        }
+    }
+
+    /// When a worker that is ready now is too old: `max_age` and up to `max_age_variance` more, so that workers that were
+    /// started together do not end together.
+    pub(super) fn expiry(&self, post: Post, proc: ProcId, now: Time) -> Option<Time> {
+        let unit = &self.watcher(post.watcher).unit();
+        let max_age = unit.max_age?;
+        // The core has no randomness of its own; spread evenly is what counts (the step is 2^64 over the golden ratio).
+        let mixed = (proc.0 ^ u64::from(post.watcher.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let share = (mixed >> 40) as u32;
+        let variance = unit.max_age_variance.as_nanos() * u128::from(share) / (1 << 24);
+        let variance = Duration::from_nanos(u64::try_from(variance).unwrap_or(u64::MAX));
+        Some(now + max_age + variance)
+    }
+
+    /// Whether a watcher can be reloaded, and if not, why.
+    pub(super) fn refuse_reload(&self, id: WatcherId) -> Result<(), String> {
+        let watcher = self.watcher(id);
+        let name = watcher.name();
+        match watcher.goal {
+            Goal::Up { .. } if watcher.unit().kind == WatcherKind::Oneshot => Err(format!(
+                "watcher `{name}` is a oneshot, whose workers are not replaced; `tentpole restart {name}` runs it again"
+            )),
+            Goal::Up { .. } | Goal::Queued | Goal::Waiting => Ok(()),
+            Goal::Stopped { .. } | Goal::Ended | Goal::Failed => Err(format!(
+                "watcher `{name}` is {}, so there is nothing to reload; `tentpole start {name}` starts it",
+                watcher.state()
+            )),
+        }
+    }
+}
+
+/// The seats of a slot, in the order in which they are looked at.
+pub(super) const SEATS: [Seat; 2] = [Seat::Main, Seat::Beside];
