@@ -27,6 +27,11 @@ pub fn init(level: LogLevel, format: LogFormat) {
     };
     // Only a test would have set one before; then that one stays.
     let _ = log::set_boxed_logger(Box::new(logger));
+    set_level(level);
+}
+
+/// Logs this level, and what is more important.
+pub fn set_level(level: LogLevel) {
     log::set_max_level(match level {
         LogLevel::Error => LevelFilter::Error,
         LogLevel::Warn => LevelFilter::Warn,

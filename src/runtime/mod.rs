@@ -16,22 +16,26 @@ mod processes;
 mod server;
 mod start;
 mod status;
+mod units;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
 
 use crate::plan::Plan;
-use crate::supervise::{Effect, Event, ProcId, SpawnFailure, Supervisor, Time, WatcherId, notify};
+use crate::supervise::{
+    Effect, Event, ProcId, RequestId, SpawnFailure, Supervisor, Time, WatcherId, notify,
+};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::{Message, NotifySocket};
 use crate::sys::process;
 use crate::sys::signals::SignalFd;
+use crate::unit::Search;
 use leftovers::Leftovers;
 use listeners::Listeners;
 use parent::Parent;
 use processes::{Job, Processes};
 use server::Server;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -95,6 +99,10 @@ struct Manager {
     leftovers: Leftovers,
     server: Server,
     supervisor: Supervisor,
+    /// Where the unit files are.
+    search: Search,
+    /// Requests that no client waits for.
+    own_requests: BTreeSet<RequestId>,
     started: std::time::SystemTime,
     /// Processes that are to be made, in order.
     jobs: VecDeque<Job>,
@@ -289,6 +297,19 @@ impl Manager {
                 Ok(()) => Event::Bound { socket },
                 Err(error) => Event::BindFailed { socket, error },
             }),
+            Effect::Reply { request, outcome } if self.own_requests.remove(&request) => {
+                match outcome {
+                    Ok(message) => {
+                        let text = message.unwrap_or_else(|| "all of it is done".into());
+                        log::info!(target: "manager", "{text}");
+                    }
+                    Err(refusal) => {
+                        let failure = server::failure(refusal, |_: &str| None);
+                        log::error!(target: "manager", "{failure}");
+                    }
+                }
+                None
+            }
             Effect::Reply { request, outcome } => {
                 let nearest = |name: &str| status::nearest(&self.supervisor, name, clock());
                 self.server.reply(&self.epoll, request, outcome, nearest);
@@ -344,6 +365,10 @@ impl Manager {
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
                     log::info!(target: "manager", "got signal {}", crate::unit::signal_name(crate::unit::Signal(signal)));
                     self.dispatch(Event::Terminate);
+                }
+                libc::SIGHUP => {
+                    log::info!(target: "manager", "got signal HUP: the units are read anew");
+                    self.apply_by_signal();
                 }
                 // What tentpole has no use for yet must not kill it.
                 signal => {
@@ -464,6 +489,12 @@ impl Manager {
         for asked in asked {
             match asked {
                 server::Asked::Event(event) => self.dispatch(event),
+                server::Asked::Plan => self.preview(number),
+                server::Asked::Apply {
+                    request,
+                    no_wait,
+                    progress,
+                } => self.apply_for(number, request, no_wait, progress),
                 server::Asked::Status { names } => {
                     let reply = status::document(
                         &self.supervisor,

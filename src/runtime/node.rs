@@ -1,7 +1,7 @@
 //! The file of a unix socket.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
@@ -21,6 +21,16 @@ impl Node {
             device: data.dev(),
             inode: data.ino(),
         })
+    }
+
+    /// Changes its mode, and its group where one is given, if it is still there.
+    pub fn restrict(&self, mode: u32, gid: Option<u32>) -> std::io::Result<()> {
+        let data = std::fs::symlink_metadata(&self.path)?;
+        if (data.dev(), data.ino()) != (self.device, self.inode) {
+            return Ok(());
+        }
+        std::os::unix::fs::lchown(&self.path, None, gid)?;
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode))
     }
 
     /// Removes it, if it is still there.

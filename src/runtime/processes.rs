@@ -92,6 +92,11 @@ impl Processes {
         }
     }
 
+    /// Changes `[manager] env` for processes that are made from now on.
+    pub fn set_manager_env(&mut self, env: Vec<(String, unit::At<String>)>) {
+        self.manager_env = env;
+    }
+
     /// Makes a process.
     pub fn spawn(
         &mut self,

@@ -36,7 +36,16 @@ const READ_AT_ONCE: usize = 16 * 1024;
 /// What a client asks that the server can't answer by itself.
 pub enum Asked {
     Event(Event),
-    Status { names: Vec<String> },
+    Status {
+        names: Vec<String>,
+    },
+    /// What an apply would change.
+    Plan,
+    Apply {
+        request: RequestId,
+        no_wait: bool,
+        progress: bool,
+    },
 }
 
 /// The control socket and its connections.
@@ -82,6 +91,8 @@ struct Connection {
 struct Waiting {
     request: RequestId,
     oneway: bool,
+    /// What goes with the answer of an apply.
+    changes: Option<Vec<ChangeDocument>>,
 }
 
 impl Server {
@@ -296,11 +307,16 @@ impl Server {
                 }
             };
             let oneway = request.oneway;
-            match asked(request, RequestId(self.next_request)) {
+            let id = RequestId(self.next_request);
+            match asked(request, id) {
                 Ok(asked) => {
-                    let request = RequestId(self.next_request);
+                    let request = id;
                     self.next_request += 1;
-                    connection.waiting = Some(Waiting { request, oneway });
+                    connection.waiting = Some(Waiting {
+                        request,
+                        oneway,
+                        changes: None,
+                    });
                     self.by_request.insert(request, number);
                     return Some(asked);
                 }
@@ -345,11 +361,40 @@ impl Server {
         let Some(number) = self.by_request.get(&request).copied() else {
             return;
         };
-        let reply = match outcome {
-            Ok(message) => Ok(Reply::Done { message }),
-            Err(refusal) => Err(failure(refusal, nearest)),
+        let waiting = (self.connections.get_mut(&number)).and_then(|it| it.waiting.as_mut());
+        let changes = waiting.and_then(|waiting| waiting.changes.take());
+        let reply = match (outcome, changes) {
+            (Ok(message), Some(changes)) => Ok(Reply::Changes { changes, message }),
+            (Ok(message), None) => Ok(Reply::Done { message }),
+            (Err(refusal), _) => Err(failure(refusal, nearest)),
         };
         self.answer(epoll, number, &reply);
+    }
+
+    /// A number for a request that comes from no connection.
+    pub fn new_request(&mut self) -> RequestId {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        request
+    }
+
+    /// Tells these with the answer to `request`.
+    pub fn keep_changes(&mut self, request: RequestId, changes: Vec<ChangeDocument>) {
+        let number = self.by_request.get(&request);
+        let connection = number.and_then(|number| self.connections.get_mut(number));
+        if let Some(waiting) = connection.and_then(|connection| connection.waiting.as_mut()) {
+            waiting.changes = Some(changes);
+        }
+    }
+
+    /// Changes who may connect.
+    pub fn restrict(&mut self, mode: u32, gid: Option<u32>) {
+        self.gid = gid;
+        if let Some(node) = self.listener.as_ref().and_then(|it| it.node.as_ref())
+            && let Err(error) = node.restrict(mode, gid)
+        {
+            log::warn!(target: "manager", "the control socket's mode could not be changed: {error}");
+        }
     }
 
     /// Answers the request that a connection has under way.
@@ -541,7 +586,16 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
             )
         }
         Call::Shutdown { wait } => (Command::Shutdown, wait),
-        call @ (Call::Reload { .. } | Call::Apply { .. } | Call::Plan | Call::Upgrade { .. }) => {
+        Call::Reload { names, wait, .. } => (Command::Reload(names), wait),
+        Call::Plan | Call::Apply { dry_run: true, .. } => return Ok(Asked::Plan),
+        Call::Apply { wait, .. } => {
+            return Ok(Asked::Apply {
+                request: id,
+                no_wait: !wait,
+                progress,
+            });
+        }
+        call @ Call::Upgrade { .. } => {
             return Err(Err(Failure::MethodNotImplemented {
                 method: call.method().to_owned(),
             }));
@@ -579,7 +633,7 @@ impl From<Change> for ChangeDocument {
     }
 }
 
-fn failure(refusal: Refusal, nearest: impl Fn(&str) -> Option<String>) -> Failure {
+pub fn failure(refusal: Refusal, nearest: impl Fn(&str) -> Option<String>) -> Failure {
     match refusal {
         Refusal::NoSuchWatcher { name } => Failure::NoSuchUnit {
             nearest: nearest(&name),

@@ -6,6 +6,7 @@ use super::listeners::Listeners;
 use super::parent::Parent;
 use super::processes::Processes;
 use super::server::Server;
+use super::units::rendered;
 use super::{Manager, System, clock, logger};
 use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
@@ -15,8 +16,8 @@ use crate::sys::signals::SignalFd;
 use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
 use crate::sys::{output, process};
-use crate::unit::{self, Finding, Search, Severity, Sources};
-use std::collections::VecDeque;
+use crate::unit::{self, Search};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -121,6 +122,8 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
             .map_err(|error| failed("the notify socket", &error))?,
         parent,
         listeners,
+        search: options.search.clone(),
+        own_requests: BTreeSet::new(),
         processes: Processes::new(spawner, environment_of_manager, plan.manager.env.clone()),
         leftovers: Leftovers::default(),
         server,
@@ -140,21 +143,11 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
 /// Unit files to a plan. Warnings go to stderr at once, since there is no log yet.
 fn read(search: &Search) -> Result<Plan, StartError> {
     let examined = plan::examine(unit::load(search), &System::new());
-    let errors = report(&examined.findings, &examined.sources);
-    examined.plan.ok_or(StartError::Units(errors))
-}
-
-fn report(findings: &[Finding], sources: &Sources) -> Vec<String> {
-    let (errors, warnings): (Vec<&Finding>, Vec<&Finding>) = findings
-        .iter()
-        .partition(|finding| finding.severity == Severity::Error);
-    for finding in warnings {
-        eprintln!("{}", sources.render(finding).to_string().trim_end());
+    let (errors, warnings) = rendered(&examined.findings, &examined.sources);
+    for warning in warnings {
+        eprintln!("{warning}");
     }
-    errors
-        .into_iter()
-        .map(|finding| sources.render(finding).to_string())
-        .collect()
+    examined.plan.ok_or(StartError::Units(errors))
 }
 
 /// The control socket. Without a writable place for it the manager runs without, unless one was asked for.
