@@ -8,6 +8,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod address;
+mod diff;
 mod environment;
 mod identity;
 mod invocation;
@@ -20,6 +21,7 @@ mod substitute;
 #[cfg(test)]
 mod testing;
 
+pub use diff::{Action, Change, Unit, diff};
 pub use environment::inheritable;
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
