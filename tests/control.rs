@@ -130,10 +130,10 @@ mod varlink {
                 json!({"method": "io.tentpole.Manager.Nonsense"}),
             ),
             (
-                "io.tentpole.Manager.Reload",
+                "io.tentpole.Manager.Pause",
                 json!({"names": ["web"]}),
                 "org.varlink.service.MethodNotImplemented",
-                json!({"method": "io.tentpole.Manager.Reload"}),
+                json!({"method": "io.tentpole.Manager.Pause"}),
             ),
             (
                 "org.example.Thing.Do",

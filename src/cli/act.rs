@@ -58,9 +58,17 @@ fn takes_its_time(call: &Call) -> bool {
         Call::Start { wait, .. }
         | Call::Stop { wait, .. }
         | Call::Restart { wait, .. }
+        | Call::Reload { wait, .. }
+        | Call::Apply {
+            wait,
+            dry_run: false,
+        }
+        | Call::Upgrade { wait }
         | Call::Scale { wait, .. }
         | Call::Shutdown { wait } => *wait,
-        Call::Signal { .. }
+        Call::Apply { dry_run: true, .. }
+        | Call::Plan
+        | Call::Signal { .. }
         | Call::Status { .. }
         | Call::GetInfo
         | Call::GetInterfaceDescription { .. } => false,

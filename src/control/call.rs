@@ -1,6 +1,6 @@
 //! What a client may ask for, and what it can be answered.
 
-use super::document::Status;
+use super::document::{ChangeDocument, Status};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::fmt;
@@ -18,9 +18,10 @@ pub const INTERFACES: [(&str, &str); 2] = [
 ];
 
 /// Methods of [`INTERFACE`] that are planned and not built: they answer [`Failure::MethodNotImplemented`].
-const NOT_BUILT: [&str; 9] = [
-    "Reload", "Apply", "Pause", "Resume", "Logs", "Events", "Metrics", "Upgrade", "Plan",
-];
+const NOT_BUILT: [&str; 5] = ["Pause", "Resume", "Logs", "Events", "Metrics"];
+
+/// So many mistakes in unit files are sent at most: nobody reads more, and a message has an end.
+const MOST_FINDINGS: usize = 200;
 
 /// One message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,29 @@ pub enum Call {
         /// Every watcher.
         all: bool,
         /// Answer when it is done.
+        wait: bool,
+    },
+    /// Replace the workers of watchers without a gap, or send them their `reload` signal.
+    Reload {
+        /// Which; empty with `all`, never empty without.
+        names: Vec<String>,
+        /// Every watcher.
+        all: bool,
+        /// Answer when it is done.
+        wait: bool,
+    },
+    /// Read all unit files anew, and change what runs to what they say; answered by [`Reply::Changes`].
+    Apply {
+        /// Change nothing, only tell what would change.
+        dry_run: bool,
+        /// Answer when it is done.
+        wait: bool,
+    },
+    /// Tell what [`Call::Apply`] would change; answered by [`Reply::Changes`].
+    Plan,
+    /// Go on as the binary that now stands where this manager was started from.
+    Upgrade {
+        /// Answer when the new one has taken over.
         wait: bool,
     },
     /// Change how many workers a watcher keeps.
@@ -118,6 +142,13 @@ pub enum Reply {
     Status(Box<Status>),
     /// It is done, or begun where the call did not want to wait.
     Done {
+        /// What is worth knowing about it, as a sentence.
+        message: Option<String>,
+    },
+    /// To [`Call::Apply`] and [`Call::Plan`].
+    Changes {
+        /// What changes, or would change, in the order in which it is done. A unit that stays as it is has none.
+        changes: Vec<ChangeDocument>,
         /// What is worth knowing about it, as a sentence.
         message: Option<String>,
     },
@@ -191,6 +222,11 @@ pub enum Failure {
         /// Why, and what to do.
         reason: String,
     },
+    /// The unit files have mistakes, and nothing was done. [`Failure::invalid_units`] makes it.
+    InvalidUnits {
+        /// Each as a user reads it: the sentence with its place, then the line and a caret.
+        findings: Vec<String>,
+    },
     /// It was begun, and did not end well.
     Failed {
         /// Why, and what to do.
@@ -245,6 +281,9 @@ impl fmt::Display for Failure {
                 }
             }
             Failure::Refused { reason } | Failure::Failed { reason } => f.write_str(reason),
+            Failure::InvalidUnits { .. } => f.write_str(
+                "the unit files have mistakes, so nothing was changed; mend what `tentpole check` finds in them",
+            ),
             Failure::ShuttingDown => f.write_str("the manager is shutting down and takes no more orders"),
             Failure::Superseded { by } => write!(f, "a later `{by}` took over before this was done"),
             Failure::Malformed { reason } => write!(f, "the manager could not read the call: {reason}"),
@@ -270,11 +309,23 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Failure {
+    /// What to answer where the unit files are wrong, from the rendered findings. Of very many only the first are kept.
+    pub fn invalid_units(findings: impl IntoIterator<Item = String>) -> Failure {
+        let mut rest = findings.into_iter();
+        let mut findings: Vec<String> = rest.by_ref().take(MOST_FINDINGS).collect();
+        match rest.count() {
+            0 => {}
+            more => findings.push(format!("and {more} more")),
+        }
+        Failure::InvalidUnits { findings }
+    }
+
     /// Its full name on the wire.
     pub(super) fn error(&self) -> &'static str {
         match self {
             Failure::NoSuchUnit { .. } => "io.tentpole.Manager.NoSuchUnit",
             Failure::Refused { .. } => "io.tentpole.Manager.Refused",
+            Failure::InvalidUnits { .. } => "io.tentpole.Manager.InvalidUnits",
             Failure::Failed { .. } => "io.tentpole.Manager.Failed",
             Failure::ShuttingDown => "io.tentpole.Manager.ShuttingDown",
             Failure::Superseded { .. } => "io.tentpole.Manager.Superseded",
@@ -297,6 +348,10 @@ impl Call {
             Call::Start { .. } => "io.tentpole.Manager.Start",
             Call::Stop { .. } => "io.tentpole.Manager.Stop",
             Call::Restart { .. } => "io.tentpole.Manager.Restart",
+            Call::Reload { .. } => "io.tentpole.Manager.Reload",
+            Call::Apply { .. } => "io.tentpole.Manager.Apply",
+            Call::Plan => "io.tentpole.Manager.Plan",
+            Call::Upgrade { .. } => "io.tentpole.Manager.Upgrade",
             Call::Scale { .. } => "io.tentpole.Manager.Scale",
             Call::Signal { .. } => "io.tentpole.Manager.Signal",
             Call::Shutdown { .. } => "io.tentpole.Manager.Shutdown",
@@ -311,7 +366,8 @@ impl Call {
             Call::Status { names } => json!({ "names": names }),
             Call::Start { names, all, wait }
             | Call::Stop { names, all, wait }
-            | Call::Restart { names, all, wait } => {
+            | Call::Restart { names, all, wait }
+            | Call::Reload { names, all, wait } => {
                 json!({ "names": names, "all": all, "wait": wait })
             }
             Call::Scale { name, to, wait } => match to {
@@ -324,8 +380,9 @@ impl Call {
                 wid,
                 children,
             } => json!({ "name": name, "signal": signal, "wid": wid, "children": children }),
-            Call::Shutdown { wait } => json!({ "wait": wait }),
-            Call::GetInfo => json!({}),
+            Call::Apply { dry_run, wait } => json!({ "dry_run": dry_run, "wait": wait }),
+            Call::Shutdown { wait } | Call::Upgrade { wait } => json!({ "wait": wait }),
+            Call::Plan | Call::GetInfo => json!({}),
             Call::GetInterfaceDescription { interface } => json!({ "interface": interface }),
         }
     }
@@ -354,6 +411,18 @@ impl Call {
                 let (names, all, wait) = given.which()?;
                 Call::Restart { names, all, wait }
             }
+            (INTERFACE, "Reload") => {
+                let (names, all, wait) = given.which()?;
+                Call::Reload { names, all, wait }
+            }
+            (INTERFACE, "Apply") => Call::Apply {
+                dry_run: given.take("dry_run")?.unwrap_or(false),
+                wait: given.wait()?,
+            },
+            (INTERFACE, "Plan") => Call::Plan,
+            (INTERFACE, "Upgrade") => Call::Upgrade {
+                wait: given.wait()?,
+            },
             (INTERFACE, "Scale") => Call::Scale {
                 name: given.need("name")?,
                 to: given.amount()?,
@@ -498,7 +567,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_name_is_not_everything() {
-        for method in ["Start", "Stop", "Restart"] {
+        for method in ["Start", "Stop", "Restart", "Reload"] {
             refuses(method, json!({}), "names");
             refuses(method, json!({"names": []}), "names");
             refuses(method, json!({"all": false}), "names");
@@ -571,6 +640,35 @@ mod tests {
     }
 
     #[test]
+    fn apply_changes_something_unless_it_says_otherwise() {
+        let apply = |dry_run, wait| Ok(Call::Apply { dry_run, wait });
+        assert_eq!(read("Apply", json!({})), apply(false, true));
+        assert_eq!(read("Apply", json!({"dry_run": null})), apply(false, true));
+        assert_eq!(read("Apply", json!({"dry_run": true})), apply(true, true));
+        assert_eq!(read("Apply", json!({"wait": false})), apply(false, false));
+        // Spelled another way it must not apply.
+        refuses("Apply", json!({"dry-run": true}), "dry-run");
+        refuses("Apply", json!({"dry_run": 1}), "dry_run");
+        refuses("Plan", json!({"dry_run": true}), "dry_run");
+        assert_eq!(read("Plan", json!({})), Ok(Call::Plan));
+        assert_eq!(read("Upgrade", json!({})), Ok(Call::Upgrade { wait: true }));
+        refuses("Upgrade", json!({"to": "0.2"}), "to");
+    }
+
+    #[test]
+    fn of_very_many_mistakes_the_first_are_told_and_the_rest_counted() {
+        let told = |count: usize| match Failure::invalid_units((0..count).map(|n| n.to_string())) {
+            Failure::InvalidUnits { findings } => findings,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(2), ["0", "1"]);
+        assert_eq!(told(MOST_FINDINGS).len(), MOST_FINDINGS);
+        let many = told(MOST_FINDINGS + 3);
+        assert_eq!(many.len(), MOST_FINDINGS + 1);
+        assert_eq!(many.last().map(String::as_str), Some("and 3 more"));
+    }
+
+    #[test]
     fn an_unknown_parameter_is_named() {
         refuses("Status", json!({"name": "web"}), "name");
         refuses("Stop", json!({"names": ["web"], "al": true}), "al");
@@ -596,7 +694,7 @@ mod tests {
         for method in [
             "io.tentpole.Manager.status",
             "io.tentpole.Manager.",
-            "org.varlink.service.Reload",
+            "org.varlink.service.Pause",
         ] {
             assert_eq!(
                 answer(method),

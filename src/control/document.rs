@@ -1,4 +1,4 @@
-//! What `status` says: plain documents that the runtime fills and the command line shows.
+//! What `status` and `apply` say: plain documents that the runtime fills and the command line shows.
 //!
 //! The names of fields and states and their order are a contract with scripts. A field that a reader does not know is
 //! ignored, so that an old command line can ask a newer manager.
@@ -102,6 +102,35 @@ pub struct WorkerStatus {
     pub status: Option<String>,
     /// 1 for the first process of this wid, one more for each replacement.
     pub generation: u64,
+}
+
+/// What `apply` does, or would do, to one unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeDocument {
+    /// `manager`, `socket.NAME` or `watcher.NAME`.
+    pub unit: String,
+    /// What is done.
+    pub action: ChangeAction,
+    /// The keys that differ, as a unit file has them, in order of name; empty where a unit is added or removed.
+    pub keys: Vec<String>,
+}
+
+/// What `apply` does to a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeAction {
+    /// It is new.
+    Add,
+    /// It is there no more.
+    Remove,
+    /// Its number of workers changes.
+    Scale,
+    /// Its workers are replaced.
+    Reload,
+    /// It is bound anew.
+    Rebind,
+    /// It is changed in place.
+    Set,
 }
 
 /// A moment of the wall clock, in whole seconds; as text it is RFC 3339 in UTC, such as `2026-01-01T00:00:00Z`.
@@ -284,6 +313,25 @@ mod tests {
         assert_eq!(
             names(&[P::Starting, P::Ready, P::Reloading, P::Stopping]),
             ["starting", "ready", "reloading", "stopping"]
+        );
+    }
+
+    #[test]
+    fn a_change_is_written_as_the_contract_shows_it() {
+        let change = ChangeDocument {
+            unit: "watcher.web".into(),
+            action: ChangeAction::Reload,
+            keys: vec!["cmd".into()],
+        };
+        assert_eq!(
+            serde_json::to_string(&change).unwrap(),
+            r#"{"unit":"watcher.web","action":"reload","keys":["cmd"]}"#
+        );
+        use ChangeAction as A;
+        let all = [A::Add, A::Remove, A::Scale, A::Reload, A::Rebind, A::Set];
+        assert_eq!(
+            serde_json::to_string(&all).unwrap(),
+            r#"["add","remove","scale","reload","rebind","set"]"#
         );
     }
 

@@ -232,6 +232,7 @@ fn method_of(reply: &Reply) -> (&'static str, &'static str) {
     match reply {
         Reply::Status(_) => (INTERFACE, "Status"),
         Reply::Done { .. } | Reply::Progress { .. } => (INTERFACE, "Start"),
+        Reply::Changes { .. } => (INTERFACE, "Apply"),
         Reply::Info { .. } => (SERVICE, "GetInfo"),
         Reply::Description(_) => (SERVICE, "GetInterfaceDescription"),
     }
@@ -335,9 +336,35 @@ fn every_described_method_is_answered_and_every_described_error_is_known() {
 fn methods_that_act_give_the_same_reply() {
     let interface = interface(INTERFACE);
     let output = |method: &str| format!("{:?}", interface.methods[method].1);
-    for method in ["Stop", "Restart", "Scale", "Signal", "Shutdown"] {
+    for method in [
+        "Stop", "Restart", "Reload", "Scale", "Signal", "Shutdown", "Upgrade",
+    ] {
         assert_eq!(output(method), output("Start"), "{method}");
     }
+}
+
+#[test]
+fn apply_and_plan_give_changes_and_apply_its_progress() {
+    let interface = interface(INTERFACE);
+    let fits = |method: &str, reply: Reply| {
+        let mut out = Vec::new();
+        wire::encode(&Ok(reply), false, &mut out);
+        interface.check_fields(parameters(&message(&out)), &interface.methods[method].1)
+    };
+    let changes = || Reply::Changes {
+        changes: Vec::new(),
+        message: None,
+    };
+    let progress = || Reply::Progress {
+        text: "1 of 2".into(),
+        unit: "web".into(),
+        done: 1,
+        wanted: 2,
+    };
+    assert_eq!(fits("Plan", changes()), Ok(()));
+    assert_eq!(fits("Apply", changes()), Ok(()));
+    assert_eq!(fits("Apply", progress()), Ok(()));
+    assert!(fits("Plan", progress()).is_err());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! first message that is none ends the connection: after it nobody can say where the next one starts.
 
 use super::call::{Call, Failure, Reply, Request};
-use super::document::{ManagerStatus, SocketStatus, Status, WatcherStatus};
+use super::document::{ChangeDocument, ManagerStatus, SocketStatus, Status, WatcherStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
@@ -157,6 +157,10 @@ pub fn encode(reply: &Result<Reply, Failure>, continues: bool, out: &mut Vec<u8>
                 out,
             );
         }
+        Ok(Reply::Changes { changes, message }) => {
+            let reply = Changes { changes, message };
+            append(&Outgoing::reply(&reply, continues), out);
+        }
         Ok(Reply::Progress {
             text,
             unit,
@@ -214,6 +218,9 @@ fn details(failure: &Failure) -> Value {
         | Failure::Malformed { reason } => {
             json!({ "message": reason })
         }
+        Failure::InvalidUnits { findings } => {
+            json!({ "findings": findings, "message": message })
+        }
         Failure::ShuttingDown => json!({ "message": message }),
         Failure::Superseded { by } => json!({ "by": by, "message": message }),
         Failure::InterfaceNotFound { interface } => json!({ "interface": interface }),
@@ -223,6 +230,14 @@ fn details(failure: &Failure) -> Value {
         Failure::InvalidParameter { parameter } => json!({ "parameter": parameter }),
         Failure::PermissionDenied | Failure::ExpectedMore => json!({}),
     }
+}
+
+/// The parameters of [`Reply::Changes`].
+#[derive(Serialize)]
+struct Changes<'a> {
+    changes: &'a [ChangeDocument],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: &'a Option<String>,
 }
 
 /// The envelope of both directions.
@@ -323,6 +338,8 @@ struct Parameters {
     manager: Option<ManagerStatus>,
     sockets: Option<Vec<SocketStatus>>,
     watchers: Option<Vec<WatcherStatus>>,
+    changes: Option<Vec<ChangeDocument>>,
+    findings: Option<Vec<String>>,
     message: Option<String>,
     progress: Option<Progress>,
     vendor: Option<String>,
@@ -394,6 +411,10 @@ impl Parameters {
                 wanted,
             });
         }
+        if let Some(changes) = self.changes {
+            let message = self.message;
+            return Ok(Reply::Changes { changes, message });
+        }
         if let Some(description) = self.description {
             return Ok(Reply::Description(description));
         }
@@ -424,6 +445,9 @@ impl Parameters {
             },
             "io.tentpole.Manager.Refused" => Failure::Refused {
                 reason: reason(self.message),
+            },
+            "io.tentpole.Manager.InvalidUnits" => Failure::InvalidUnits {
+                findings: self.findings.unwrap_or_default(),
             },
             "io.tentpole.Manager.ShuttingDown" => Failure::ShuttingDown,
             "io.tentpole.Manager.Superseded" => Failure::Superseded { by: named(self.by) },
@@ -556,7 +580,7 @@ impl Frames {
 pub(super) mod tests {
     use super::super::call::{Amount, INTERFACE};
     use super::super::document::{
-        SocketState, Timestamp, WatcherState, WorkerState, WorkerStatus, example,
+        ChangeAction, SocketState, Timestamp, WatcherState, WorkerState, WorkerStatus, example,
     };
     use super::*;
     use proptest::collection::vec;
@@ -813,6 +837,31 @@ pub(super) mod tests {
                 r#""parameters":{"message":"no such unit `wev`; did you mean `web`?","name":"wev","nearest":"web"}}"#
             )
         );
+        let changes = |message: Option<&str>| Reply::Changes {
+            changes: vec![ChangeDocument {
+                unit: "watcher.web".into(),
+                action: ChangeAction::Reload,
+                keys: vec!["cmd".into()],
+            }],
+            message: message.map(str::to_owned),
+        };
+        assert_eq!(
+            text(Ok(changes(None)), false),
+            r#"{"parameters":{"changes":[{"unit":"watcher.web","action":"reload","keys":["cmd"]}]}}"#
+        );
+        assert!(
+            text(Ok(changes(Some("so it is"))), false).ends_with(r#"],"message":"so it is"}}"#)
+        );
+        let wrong = text(
+            Err(Failure::invalid_units(["t.toml:1:1: no".into()])),
+            false,
+        );
+        assert!(
+            wrong.starts_with(
+                r#"{"error":"io.tentpole.Manager.InvalidUnits","parameters":{"findings":["t.toml:1:1: no"],"message":"the unit"#
+            ),
+            "{wrong}"
+        );
         assert!(
             text(Ok(Reply::Status(Box::new(example()))), false)
                 .starts_with(r#"{"parameters":{"manager":{"pid":1,"#)
@@ -939,16 +988,38 @@ pub(super) mod tests {
                     }
                 }
             ),
+            (which(), any::<bool>()).prop_map(|((names, all), wait)| Call::Reload {
+                names,
+                all,
+                wait
+            }),
+            (any::<bool>(), any::<bool>())
+                .prop_map(|(dry_run, wait)| Call::Apply { dry_run, wait }),
+            Just(Call::Plan),
+            any::<bool>().prop_map(|wait| Call::Upgrade { wait }),
             any::<bool>().prop_map(|wait| Call::Shutdown { wait }),
             Just(Call::GetInfo),
             text().prop_map(|interface| Call::GetInterfaceDescription { interface }),
         ]
     }
 
+    fn change() -> impl Strategy<Value = ChangeDocument> {
+        use ChangeAction as A;
+        let actions = [A::Add, A::Remove, A::Scale, A::Reload, A::Rebind, A::Set];
+        let action = proptest::sample::select(actions.to_vec());
+        (text(), action, vec(text(), 0..4)).prop_map(|(unit, action, keys)| ChangeDocument {
+            unit,
+            action,
+            keys,
+        })
+    }
+
     pub(in super::super) fn replies() -> impl Strategy<Value = Result<Reply, Failure>> {
         let good = prop_oneof![
             status().prop_map(|status| Reply::Status(Box::new(status))),
             option::of(text()).prop_map(|message| Reply::Done { message }),
+            (vec(change(), 0..4), option::of(text()))
+                .prop_map(|(changes, message)| Reply::Changes { changes, message }),
             (text(), text(), any::<u32>(), any::<u32>()).prop_map(|(text, unit, done, wanted)| {
                 Reply::Progress {
                     text,
@@ -965,6 +1036,7 @@ pub(super) mod tests {
                 .prop_map(|(name, nearest)| Failure::NoSuchUnit { name, nearest }),
             text().prop_map(|reason| Failure::Refused { reason }),
             text().prop_map(|reason| Failure::Failed { reason }),
+            vec(text(), 0..4).prop_map(Failure::invalid_units),
             Just(Failure::ShuttingDown),
             text().prop_map(|by| Failure::Superseded { by }),
             text().prop_map(|reason| Failure::Malformed { reason }),

@@ -59,33 +59,16 @@ pub enum Action {
     Set,
 }
 
-impl Action {
-    /// All of them.
-    pub const ALL: [Action; 6] = [
-        Action::Add,
-        Action::Remove,
-        Action::Scale,
-        Action::Reload,
-        Action::Rebind,
-        Action::Set,
-    ];
-
-    /// As it is shown and sent.
-    pub fn as_str(self) -> &'static str {
-        match self {
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Action::Add => "add",
             Action::Remove => "remove",
             Action::Scale => "scale",
             Action::Reload => "reload",
             Action::Rebind => "rebind",
             Action::Set => "set",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        })
     }
 }
 

@@ -5,7 +5,9 @@
 
 use super::{Token, node::Node};
 use crate::control::call::{self, Call, Failure, Reply, Request};
+use crate::control::document::{ChangeAction, ChangeDocument};
 use crate::control::wire::{self, Decoder};
+use crate::plan::{Action, Change};
 use crate::supervise::{Command, Event, Refusal, RequestId, Time, WatcherState};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::socket::Bound;
@@ -539,6 +541,11 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
             )
         }
         Call::Shutdown { wait } => (Command::Shutdown, wait),
+        call @ (Call::Reload { .. } | Call::Apply { .. } | Call::Plan | Call::Upgrade { .. }) => {
+            return Err(Err(Failure::MethodNotImplemented {
+                method: call.method().to_owned(),
+            }));
+        }
     };
     Ok(Asked::Event(Event::Command {
         request: id,
@@ -552,6 +559,23 @@ fn amount(amount: call::Amount) -> crate::supervise::Amount {
     match amount {
         call::Amount::To(count) => crate::supervise::Amount::To(count),
         call::Amount::By(change) => crate::supervise::Amount::By(change),
+    }
+}
+
+impl From<Change> for ChangeDocument {
+    fn from(change: Change) -> Self {
+        ChangeDocument {
+            unit: change.unit.to_string(),
+            action: match change.action {
+                Action::Add => ChangeAction::Add,
+                Action::Remove => ChangeAction::Remove,
+                Action::Scale => ChangeAction::Scale,
+                Action::Reload => ChangeAction::Reload,
+                Action::Rebind => ChangeAction::Rebind,
+                Action::Set => ChangeAction::Set,
+            },
+            keys: change.keys,
+        }
     }
 }
 
