@@ -7,6 +7,7 @@
 
 mod host;
 mod inherited;
+mod ledger;
 mod leftovers;
 mod listeners;
 mod logger;

@@ -5,6 +5,7 @@
 
 pub mod epoll;
 pub mod inherit;
+pub mod memory;
 pub mod notify;
 pub mod output;
 pub mod owner;

@@ -68,6 +68,16 @@ impl AsFd for SignalFd {
     }
 }
 
+/// Has the kernel drop a signal from now on, for instance SIGXFSZ, so that a write beyond RLIMIT_FSIZE fails and no more.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: all-zero is a valid value, and ignoring runs no code of ours.
+    unsafe {
+        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        action.sa_sigaction = libc::SIG_IGN;
+        check(libc::sigaction(signal, &action, std::ptr::null_mut())).map(drop)
+    }
+}
+
 fn stop_ignoring(signal: i32) -> io::Result<()> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the current action is written to `action`, of which all-zero is a valid value too.
