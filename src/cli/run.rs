@@ -15,6 +15,7 @@ pub(super) fn run(
         search: units::search(paths, surroundings),
         control,
         default_control: surroundings.own_control(),
+        keeper: false,
     };
     let code = runtime::run(&options).map_err(anyhow::Error::from)?;
     // What a process can exit with is one byte, as exit(3) says.

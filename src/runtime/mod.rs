@@ -7,7 +7,8 @@
 
 mod host;
 mod inherited;
-mod ledger;
+pub mod keeper;
+pub mod ledger;
 mod leftovers;
 mod listeners;
 mod logger;
@@ -17,6 +18,7 @@ mod processes;
 mod server;
 mod start;
 mod status;
+pub mod vault;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
@@ -35,6 +37,7 @@ use server::Server;
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
+use vault::Vault;
 
 /// Spawns in one turn: at about half a millisecond each, the manager listens to everything else often enough.
 const SPAWNS_PER_TURN: usize = 16;
@@ -53,6 +56,8 @@ enum Token {
     Signals,
     /// A main process that is not our child ended.
     Main(ProcId),
+    /// A child of the keeper ended.
+    Vault,
     Control,
     Connection(u64),
     Socket(u32),
@@ -67,6 +72,7 @@ impl Token {
             Token::Control => (3, 0),
             Token::Connection(number) => (4, number),
             Token::Socket(id) => (5, u64::from(id)),
+            Token::Vault => (6, 0),
         };
         kind << 56 | (value & ((1 << 56) - 1))
     }
@@ -80,6 +86,7 @@ impl Token {
             3 => Token::Control,
             4 => Token::Connection(value),
             5 => Token::Socket(u32::try_from(value).ok()?),
+            6 => Token::Vault,
             _ => return None,
         })
     }
@@ -91,6 +98,7 @@ struct Manager {
     signals: SignalFd,
     notify: NotifySocket,
     parent: Parent,
+    vault: Vault,
     listeners: Listeners,
     processes: Processes,
     leftovers: Leftovers,
@@ -119,6 +127,11 @@ impl Manager {
         self.epoll
             .add(&self.signals, Token::Signals.pack(), Interest::Readable)?;
         self.server.watch(&self.epoll)?;
+        if let Some(link) = self.vault.as_link() {
+            self.epoll
+                .add(link, Token::Vault.pack(), Interest::Readable)?;
+        }
+        self.vault.adopted()?;
         // Nobody needs the plan as a whole any more: its parts live with those who use them.
         drop(plan);
         self.dispatch(Event::Begin);
@@ -126,6 +139,7 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
+        self.vault.end();
         self.leftovers.sweep(Time::NEVER, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
@@ -147,6 +161,7 @@ impl Manager {
                 Token::Notify => self.take_notifications(),
                 Token::Signals => self.take_signals(),
                 Token::Main(proc) => self.take_foreign_exit(proc),
+                Token::Vault => self.take_told_exits(),
                 Token::Control => self.server.accept(&self.epoll, clock()),
                 Token::Connection(number) => self.take_connection(number, ready),
                 Token::Socket(id) => self.dispatch(Event::Traffic {
@@ -375,6 +390,13 @@ impl Manager {
         self.leftovers.add(proc, ended);
         self.dispatch(Event::Exited { proc, exit });
         self.leftovers.look(proc);
+    }
+
+    /// Orphans that the keeper is the parent of.
+    fn take_told_exits(&mut self) {
+        while let Some(exited) = self.vault.receive() {
+            self.vault.reap(exited.pid);
+        }
     }
 
     fn sweep_leftovers(&mut self) {
