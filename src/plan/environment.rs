@@ -9,8 +9,8 @@ pub(super) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the manager says to each worker anew, and must not hand on from its own parent: sd_listen_fds(3), sd_notify(3),
-/// sd_watchdog_enabled(3).
-const PROTOCOL: [&str; 8] = [
+/// sd_watchdog_enabled(3). The last is the keeper's word to a manager.
+const PROTOCOL: [&str; 9] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -19,6 +19,7 @@ const PROTOCOL: [&str; 8] = [
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     "FDSTORE",
+    "TENTPOLE_KEEPER",
 ];
 
 /// Who a worker is.

@@ -4,6 +4,7 @@ use crate::plan;
 use crate::sys::inherit;
 use crate::sys::socket::{self, Bound, Listen};
 use crate::unit::Inherit;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Sockets that nobody has taken yet.
@@ -51,6 +52,19 @@ impl Inherited {
             }
             None => Ok(None),
         }
+    }
+
+    /// Those whose names begin with `mark`, by what follows it.
+    pub fn take_marked(&mut self, mark: &str) -> BTreeMap<String, OwnedFd> {
+        let (marked, others) = std::mem::take(&mut self.sockets)
+            .into_iter()
+            .partition(|(_, name)| name.starts_with(mark));
+        self.sockets = others;
+        let marked: Vec<(OwnedFd, String)> = marked;
+        let named = marked.into_iter();
+        named
+            .map(|(fd, name)| (name[mark.len()..].to_owned(), fd))
+            .collect()
     }
 
     /// Says what nobody wanted, and closes it.

@@ -7,6 +7,7 @@
 
 mod host;
 mod inherited;
+mod keeper;
 mod ledger;
 mod leftovers;
 mod listeners;
@@ -18,6 +19,7 @@ mod server;
 mod start;
 mod status;
 mod units;
+mod vault;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
@@ -39,6 +41,7 @@ use server::Server;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
+use vault::Vault;
 
 /// Spawns in one turn: at about half a millisecond each, the manager listens to everything else often enough.
 const SPAWNS_PER_TURN: usize = 16;
@@ -57,6 +60,8 @@ enum Token {
     Signals,
     /// A main process that is not our child ended.
     Main(ProcId),
+    /// A child of the keeper ended.
+    Vault,
     Control,
     Connection(u64),
     Socket(u32),
@@ -71,6 +76,7 @@ impl Token {
             Token::Control => (3, 0),
             Token::Connection(number) => (4, number),
             Token::Socket(id) => (5, u64::from(id)),
+            Token::Vault => (6, 0),
         };
         kind << 56 | (value & ((1 << 56) - 1))
     }
@@ -84,6 +90,7 @@ impl Token {
             3 => Token::Control,
             4 => Token::Connection(value),
             5 => Token::Socket(u32::try_from(value).ok()?),
+            6 => Token::Vault,
             _ => return None,
         })
     }
@@ -95,6 +102,7 @@ struct Manager {
     signals: SignalFd,
     notify: NotifySocket,
     parent: Parent,
+    vault: Vault,
     listeners: Listeners,
     processes: Processes,
     leftovers: Leftovers,
@@ -127,6 +135,11 @@ impl Manager {
         self.epoll
             .add(&self.signals, Token::Signals.pack(), Interest::Readable)?;
         self.server.watch(&self.epoll)?;
+        if let Some(link) = self.vault.as_link() {
+            self.epoll
+                .add(link, Token::Vault.pack(), Interest::Readable)?;
+        }
+        self.vault.adopted()?;
         // Nobody needs the plan as a whole any more: its parts live with those who use them.
         drop(plan);
         self.dispatch(Event::Begin);
@@ -134,6 +147,7 @@ impl Manager {
             self.turn()?;
         }
         self.server.finish();
+        self.vault.end();
         self.leftovers.sweep(Time::NEVER, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
@@ -155,6 +169,7 @@ impl Manager {
                 Token::Notify => self.take_notifications(),
                 Token::Signals => self.take_signals(),
                 Token::Main(proc) => self.take_foreign_exit(proc),
+                Token::Vault => self.take_told_exits(),
                 Token::Control => self.server.accept(&self.epoll, clock()),
                 Token::Connection(number) => self.take_connection(number, ready),
                 Token::Socket(id) => self.dispatch(Event::Traffic {
@@ -416,6 +431,13 @@ impl Manager {
         self.leftovers.add(proc, ended);
         self.dispatch(Event::Exited { proc, exit });
         self.leftovers.look(proc);
+    }
+
+    /// Orphans that the keeper is the parent of.
+    fn take_told_exits(&mut self) {
+        while let Some(exited) = self.vault.receive() {
+            self.vault.reap(exited.pid);
+        }
     }
 
     fn sweep_leftovers(&mut self) {

@@ -1,9 +1,13 @@
 //! The manager towards its own parent, by sd-notify. Without NOTIFY_SOCKET all of it does nothing.
 
+use super::keeper::Teller;
+use super::vault::Vault;
 use crate::supervise::{ParentNotice, Time};
 use crate::sys::output;
 use sd_notify::NotifyState;
 use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -15,9 +19,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Whoever started the manager and wants to know how it is.
 #[derive(Debug)]
 pub struct Parent {
-    /// Connected to the parent. Whether its queue has room is looked at before each message: a send to a full one would
-    /// block, and a manager must not stand still because its parent does.
-    connection: Option<UnixDatagram>,
+    route: Option<Route>,
     /// What there was no room for, and when to try again.
     backlog: VecDeque<ParentNotice>,
     retry: Option<Time>,
@@ -25,17 +27,54 @@ pub struct Parent {
     watchdog: Option<(Duration, Time)>,
 }
 
+/// The way to the parent. Whether there is room is looked at before each message: a send to a full queue would block, and
+/// a manager must not stand still because its parent does.
+#[derive(Debug)]
+enum Route {
+    Direct(UnixDatagram),
+    /// The parent listens to the process that it has started.
+    Keeper(Teller),
+}
+
+impl Route {
+    fn has_room(&self) -> bool {
+        match self {
+            Route::Direct(connection) => output::writable_now(connection),
+            Route::Keeper(teller) => output::writable_now(teller),
+        }
+    }
+
+    fn send(&self, text: &str) -> io::Result<()> {
+        match self {
+            Route::Direct(connection) => connection.send(text.as_bytes()).map(drop),
+            Route::Keeper(teller) => teller.send(text.as_bytes()),
+        }
+    }
+}
+
+/// How often the parent wants to hear WATCHDOG=1, if it does. To be asked by the process that it has started.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
 impl Parent {
-    /// By this process's environment.
-    pub fn new(now: Time) -> Parent {
-        let connection = connect();
+    /// By this process's environment, and through the keeper if there is one.
+    pub fn new(vault: &Vault, watchdog: Option<Duration>, now: Time) -> Parent {
+        let route = match vault.teller() {
+            Ok(None) => connect().map(Route::Direct),
+            Ok(Some(teller)) => notify_socket().map(|_| Route::Keeper(teller)),
+            Err(error) => {
+                log::warn!(target: "manager", "the parent can't be notified: {error}");
+                None
+            }
+        };
         // Half of what is asked for, as sd_watchdog_enabled(3) advises.
-        let interval = sd_notify::watchdog_enabled()
+        let interval = watchdog
             .map(|interval| interval / 2)
-            .filter(|_| connection.is_some());
+            .filter(|_| route.is_some());
         let watchdog = interval.map(|interval| (interval.max(Duration::from_millis(1)), now));
         Parent {
-            connection,
+            route,
             backlog: VecDeque::new(),
             retry: None,
             watchdog,
@@ -44,7 +83,7 @@ impl Parent {
 
     /// Whether there is any.
     pub fn listens(&self) -> bool {
-        self.connection.is_some()
+        self.route.is_some()
     }
 
     /// Says one thing.
@@ -82,7 +121,7 @@ impl Parent {
     }
 
     fn has_room(&self) -> bool {
-        self.connection.as_ref().is_some_and(output::writable_now)
+        self.route.as_ref().is_some_and(Route::has_room)
     }
 
     fn send_backlog(&mut self, now: Time) {
@@ -114,18 +153,19 @@ impl Parent {
     /// By our own connection: `sd_notify::notify` of 0.5 knows paths only, and systemd's own NOTIFY_SOCKET may be an
     /// abstract name.
     fn send(&self, states: &[NotifyState<'_>]) {
-        let Some(parent) = &self.connection else {
+        let Some(route) = &self.route else {
             return;
         };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
-        if let Err(error) = parent.send(text.as_bytes()) {
+        if let Err(error) = route.send(&text) {
             log::debug!(target: "manager", "the parent could not be notified: {error}");
         }
     }
 }
 
-fn connect() -> Option<UnixDatagram> {
-    let name = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
+/// Connected to whoever NOTIFY_SOCKET names.
+pub(super) fn connect() -> Option<UnixDatagram> {
+    let name = notify_socket()?;
     let connection = UnixDatagram::unbound().ok()?;
     let connected = match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)
@@ -139,4 +179,8 @@ fn connect() -> Option<UnixDatagram> {
             None
         }
     }
+}
+
+fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
 }

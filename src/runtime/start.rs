@@ -3,10 +3,11 @@
 use super::inherited::Inherited;
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
-use super::parent::Parent;
+use super::parent::{self, Parent};
 use super::processes::Processes;
 use super::server::Server;
 use super::units::rendered;
+use super::vault::{Beginning, Vault};
 use super::{Manager, System, clock, logger};
 use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
@@ -97,7 +98,10 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     let signals = SignalFd::new(&SIGNALS).map_err(|error| failed("signals", &error))?;
     let environment_of_manager = plan::inheritable(System::new().environment());
     let mut inherited = Inherited::receive();
+    let watchdog = parent::watchdog();
     output::fill_standard().map_err(|error| failed("stdin, stdout, stderr", &error))?;
+    // What is made from here on is the manager's alone.
+    let mut vault = Vault::open(options.keeper).map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
 
     let plan = read(&options.search)?;
@@ -113,6 +117,13 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
             log::warn!(target: "manager", "the limit of open files could not be raised: {error}")
         }
     }
+    match vault.take_over(&mut inherited) {
+        Ok(Beginning::Fresh) => {}
+        Ok(Beginning::Adopt(_)) => {
+            log::warn!(target: "manager", "what an earlier manager has left can't be taken over yet");
+        }
+        Err(error) => return Err(failed("taking over from an earlier manager", &error)),
+    }
     if process::Pid::own().as_raw() != 1 {
         process::set_subreaper().map_err(|error| failed("becoming a subreaper", &error))?;
     }
@@ -123,7 +134,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     inherited.close_rest();
 
     let now = clock();
-    let parent = Parent::new(now);
+    let parent = Parent::new(&vault, watchdog, now);
     let settings = Settings {
         log_level: plan.manager.log_level,
         parent: parent.listens(),
@@ -135,6 +146,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         notify: NotifySocket::bind_autobind()
             .map_err(|error| failed("the notify socket", &error))?,
         parent,
+        vault,
         listeners,
         search: options.search.clone(),
         own_requests: BTreeSet::new(),

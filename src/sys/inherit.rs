@@ -1,7 +1,8 @@
-//! The receiving end of socket activation: sd_listen_fds(3).
+//! Descriptors that were given to this process when it was started; sockets by the protocol of sd_listen_fds(3).
 
 use super::process::Pid;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use super::unix;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first descriptor of the protocol (SD_LISTEN_FDS_START).
@@ -34,4 +35,27 @@ pub fn listen_fds() -> Vec<(OwnedFd, String)> {
             (unsafe { OwnedFd::from_raw_fd(number) }, name.to_owned())
         })
         .collect()
+}
+
+/// Takes the socket whose number an environment variable holds, if it is what [`unix::message_pair`] makes and this
+/// process's parent made it; CLOEXEC from now on. A second call finds nothing.
+pub fn message_socket(variable: &str) -> Option<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number: RawFd = std::env::var(variable).ok()?.parse().ok()?;
+    // SAFETY: F_GETFD takes no pointers and changes nothing.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and nothing closes it before this function ends.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    let parent = nix::unistd::getppid().as_raw();
+    let by_parent = unix::peer(socket).is_ok_and(|peer| peer.pid == Pid::new(parent));
+    if !by_parent || !unix::is_message_socket(socket) || TAKEN.swap(true, Ordering::SeqCst) {
+        return None;
+    }
+    // SAFETY: our parent gave it to us by this number, and it is taken once.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: F_SETFD takes no pointers. It can't fail for an open descriptor.
+    unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    Some(socket)
 }

@@ -1,15 +1,13 @@
 //! The receiving end of sd_notify(3): datagrams with the credentials of their sender.
 
 use super::process::Pid;
+use super::unix::MOST_FDS;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Longest text of a message, as with systemd: a longer one is refused whole.
 pub const LONGEST_TEXT: usize = 4096;
-
-/// The most descriptors that the kernel lets one message carry (SCM_MAX_FD).
-const MOST_FDS: usize = 253;
 
 /// Asked of the kernel for the receive buffer, so that a burst of messages does not block their senders.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
@@ -147,15 +145,15 @@ impl AsFd for NotifySocket {
 }
 
 // SAFETY: a computation without side effects.
-const CONTROL_BYTES: usize = unsafe {
+pub(super) const CONTROL_BYTES: usize = unsafe {
     libc::CMSG_SPACE(size_of::<libc::ucred>() as u32)
         + libc::CMSG_SPACE((MOST_FDS * size_of::<libc::c_int>()) as u32)
 } as usize;
 
 /// Aligned for the headers that the kernel writes into it.
 #[repr(C, align(8))]
-struct ControlBuffer {
-    bytes: [u8; CONTROL_BYTES],
+pub(super) struct ControlBuffer {
+    pub(super) bytes: [u8; CONTROL_BYTES],
 }
 
 /// The credentials of a received message, and every descriptor that came with it.
@@ -164,7 +162,7 @@ struct ControlBuffer {
 ///
 /// `header` must have been filled by a successful recvmsg with room for control messages, and its descriptors not taken
 /// before.
-unsafe fn take_control(header: &libc::msghdr) -> (Option<libc::ucred>, Vec<OwnedFd>) {
+pub(super) unsafe fn take_control(header: &libc::msghdr) -> (Option<libc::ucred>, Vec<OwnedFd>) {
     let (mut credentials, mut fds) = (None, Vec::new());
     // SAFETY: the caller's promise; the same holds for the walk below, which stays within the control buffer.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };

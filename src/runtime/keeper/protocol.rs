@@ -1,0 +1,337 @@
+//! What the keeper and a manager say to each other: messages on a socket that keeps them whole.
+//!
+//! Byte 0 is the version of the sender's protocol, byte 1 the kind of the message, the rest belongs to the kind.
+//! Numbers are little-endian; a list of names is their count in one byte, then each as its length in one byte and its bytes. The two need not be of one release (the
+//! manager may have been upgraded, the keeper is as old as the service), so these rules hold for all time: the layout of
+//! a kind never changes, though more may be appended to it; a new meaning is a new kind; and who receives a kind that it
+//! does not know, or a message that makes no sense, ignores it.
+
+use crate::sys::process::{Exit, Pid};
+
+/// The version of this protocol.
+pub const VERSION: u8 = 1;
+
+/// The longest name of a descriptor that is held, in bytes.
+pub const LONGEST_NAME: usize = 100;
+
+/// The most descriptors of one message. The kernel allows 253; more than some ten save little.
+pub const MOST_AT_ONCE: usize = 64;
+
+/// The longest text for the manager's parent, in bytes: that of sd_notify(3) with systemd.
+pub const LONGEST_TEXT: usize = 4096;
+
+/// The longest message, in bytes.
+pub const LONGEST: usize = 2 + 8 + 1 + MOST_AT_ONCE * (1 + LONGEST_NAME);
+
+/// From the manager to the keeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToKeeper<'a> {
+    /// A new manager is there, and wants all that is held.
+    Hello,
+    /// It has received one part of that, and wants the next.
+    More,
+    /// It has taken over: signals reach it, its exit code counts, and it wants to know of exits.
+    Adopted,
+    /// The descriptors that come along are to be held by these names, in order, in place of any that were before.
+    Hold(Vec<&'a str>),
+    /// What is held by these names is to be closed.
+    Release(Vec<&'a str>),
+    /// To be said to the manager's parent, which listens to the process that it has started.
+    Tell(&'a [u8]),
+    /// What was told of this process was acted on: its number may be used again.
+    Reap(Pid),
+}
+
+/// From the keeper to the manager.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromKeeper<'a> {
+    /// The descriptors that come along are held by these names.
+    Held {
+        /// How many are to come in further parts.
+        left: u32,
+        /// The last signal to stop that earlier managers were sent, if any: they may have had no time to act on it.
+        stop: Option<i32>,
+        /// The names, in the order of the descriptors.
+        names: Vec<&'a str>,
+    },
+    /// A child of the keeper has ended, and stays a zombie until the answer [`ToKeeper::Reap`].
+    Exited {
+        /// Its number.
+        pid: Pid,
+        /// Its process group, if that could be told.
+        group: Option<Pid>,
+        /// How.
+        exit: Exit,
+    },
+}
+
+const HELLO: u8 = 1;
+const MORE: u8 = 2;
+const ADOPTED: u8 = 3;
+const HOLD: u8 = 4;
+const RELEASE: u8 = 5;
+const TELL: u8 = 6;
+const REAP: u8 = 7;
+
+const HELD: u8 = 1;
+const EXITED: u8 = 2;
+
+/// How a process ended, in [`FromKeeper::Exited`].
+const BY_CODE: u8 = 0;
+const BY_SIGNAL: u8 = 1;
+const BY_SIGNAL_WITH_CORE: u8 = 2;
+
+impl<'a> ToKeeper<'a> {
+    /// As it is sent.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            ToKeeper::Hello => message(HELLO),
+            ToKeeper::More => message(MORE),
+            ToKeeper::Adopted => message(ADOPTED),
+            ToKeeper::Hold(names) => with_names(message(HOLD), names),
+            ToKeeper::Release(names) => with_names(message(RELEASE), names),
+            ToKeeper::Tell(text) => {
+                let mut bytes = message(TELL);
+                bytes.extend_from_slice(text);
+                bytes
+            }
+            ToKeeper::Reap(pid) => {
+                let mut bytes = message(REAP);
+                bytes.extend(pid.as_raw().to_le_bytes());
+                bytes
+            }
+        }
+    }
+
+    /// `None` for what is unknown or makes no sense.
+    pub fn decode(bytes: &'a [u8]) -> Option<ToKeeper<'a>> {
+        let (kind, mut rest) = opened(bytes)?;
+        Some(match kind {
+            HELLO => ToKeeper::Hello,
+            MORE => ToKeeper::More,
+            ADOPTED => ToKeeper::Adopted,
+            HOLD => ToKeeper::Hold(names(rest)?),
+            RELEASE => ToKeeper::Release(names(rest)?),
+            TELL => ToKeeper::Tell(Some(rest).filter(|text| text.len() <= LONGEST_TEXT)?),
+            REAP => ToKeeper::Reap(Pid::new(number(&mut rest)?)?),
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> FromKeeper<'a> {
+    /// As it is sent.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            FromKeeper::Held { left, stop, names } => {
+                let mut bytes = message(HELD);
+                bytes.extend(left.to_le_bytes());
+                bytes.extend(stop.unwrap_or(0).to_le_bytes());
+                with_names(bytes, names)
+            }
+            FromKeeper::Exited { pid, group, exit } => {
+                let mut bytes = message(EXITED);
+                let (how, value) = match *exit {
+                    Exit::Code(code) => (BY_CODE, code),
+                    Exit::Signal {
+                        signal,
+                        core: false,
+                    } => (BY_SIGNAL, signal),
+                    Exit::Signal { signal, core: true } => (BY_SIGNAL_WITH_CORE, signal),
+                };
+                bytes.extend(pid.as_raw().to_le_bytes());
+                bytes.extend(group.map_or(0, Pid::as_raw).to_le_bytes());
+                bytes.extend(value.to_le_bytes());
+                bytes.push(how);
+                bytes
+            }
+        }
+    }
+
+    /// `None` for what is unknown or makes no sense.
+    pub fn decode(bytes: &'a [u8]) -> Option<FromKeeper<'a>> {
+        let (kind, mut rest) = opened(bytes)?;
+        match kind {
+            HELD => Some(FromKeeper::Held {
+                left: u32::try_from(number(&mut rest)?).ok()?,
+                stop: number(&mut rest).map(|signal| Some(signal).filter(|signal| *signal > 0))?,
+                names: names(rest)?,
+            }),
+            EXITED => {
+                let pid = Pid::new(number(&mut rest)?)?;
+                let group = Pid::new(number(&mut rest)?);
+                let value = number(&mut rest)?;
+                let exit = match *rest.first()? {
+                    BY_CODE => Exit::Code(value),
+                    how @ (BY_SIGNAL | BY_SIGNAL_WITH_CORE) => Exit::Signal {
+                        signal: value,
+                        core: how == BY_SIGNAL_WITH_CORE,
+                    },
+                    _ => return None,
+                };
+                Some(FromKeeper::Exited { pid, group, exit })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether something can be held by this name.
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= LONGEST_NAME
+}
+
+fn message(kind: u8) -> Vec<u8> {
+    vec![VERSION, kind]
+}
+
+fn opened(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    let [_version, kind, rest @ ..] = bytes else {
+        return None;
+    };
+    Some((*kind, rest))
+}
+
+fn number(bytes: &mut &[u8]) -> Option<i32> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(i32::from_le_bytes(*number))
+}
+
+fn with_names(mut bytes: Vec<u8>, names: &[&str]) -> Vec<u8> {
+    debug_assert!(names.len() <= MOST_AT_ONCE);
+    bytes.push(names.len() as u8);
+    for name in names {
+        debug_assert!(is_name(name), "{name:?}");
+        bytes.push(name.len() as u8);
+        bytes.extend_from_slice(name.as_bytes());
+    }
+    bytes
+}
+
+fn names(mut bytes: &[u8]) -> Option<Vec<&str>> {
+    let (count, rest) = bytes.split_first()?;
+    bytes = rest;
+    let mut names = Vec::new();
+    for _ in 0..*count {
+        let (length, rest) = bytes.split_first()?;
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        names.push(
+            std::str::from_utf8(name)
+                .ok()
+                .filter(|name| is_name(name))?,
+        );
+        bytes = rest;
+    }
+    (names.len() <= MOST_AT_ONCE).then_some(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pid(number: i32) -> Pid {
+        Pid::new(number).unwrap()
+    }
+
+    #[test]
+    fn every_message_is_read_as_it_was_meant() {
+        let longest = "n".repeat(LONGEST_NAME);
+        let to = [
+            ToKeeper::Hello,
+            ToKeeper::More,
+            ToKeeper::Adopted,
+            ToKeeper::Hold(vec!["ledger", "s1.2.3", &longest]),
+            ToKeeper::Hold(vec![&longest; MOST_AT_ONCE]),
+            ToKeeper::Release(vec!["s1"]),
+            ToKeeper::Tell(b"READY=1\n"),
+            ToKeeper::Tell(&[b'x'; LONGEST_TEXT]),
+            ToKeeper::Reap(pid(4242)),
+        ];
+        for message in to {
+            let bytes = message.encode();
+            assert!(bytes.len() <= LONGEST);
+            assert_eq!(ToKeeper::decode(&bytes), Some(message));
+        }
+        let from = [
+            FromKeeper::Held {
+                left: 0,
+                stop: None,
+                names: vec![],
+            },
+            FromKeeper::Held {
+                left: 7,
+                stop: Some(15),
+                names: vec![&longest; MOST_AT_ONCE],
+            },
+            FromKeeper::Exited {
+                pid: pid(1),
+                group: None,
+                exit: Exit::Code(255),
+            },
+            FromKeeper::Exited {
+                pid: pid(i32::MAX),
+                group: Some(pid(9)),
+                exit: Exit::Signal {
+                    signal: 11,
+                    core: true,
+                },
+            },
+        ];
+        for message in from {
+            let bytes = message.encode();
+            assert!(bytes.len() <= LONGEST);
+            assert_eq!(FromKeeper::decode(&bytes), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_a_later_version_appends_does_no_harm() {
+        let mut bytes = ToKeeper::Reap(pid(7)).encode();
+        bytes[0] = VERSION + 1;
+        bytes.extend([1, 2, 3]);
+        assert_eq!(ToKeeper::decode(&bytes), Some(ToKeeper::Reap(pid(7))));
+        assert_eq!(ToKeeper::decode(&[VERSION + 1, 200, 1]), None);
+        assert_eq!(FromKeeper::decode(&[VERSION + 1, 200, 1]), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_ignored() {
+        for bytes in [
+            &b""[..],
+            b"\x01",
+            b"\x01\x04",
+            b"\x01\x04\x01",
+            b"\x01\x04\x01\x00",
+            b"\x01\x04\x01\x05abc",
+            b"\x01\x04\x01\x01\xff",
+            b"\x01\x07\0\0\0\0",
+        ] {
+            assert_eq!(ToKeeper::decode(bytes), None, "{bytes:?}");
+        }
+        let too_many = [
+            &[VERSION, RELEASE, MOST_AT_ONCE as u8 + 1][..],
+            &b"\x01a".repeat(MOST_AT_ONCE + 1),
+        ]
+        .concat();
+        assert_eq!(ToKeeper::decode(&too_many), None);
+        let too_long = [&[VERSION, TELL][..], &[b'x'; LONGEST_TEXT + 1]].concat();
+        assert_eq!(ToKeeper::decode(&too_long), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0u8..9) {
+            let message = [&[VERSION, kind], &bytes[..]].concat();
+            if let Some(read) = ToKeeper::decode(&message) {
+                let bytes = read.encode();
+                prop_assert_eq!(ToKeeper::decode(&bytes), Some(read));
+            }
+            if let Some(read) = FromKeeper::decode(&message) {
+                let bytes = read.encode();
+                prop_assert_eq!(FromKeeper::decode(&bytes), Some(read));
+            }
+        }
+    }
+}
