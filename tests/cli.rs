@@ -122,6 +122,12 @@ mod exit_codes {
             &["status", "--yaml"],
             &["--control"],
             &["shutdown", "now"],
+            &["reload"],
+            &["reload", "web", "--all"],
+            &["apply", "web"],
+            &["apply", "--detailed-exitcode"],
+            &["plan", "--detailed-exitcode", "web.toml"],
+            &["upgrade", "now"],
         ] {
             let (code, stdout, stderr) = parts(&bounded(command(dir.path()).args(args)));
             assert_eq!(code, Some(2), "{args:?}");
@@ -138,7 +144,7 @@ mod exit_codes {
             let line = fails(&bounded(command(dir.path()).args(args)), 3);
             assert!(line.contains(control.to_str().expect("is UTF-8")), "{line}");
         };
-        let all: [&[&str]; 8] = [
+        let all: [&[&str]; 13] = [
             &["status"],
             &["status", "--json"],
             &["start", "web"],
@@ -147,6 +153,11 @@ mod exit_codes {
             &["scale", "web", "1"],
             &["signal", "web", "HUP"],
             &["shutdown"],
+            &["reload", "web"],
+            &["apply"],
+            &["apply", "--dry-run", "--detailed-exitcode"],
+            &["plan", "--detailed-exitcode"],
+            &["upgrade"],
         ];
         all.into_iter().for_each(refused);
         // A socket file that nobody listens at, and one that is not a socket.
@@ -155,6 +166,17 @@ mod exit_codes {
         std::fs::remove_file(&control).expect("remove");
         std::fs::write(&control, "").expect("write");
         refused(&["status"]);
+    }
+
+    #[test]
+    fn a_plan_without_a_manager_is_that_of_the_search_path_and_says_so() {
+        let dir = folder();
+        let (code, _, stderr) = parts(&bounded(command(dir.path()).arg("plan")));
+        // What is on the search path is the machine's own.
+        assert!(matches!(code, Some(0 | 1)), "{stderr}");
+        let first = stderr.lines().next().expect("a line");
+        assert!(first.contains("no manager is listening"), "{first}");
+        assert!(first.contains("`tentpole run` would start"), "{first}");
     }
 
     #[test]
@@ -391,8 +413,8 @@ mod output {
         let (code, help, stderr) = parts(&bounded(command(dir.path()).arg("--help")));
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         for name in [
-            "run", "check", "plan", "status", "start", "stop", "restart", "scale", "signal",
-            "shutdown",
+            "run", "check", "plan", "status", "start", "stop", "restart", "reload", "apply",
+            "scale", "signal", "upgrade", "shutdown",
         ] {
             assert!(
                 help.lines().any(|line| line.trim_start().starts_with(name)),
@@ -412,15 +434,12 @@ mod output {
     fn what_is_not_built_yet_says_so() {
         let manager = Manager::start(WEB);
         for name in [
-            "reload",
-            "apply",
             "pause",
             "resume",
             "logs",
             "events",
             "top",
             "metrics",
-            "upgrade",
             "convert",
             "activate",
             "completions",

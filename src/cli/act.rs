@@ -1,4 +1,4 @@
-//! Commands that change what runs: start, stop, restart, scale, signal, shutdown.
+//! Commands that change what runs: start, stop, restart, reload, scale, signal, upgrade, shutdown.
 
 use super::client::{Client, PATIENCE, Trouble};
 use super::{Error, Screen, printable};
@@ -21,20 +21,7 @@ pub(super) fn act(
     progress: &mut dyn Write,
     out: &mut dyn Write,
 ) -> Result<ExitCode, Error> {
-    let mut client = Client::connect(control, PATIENCE)?;
-    let patience = if takes_its_time(call) {
-        None
-    } else {
-        Some(PATIENCE)
-    };
-    let mut line = Line {
-        to: progress,
-        is_shown: false,
-    };
-    let mut show = |text: &str| line.show(text);
-    let watch = screen.live && patience.is_none();
-    let reply = client.call(call, patience, if watch { Some(&mut show) } else { None });
-    line.clear();
+    let (mut client, reply) = ask(control, call, screen, progress)?;
     match (reply, call) {
         (Ok(Reply::Done { message }), _) => {
             if let Some(message) = message {
@@ -50,6 +37,30 @@ pub(super) fn act(
         (Ok(_), _) => Err(Trouble::WrongReply(control.to_path_buf()).into()),
         (Err(trouble), _) => Err(trouble.into()),
     }
+}
+
+/// Connects, asks and waits for the answer, with progress where somebody looks at it. `screen` is that of `progress`.
+pub(super) fn ask(
+    control: &Path,
+    call: &Call,
+    screen: Screen,
+    progress: &mut dyn Write,
+) -> Result<(Client, Result<Reply, Trouble>), Trouble> {
+    let mut client = Client::connect(control, PATIENCE)?;
+    let patience = if takes_its_time(call) {
+        None
+    } else {
+        Some(PATIENCE)
+    };
+    let mut line = Line {
+        to: progress,
+        is_shown: false,
+    };
+    let mut show = |text: &str| line.show(text);
+    let watch = screen.live && patience.is_none();
+    let reply = client.call(call, patience, if watch { Some(&mut show) } else { None });
+    line.clear();
+    Ok((client, reply))
 }
 
 /// Whether the answer comes only when something else has happened, however long that takes.

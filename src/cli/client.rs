@@ -120,7 +120,7 @@ fn is_end(error: &io::Error) -> bool {
     )
 }
 
-/// Why a manager did not do what it was asked for. As text it is a sentence.
+/// Why a manager did not do what it was asked for. As text it is a sentence, after lines of details where it has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     /// Nobody listens at this path.
@@ -212,6 +212,15 @@ impl fmt::Display for Trouble {
                 "the manager at `{}` answered something else than what it was asked; is it of another version?",
                 path.display()
             ),
+            Trouble::Failure(Failure::InvalidUnits { findings }) => {
+                for finding in findings {
+                    writeln!(f, "{}", finding.trim_end())?;
+                }
+                Failure::InvalidUnits {
+                    findings: Vec::new(),
+                }
+                .fmt(f)
+            }
             Trouble::Failure(failure) => failure.fmt(f),
         }
     }

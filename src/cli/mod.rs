@@ -7,6 +7,7 @@
 //! goes to stdout; for 1, 3 and 4 one line on stderr says what went wrong and what to do.
 
 mod act;
+mod apply;
 mod ask;
 mod client;
 mod hello;
@@ -14,6 +15,7 @@ mod run;
 mod units;
 
 use crate::control::call::{Amount, Call};
+use apply::{Streams, Style};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use client::Trouble;
 use std::borrow::Cow;
@@ -74,6 +76,7 @@ struct Order {
 enum Task {
     Run {
         paths: Vec<PathBuf>,
+        keeper: bool,
     },
     Check {
         paths: Vec<PathBuf>,
@@ -81,8 +84,14 @@ enum Task {
         json: bool,
     },
     Plan {
+        /// None asks the manager, if one is there.
         paths: Vec<PathBuf>,
-        json: bool,
+        style: Style,
+    },
+    /// The call is [`Call::Apply`].
+    Apply {
+        call: Call,
+        style: Style,
     },
     Status {
         names: Vec<String>,
@@ -101,13 +110,34 @@ fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Resul
         None => surroundings.control_to_ask(Path::exists),
     };
     match order.task {
-        Task::Run { paths } => run::run(paths, order.control, surroundings),
+        Task::Run { paths, keeper } => run::run(paths, order.control, keeper, surroundings),
         Task::Check {
             paths,
             strict,
             json,
         } => units::check(paths, strict, json, surroundings, out),
-        Task::Plan { paths, json } => units::plan(paths, json, surroundings, out),
+        Task::Plan { paths, style } if paths.is_empty() => {
+            match apply::apply(
+                &control(),
+                &Call::Plan,
+                style,
+                streams(&mut io::stderr(), out),
+            ) {
+                // Whether something would change is asked of a manager and of nobody else.
+                Err(Error::Trouble(Trouble::NotListening(path))) if !style.detailed => {
+                    complain(&format!(
+                        "no manager is listening at `{}`, so this is what `tentpole run` would start",
+                        path.display()
+                    ));
+                    units::plan(paths, style.json, surroundings, out)
+                }
+                asked => asked,
+            }
+        }
+        Task::Plan { paths, style } => units::plan(paths, style.json, surroundings, out),
+        Task::Apply { call, style } => {
+            apply::apply(&control(), &call, style, streams(&mut io::stderr(), out))
+        }
         Task::Status { names, json } => {
             let screen = Screen::of(io::stdout().is_terminal());
             ask::status(&control(), names, json, screen, out)
@@ -121,17 +151,24 @@ fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Resul
     }
 }
 
+/// The program's own streams.
+fn streams<'a>(stderr: &'a mut io::Stderr, out: &'a mut dyn Write) -> Streams<'a> {
+    Streams {
+        screen: Screen::of(stderr.is_terminal()),
+        progress: stderr,
+        is_live: Screen::of(io::stdout().is_terminal()).live,
+        out,
+    }
+}
+
 /// Commands that are planned and not built. They stand in no help, and say what they are when tried.
-const NOT_BUILT: [&str; 13] = [
-    "reload",
-    "apply",
+const NOT_BUILT: [&str; 10] = [
     "pause",
     "resume",
     "logs",
     "events",
     "top",
     "metrics",
-    "upgrade",
     "convert",
     "activate",
     "completions",
@@ -148,7 +185,9 @@ fn definition() -> Command {
              tentpole check units/         find every mistake in a folder of unit files\n  \
              tentpole run units/           run what they describe, in the foreground\n  \
              tentpole status               what runs, and why something does not\n  \
-             tentpole scale web +1         one more worker for watcher `web`\n\n\
+             tentpole scale web +1         one more worker for watcher `web`\n  \
+             tentpole apply --dry-run      what changed in the unit files would do\n  \
+             tentpole apply                do it, without losing a connection\n\n\
              Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit.",
         )
         .subcommand_required(true)
@@ -165,10 +204,15 @@ fn definition() -> Command {
             Command::new("run")
                 .about("Run the manager in the foreground")
                 .after_help(
-                    "SIGTERM and SIGINT stop everything gracefully; a second one kills.\n\n\
+                    "SIGTERM and SIGINT stop everything gracefully; a second one kills. SIGHUP does what\n\
+                     `tentpole apply` does, SIGUSR2 what `tentpole upgrade` does.\n\n\
                      Example:\n  tentpole run web.toml",
                 )
-                .arg(paths()),
+                .arg(paths())
+                .arg(flag(
+                    "no-keeper",
+                    "Run as one process, without the small one that keeps the sockets if the manager is killed",
+                )),
         )
         .subcommand(
             Command::new("check")
@@ -180,10 +224,22 @@ fn definition() -> Command {
         )
         .subcommand(
             Command::new("plan")
-                .about("Show what would run: each worker's command, sockets and environment")
-                .after_help("Example:\n  tentpole plan web.toml")
-                .arg(paths())
-                .arg(json()),
+                .about("Show what would run, or what `apply` would change")
+                .after_help(
+                    "With PATH: each worker's command, sockets and environment, from these unit files alone.\n\
+                     Without: what `tentpole apply` would change in the manager that runs, a line for each unit; where\n\
+                     none is listening, what `tentpole run` would start from the search path.\n\n\
+                     Examples:\n  tentpole plan web.toml\n  tentpole plan --json",
+                )
+                .arg(
+                    Arg::new("paths")
+                        .value_name("PATH")
+                        .num_args(0..)
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Unit files, or folders of them [default: ask the manager]"),
+                )
+                .arg(json())
+                .arg(detailed_exitcode().conflicts_with("paths")),
         )
         .subcommand(
             Command::new("status")
@@ -212,6 +268,32 @@ fn definition() -> Command {
             "Stop watchers and start them anew",
             "Example:\n  tentpole restart web worker",
         ))
+        .subcommand(on_watchers(
+            "reload",
+            "Replace the workers of watchers without losing a connection",
+            "Each worker's replacement starts beside it, and is ready before the old one is stopped. If one\n\
+             fails, the reload ends, and what it has replaced already goes back. A watcher with\n\
+             `reload = \"HUP\"` gets that signal instead.\n\n\
+             Example:\n  tentpole reload web",
+        ))
+        .subcommand(
+            Command::new("apply")
+                .about("Read the unit files anew, and change what runs to what they say")
+                .after_help(
+                    "Units that have not changed are not touched, and a mistake anywhere changes nothing. Each line\n\
+                     says what is done to a unit, and which keys differ:\n  \
+                     add, remove  it is new, or gone\n  \
+                     scale        its number of workers alone is another\n  \
+                     reload       its workers are replaced, as `tentpole reload` does\n  \
+                     rebind       a socket with another address\n  \
+                     set          changed in place\n\n\
+                     Examples:\n  tentpole apply --dry-run\n  tentpole apply",
+                )
+                .arg(flag("dry-run", "Change nothing, only show what would change"))
+                .arg(json())
+                .arg(detailed_exitcode().requires("dry-run"))
+                .arg(no_wait().conflicts_with("dry-run")),
+        )
         .subcommand(
             Command::new("scale")
                 .about("Change how many workers a watcher keeps")
@@ -258,6 +340,16 @@ fn definition() -> Command {
                         .default_value("3")
                         .help("The descriptor, as `$(circus.socket.NAME)` gives it"),
                 ),
+        )
+        .subcommand(
+            Command::new("upgrade")
+                .about("Have the manager go on as the binary that is installed now")
+                .after_help(
+                    "Its pid, sockets and workers stay. If the new binary can't take over, nothing happens and the\n\
+                     answer says why.\n\n\
+                     Example:\n  tentpole upgrade",
+                )
+                .arg(no_wait()),
         )
         .subcommand(
             Command::new("shutdown")
@@ -325,6 +417,13 @@ fn no_wait() -> Arg {
     flag("no-wait", "Return at once, not when it is done")
 }
 
+fn detailed_exitcode() -> Arg {
+    flag(
+        "detailed-exitcode",
+        "Exit with 2 where something would change, with 0 where nothing would",
+    )
+}
+
 /// Reads `3`, `+1` or `-1`.
 fn parse_amount(text: &str) -> Result<Amount, String> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -358,6 +457,7 @@ fn parse(
     let task = match name {
         "run" => Task::Run {
             paths: many(typed, "paths"),
+            keeper: !typed.get_flag("no-keeper"),
         },
         "check" => Task::Check {
             paths: many(typed, "paths"),
@@ -366,13 +466,20 @@ fn parse(
         },
         "plan" => Task::Plan {
             paths: many(typed, "paths"),
-            json: typed.get_flag("json"),
+            style: style(typed),
+        },
+        "apply" => Task::Apply {
+            call: Call::Apply {
+                dry_run: typed.get_flag("dry-run"),
+                wait: !typed.get_flag("no-wait"),
+            },
+            style: style(typed),
         },
         "status" => Task::Status {
             names: many(typed, "names"),
             json: typed.get_flag("json"),
         },
-        "start" | "stop" | "restart" => {
+        "start" | "stop" | "restart" | "reload" => {
             let (names, all, wait) = (
                 many(typed, "names"),
                 typed.get_flag("all"),
@@ -381,7 +488,8 @@ fn parse(
             Task::Act(match name {
                 "start" => Call::Start { names, all, wait },
                 "stop" => Call::Stop { names, all, wait },
-                _ => Call::Restart { names, all, wait },
+                "restart" => Call::Restart { names, all, wait },
+                _ => Call::Reload { names, all, wait },
             })
         }
         "scale" => Task::Act(Call::Scale {
@@ -398,6 +506,9 @@ fn parse(
         "hello" => Task::Hello {
             fd: *typed.get_one("fd").unwrap_or(&3),
         },
+        "upgrade" => Task::Act(Call::Upgrade {
+            wait: !typed.get_flag("no-wait"),
+        }),
         "shutdown" => Task::Act(Call::Shutdown {
             wait: !typed.get_flag("no-wait"),
         }),
@@ -410,6 +521,13 @@ fn parse(
         control: control.cloned(),
         task,
     })
+}
+
+fn style(typed: &ArgMatches) -> Style {
+    Style {
+        json: typed.get_flag("json"),
+        detailed: typed.get_flag("detailed-exitcode"),
+    }
 }
 
 fn one(typed: &ArgMatches, name: &str) -> String {
@@ -673,7 +791,15 @@ mod tests {
                 wait: false,
             }),
         );
-        for command in ["start", "stop", "restart"] {
+        means(
+            "reload web --no-wait",
+            Task::Act(Call::Reload {
+                names: vec!["web".into()],
+                all: false,
+                wait: false,
+            }),
+        );
+        for command in ["start", "stop", "restart", "reload"] {
             is_wrong_usage(command);
             is_wrong_usage(&format!("{command} --no-wait"));
             is_wrong_usage(&format!("{command} web --all"));
@@ -745,11 +871,18 @@ mod tests {
 
     #[test]
     fn files_and_flags_of_the_commands_without_a_manager_are_read() {
-        means("run", Task::Run { paths: vec![] });
         means(
-            "run a.toml b",
+            "run",
+            Task::Run {
+                paths: vec![],
+                keeper: true,
+            },
+        );
+        means(
+            "run a.toml b --no-keeper",
             Task::Run {
                 paths: vec!["a.toml".into(), "b".into()],
+                keeper: false,
             },
         );
         means(
@@ -764,7 +897,7 @@ mod tests {
             "plan a.toml",
             Task::Plan {
                 paths: vec!["a.toml".into()],
-                json: false,
+                style: Style::default(),
             },
         );
         means(
@@ -779,6 +912,42 @@ mod tests {
             "shutdown --no-wait",
             Task::Act(Call::Shutdown { wait: false }),
         );
+    }
+
+    #[test]
+    fn apply_does_it_unless_it_is_a_dry_run() {
+        let apply = |dry_run, wait, json, detailed| Task::Apply {
+            call: Call::Apply { dry_run, wait },
+            style: Style { json, detailed },
+        };
+        means("apply", apply(false, true, false, false));
+        means("apply --json --no-wait", apply(false, false, true, false));
+        means("apply --dry-run", apply(true, true, false, false));
+        means(
+            "apply --detailed-exitcode --json --dry-run",
+            apply(true, true, true, true),
+        );
+        // What has been changed needs no exit code of its own.
+        is_wrong_usage("apply --detailed-exitcode");
+        is_wrong_usage("apply --dry-run --no-wait");
+        is_wrong_usage("apply web");
+        means(
+            "plan --detailed-exitcode",
+            Task::Plan {
+                paths: vec![],
+                style: Style {
+                    json: false,
+                    detailed: true,
+                },
+            },
+        );
+        is_wrong_usage("plan web.toml --detailed-exitcode");
+        means("upgrade", Task::Act(Call::Upgrade { wait: true }));
+        means(
+            "upgrade --no-wait",
+            Task::Act(Call::Upgrade { wait: false }),
+        );
+        is_wrong_usage("upgrade web");
     }
 
     #[test]
@@ -887,14 +1056,14 @@ mod tests {
             }
         }
         let error = obey(
-            typed("reload web").unwrap(),
+            typed("logs web").unwrap(),
             &Surroundings::default(),
             &mut Vec::new(),
         )
         .unwrap_err();
         assert_eq!(
             (error.code(), error.to_string()),
-            (1, "`reload` is not built yet".into())
+            (1, "`logs` is not built yet".into())
         );
     }
 

@@ -9,12 +9,14 @@ use std::process::ExitCode;
 pub(super) fn run(
     paths: Vec<PathBuf>,
     control: Option<PathBuf>,
+    keeper: bool,
     surroundings: &Surroundings,
 ) -> Result<ExitCode, Error> {
     let options = Options {
         search: units::search(paths, surroundings),
         control,
         default_control: surroundings.own_control(),
+        keeper,
     };
     let code = runtime::run(&options).map_err(anyhow::Error::from)?;
     // What a process can exit with is one byte, as exit(3) says.

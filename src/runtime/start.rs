@@ -34,7 +34,7 @@ const SIGNALS: [i32; 7] = [
 ];
 
 /// How the manager is to run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Where the unit files are.
     pub search: Search,
@@ -42,6 +42,20 @@ pub struct Options {
     pub control: Option<PathBuf>,
     /// The control socket if nothing names one. The manager runs without if it can't be made.
     pub default_control: PathBuf,
+    /// Keep state and sockets in a small process outside of the manager, which starts it again if it is killed; false is
+    /// one process.
+    pub keeper: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            search: Search::default(),
+            control: None,
+            default_control: PathBuf::new(),
+            keeper: true,
+        }
+    }
 }
 
 /// Why the manager did not start. As text: everything that is wrong, a line or more each.
