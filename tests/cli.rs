@@ -180,6 +180,55 @@ mod exit_codes {
     }
 
     #[test]
+    fn what_would_change_is_2_if_that_is_asked_for() {
+        let manager = Manager::start(WEB);
+        let changed = WEB.replace("autostart = false", "autostart = false\nnice = 1");
+        let dry = &["apply", "--dry-run", "--detailed-exitcode"][..];
+        let plan = &["plan", "--detailed-exitcode"][..];
+        for args in [dry, plan] {
+            let (code, stdout, stderr) = parts(&manager.cli(args));
+            assert_eq!(
+                (code, stdout.as_str(), stderr.as_str()),
+                (Some(0), "nothing would change\n", "")
+            );
+        }
+        write_units(manager.dir.path(), &changed);
+        let line = "watcher.manual  reload  nice\n";
+        for (args, exit) in [(dry, 2), (plan, 2), (&["plan"], 0), (&["apply"], 0)] {
+            let (code, stdout, stderr) = parts(&manager.cli(args));
+            assert_eq!(
+                (code, stdout.as_str(), stderr.as_str()),
+                (Some(exit), line, ""),
+                "{args:?}"
+            );
+        }
+        assert_eq!(manager.cli(dry).status.code(), Some(0));
+    }
+
+    #[test]
+    fn units_with_mistakes_are_1_and_each_mistake_is_shown() {
+        let manager = Manager::start(WEB);
+        let wrong = WEB
+            .replace("autostart", "autostrt")
+            .replace("listen", "listn");
+        write_units(manager.dir.path(), &wrong);
+        for args in [
+            &["apply"][..],
+            &["apply", "--dry-run", "--detailed-exitcode", "--json"],
+            &["plan"],
+        ] {
+            let (code, stdout, stderr) = parts(&manager.cli(args));
+            assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+            for meant in ["did you mean `autostart`?", "did you mean `listen`?"] {
+                assert!(stderr.contains(meant), "{stderr}");
+            }
+            let last = stderr.lines().last().expect("a line");
+            assert!(last.contains("nothing was changed"), "{stderr}");
+        }
+        assert_eq!(manager.watcher("web")["state"], "running");
+    }
+
+    #[test]
     fn an_unknown_unit_is_4_and_the_nearest_one_is_named() {
         let manager = Manager::start(WEB);
         for args in [

@@ -55,8 +55,14 @@ pub(super) fn apply(
         write_json(&changes, is_live, out)?;
     } else {
         let is_done = matches!(call, Call::Apply { dry_run: false, .. });
-        write_text(&changes, is_done, out)?;
-        if let Some(message) = message {
+        write_changes(&changes, out)?;
+        let nothing = if is_done {
+            "nothing had to change"
+        } else {
+            "nothing would change"
+        };
+        let nothing = changes.is_empty().then(|| nothing.to_owned());
+        if let Some(message) = message.or(nothing) {
             writeln!(out, "{}", printable(&message))?;
         }
     }
@@ -85,15 +91,7 @@ fn write_json(changes: &[ChangeDocument], is_live: bool, out: &mut dyn Write) ->
 }
 
 /// A line for each change, in columns: unit, action, keys.
-fn write_text(changes: &[ChangeDocument], is_done: bool, out: &mut dyn Write) -> io::Result<()> {
-    if changes.is_empty() {
-        let nothing = if is_done {
-            "nothing had to change"
-        } else {
-            "nothing would change"
-        };
-        return writeln!(out, "{nothing}");
-    }
+fn write_changes(changes: &[ChangeDocument], out: &mut dyn Write) -> io::Result<()> {
     let names: Vec<_> = changes
         .iter()
         .map(|change| printable(&change.unit))
@@ -216,6 +214,9 @@ mod tests {
         ] {
             assert_eq!(shown(said(vec![], None), &call, TEXT, true).1, want);
         }
+        // Once is enough.
+        let answer = said(vec![], Some("nothing has changed"));
+        assert_eq!(shown(answer, &APPLY, TEXT, true).1, "nothing has changed\n");
     }
 
     #[test]
