@@ -15,6 +15,7 @@ mod run;
 mod units;
 
 use crate::control::call::{Amount, Call};
+use crate::runtime;
 use apply::{Streams, Style};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use client::Trouble;
@@ -74,6 +75,10 @@ struct Order {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 enum Task {
+    Probe {
+        fd: i32,
+        arguments: Vec<OsString>,
+    },
     Run {
         paths: Vec<PathBuf>,
         keeper: bool,
@@ -147,6 +152,15 @@ fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Resul
             act::act(&control(), &call, screen, &mut io::stderr(), out)
         }
         Task::Hello { fd } => hello::hello(fd),
+        Task::Probe { fd, arguments } => {
+            // They are what the manager is executed with, should it be: first its own name.
+            let arguments = std::iter::once("tentpole".into()).chain(arguments);
+            definition()
+                .try_get_matches_from(arguments)
+                .map_err(|error| Error::Refused(format!("its arguments: {error}")))?;
+            runtime::probe(fd).map_err(Error::Refused)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Task::NotBuilt(name) => Err(Error::Refused(format!("`{name}` is not built yet"))),
     }
 }
@@ -330,6 +344,23 @@ fn definition() -> Command {
                 .arg(flag("children", "To the whole process group of each worker")),
         )
         .subcommand(
+            Command::new(runtime::PROBE)
+                .about("Say whether this program can go on from the state that another manager has written")
+                .hide(true)
+                .arg(
+                    Arg::new("fd")
+                        .required(true)
+                        .value_parser(value_parser!(i32).range(3..)),
+                )
+                .arg(
+                    Arg::new("rest")
+                        .num_args(0..)
+                        .value_parser(value_parser!(OsString))
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                ),
+        )
+        .subcommand(
             Command::new("hello")
                 .about("Answer HTTP requests on a given socket: a worker to try things with")
                 .after_help("Example, in a unit file:\n  cmd = \"tentpole hello $(circus.socket.web)\"")
@@ -503,6 +534,10 @@ fn parse(
             wid: typed.get_one("wid").copied(),
             children: typed.get_flag("children"),
         }),
+        runtime::PROBE => Task::Probe {
+            fd: *typed.get_one("fd").unwrap_or(&3),
+            arguments: many(typed, "rest"),
+        },
         "hello" => Task::Hello {
             fd: *typed.get_one("fd").unwrap_or(&3),
         },

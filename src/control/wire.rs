@@ -43,6 +43,11 @@ impl Decoder {
         self.frames.feed(bytes);
     }
 
+    /// What has come of messages that are not complete.
+    pub fn unread(&self) -> &[u8] {
+        self.frames.unread()
+    }
+
     /// Whether it is worth reading more before the requests that are already here have been taken.
     pub fn has_room(&self) -> bool {
         self.frames.buffered() <= MAX_MESSAGE
@@ -529,6 +534,10 @@ impl Frames {
             self.start = 0;
         }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..]
     }
 
     fn buffered(&self) -> usize {

@@ -7,7 +7,8 @@
 use super::processes::{Ended, Processes};
 use crate::supervise::{ProcId, Time};
 use crate::sys::process::{self, Pid};
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 /// Shortest time between two searches for strays.
@@ -24,6 +25,22 @@ pub struct Leftovers {
     /// Those whose group is empty and whose strays are to be looked for.
     unswept: Vec<ProcId>,
     last_sweep: Time,
+    /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
+    /// not always told, so it is looked at again and again while there are any.
+    foster: Option<Pid>,
+    /// Those that are not recorded as they are.
+    dirty: BTreeSet<ProcId>,
+}
+
+/// What the next manager must know of an ended process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeftoverRecord {
+    watcher: String,
+    wid: u32,
+    generation: u64,
+    group: i32,
+    /// Members of the group may still be there.
+    has_group: bool,
 }
 
 struct Leftover {
@@ -38,6 +55,7 @@ impl Leftovers {
     /// A main process has ended. It is still to be reaped.
     pub fn add(&mut self, proc: ProcId, ended: Ended) {
         self.groups.insert(ended.group, proc);
+        self.dirty.insert(proc);
         self.of.insert(
             proc,
             Leftover {
@@ -93,7 +111,90 @@ impl Leftovers {
 
     /// When [`Leftovers::sweep`] is due.
     pub fn next_sweep(&self) -> Option<Time> {
-        (!self.unswept.is_empty()).then(|| self.last_sweep + SWEEP_PAUSE)
+        let is_watched = self.foster.is_some() && !self.of.is_empty();
+        (is_watched || !self.unswept.is_empty()).then(|| self.last_sweep + SWEEP_PAUSE)
+    }
+
+    /// Those whose record has changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<ProcId> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// All that there are.
+    pub fn ids(&self) -> Vec<ProcId> {
+        self.of.keys().copied().collect()
+    }
+
+    /// What the next manager must know of an ended process; `None` if nothing of it is left.
+    pub fn record(&self, proc: ProcId) -> Option<LeftoverRecord> {
+        let leftover = self.of.get(&proc)?;
+        Some(LeftoverRecord {
+            watcher: leftover.ended.watcher.clone(),
+            wid: leftover.ended.wid,
+            generation: leftover.ended.generation,
+            group: leftover.ended.group.as_raw(),
+            has_group: leftover.group,
+        })
+    }
+
+    /// Takes over what another manager was looking after. What it has killed may be children of `foster` now.
+    pub fn adopt(&mut self, records: BTreeMap<ProcId, LeftoverRecord>, foster: Option<Pid>) {
+        self.foster = foster;
+        for (proc, record) in records {
+            let Some(group) = Pid::new(record.group) else {
+                continue;
+            };
+            let ended = Ended {
+                group,
+                watcher: record.watcher,
+                wid: record.wid,
+                generation: record.generation,
+            };
+            self.add(proc, ended);
+            if !record.has_group {
+                self.groups.remove(&group);
+                if let Some(leftover) = self.of.get_mut(&proc) {
+                    leftover.group = false;
+                }
+                self.unswept.push(proc);
+            }
+        }
+    }
+
+    /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
+    pub fn kill_unknown(&self, processes: &Processes) {
+        for pid in self.candidates(processes) {
+            let Some([watcher, wid, generation]) = process::environ_of(
+                pid,
+                ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"],
+            ) else {
+                continue;
+            };
+            let (Ok(wid), Ok(generation)) = (wid.parse(), generation.parse()) else {
+                continue;
+            };
+            let is_left = self.of.values().any(|leftover| {
+                let ended = &leftover.ended;
+                (ended.watcher.as_str(), ended.wid, ended.generation)
+                    == (watcher.as_str(), wid, generation)
+            });
+            if !is_left && !processes.has(&watcher, wid, generation) {
+                log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
+                let _ = process::kill_group(pid, libc::SIGKILL);
+                let _ = process::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Orphans that may have been left behind.
+    fn candidates(&self, processes: &Processes) -> Vec<Pid> {
+        // Without /proc nobody can be found.
+        let mut children = process::children().unwrap_or_default();
+        if let Some(foster) = self.foster {
+            children.extend(process::children_of(foster).unwrap_or_default());
+        }
+        children.retain(|pid| *pid != Pid::own() && !processes.is_main(*pid));
+        children
     }
 
     /// Looks for strays and kills them, if it is time. The answer names the processes of which nothing is left now.
@@ -102,13 +203,20 @@ impl Leftovers {
             return Vec::new();
         }
         self.last_sweep = now;
+        if self.foster.is_some() {
+            for proc in self.ids() {
+                self.look(proc);
+                // Its strays may be nobody's whose end we are told of.
+                let left = self.of.get_mut(&proc).filter(|left| left.strays > 0);
+                if let Some(left) = left {
+                    left.strays = 0;
+                    self.strays.retain(|_, of| *of != proc);
+                    self.unswept.push(proc);
+                }
+            }
+        }
         let unswept = std::mem::take(&mut self.unswept);
-        // Without /proc nobody can be found.
-        let children = process::children().unwrap_or_default();
-        let unknown: Vec<Pid> = children
-            .into_iter()
-            .filter(|pid| !processes.is_main(*pid))
-            .collect();
+        let unknown = self.candidates(processes);
         let mut gone = Vec::new();
         for proc in unswept {
             let Some(leftover) = self.of.get_mut(&proc) else {
@@ -126,6 +234,7 @@ impl Leftovers {
             }
             if leftover.strays == 0 {
                 self.of.remove(&proc);
+                self.dirty.insert(proc);
                 gone.push(proc);
             }
         }

@@ -2,11 +2,12 @@
 
 use super::{SlotKey, Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
-use crate::supervise::{ProcId, SocketId, Time, WatcherId};
+use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Address, IpFamily, Kind, Listen, Local, Queue};
 use crate::unit;
-use std::collections::{BTreeMap, HashMap};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -28,6 +29,8 @@ pub struct Listeners {
     prepared: HashMap<String, Listener>,
     draining: Vec<Draining>,
     next_look: Option<Time>,
+    /// Those that are not recorded as they are.
+    dirty: BTreeSet<SocketId>,
 }
 
 /// The name of an optional socket that could not be bound, and why.
@@ -55,6 +58,8 @@ enum Fds {
 }
 
 struct Shard {
+    /// Which of the listener's shards: what it is held by.
+    number: u32,
     key: SlotKey,
     fd: OwnedFd,
     /// Out of the kernel's choice.
@@ -78,6 +83,7 @@ impl Listeners {
             prepared: HashMap::new(),
             draining: Vec::new(),
             next_look: None,
+            dirty: (0..plan.sockets.len() as u32).map(SocketId).collect(),
         };
         let slots = slots(plan);
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
@@ -108,6 +114,7 @@ impl Listeners {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
+        self.dirty.insert(id);
         // Its watchers' shards are bound as their workers are spawned.
         listener.bind(&[UNCLAIMED], None)
     }
@@ -161,6 +168,7 @@ impl Listeners {
         let mut listener = listener.unwrap_or_else(|| Listener::new(spec));
         listener.take_its_place();
         self.all.insert(id, listener);
+        self.dirty.insert(id);
     }
 
     /// Sets what can be set on a socket that is bound.
@@ -181,6 +189,7 @@ impl Listeners {
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
             listener.remove_node();
+            self.dirty.insert(id);
         }
     }
 
@@ -195,6 +204,9 @@ impl Listeners {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
+        if listener.shard(key).is_none() && matches!(listener.fds, Fds::Shards(_)) {
+            self.dirty.insert(id);
+        }
         let provided = listener.provide(key);
         provided.map_err(|error| format!("socket `{}`: {error}", listener.spec.name()))
     }
@@ -239,7 +251,10 @@ impl Listeners {
     /// Takes a slot's shards out of the kernel's choice and waits until their queues are empty.
     pub fn drain(&mut self, proc: ProcId, watcher: WatcherId, wid: u32, now: Time) {
         let key = (watcher, wid);
-        for listener in self.all.values_mut() {
+        for (id, listener) in &mut self.all {
+            if listener.shard(key).is_some() {
+                self.dirty.insert(*id);
+            }
             listener.retire(key);
         }
         self.draining.push(Draining {
@@ -284,9 +299,100 @@ impl Listeners {
     pub fn close_shards(&mut self, epoll: &Epoll, watcher: WatcherId, wid: u32) {
         let key = (watcher, wid);
         self.draining.retain(|draining| draining.key != key);
-        for listener in self.all.values_mut() {
+        for (id, listener) in &mut self.all {
+            if listener.shard(key).is_some() {
+                self.dirty.insert(*id);
+            }
             listener.close(epoll, key);
         }
+    }
+
+    /// Those whose record has changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<SocketId> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// All that there are.
+    pub fn ids(&self) -> Vec<SocketId> {
+        self.all.keys().copied().collect()
+    }
+
+    /// What the next manager must know of a socket; `None` if it is no more.
+    pub fn record(&self, id: SocketId) -> Option<ListenerRecord> {
+        let listener = self.all.get(&id)?;
+        Some(ListenerRecord {
+            address: listener.address.clone(),
+            node: listener.node.clone(),
+            shards: match &listener.fds {
+                Fds::Unbound | Fds::One(_) => None,
+                Fds::Shards(shards) => Some(shards.iter().map(Shard::record).collect()),
+            },
+        })
+    }
+
+    /// A socket's descriptors, each with the name that it is held by.
+    pub fn descriptors(&self, id: SocketId) -> Vec<(String, BorrowedFd<'_>)> {
+        match self.all.get(&id).map(|listener| &listener.fds) {
+            None | Some(Fds::Unbound) => Vec::new(),
+            Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
+            Some(Fds::Shards(shards)) => (shards.iter())
+                .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
+                .collect(),
+        }
+    }
+
+    /// The sockets of another manager, by what is recorded of them and the descriptors that were held. What was bound and
+    /// is not there is bound anew.
+    pub fn adopt(
+        records: BTreeMap<SocketId, ListenerRecord>,
+        held: &mut BTreeMap<String, OwnedFd>,
+        supervisor: &Supervisor,
+    ) -> Listeners {
+        let mut listeners = Listeners {
+            all: BTreeMap::new(),
+            prepared: HashMap::new(),
+            draining: Vec::new(),
+            next_look: None,
+            dirty: BTreeSet::new(),
+        };
+        for (id, record) in records {
+            let Some(spec) = supervisor.socket(id) else {
+                continue;
+            };
+            let mut listener = Listener::new(spec);
+            listener.address = record.address;
+            listener.node = record.node;
+            match record.shards {
+                None => {
+                    if let Some(fd) = held.remove(&name_of(id, None)) {
+                        listener.fds = Fds::One(fd);
+                    }
+                }
+                Some(shards) => {
+                    let shards = shards.into_iter().filter_map(|shard| {
+                        let fd = held.remove(&name_of(id, Some(shard.number)))?;
+                        Some(shard.with(fd))
+                    });
+                    let shards: Vec<Shard> = shards.collect();
+                    if !shards.is_empty() {
+                        listener.fds = Fds::Shards(shards);
+                    }
+                }
+            }
+            if matches!(listener.fds, Fds::Unbound) && supervisor.is_bound(id) {
+                listeners.dirty.insert(id);
+                let bound = listener.bind(&[UNCLAIMED], None);
+                let target = format!("socket.{}", spec.name());
+                match bound {
+                    Ok(()) => log::info!(target: &target, "was not held, and is bound anew"),
+                    Err(error) => {
+                        log::error!(target: &target, "was not held, and can't be bound anew: {error}");
+                    }
+                }
+            }
+            listeners.all.insert(id, listener);
+        }
+        listeners
     }
 
     /// A socket's address as status shows it.
@@ -469,6 +575,7 @@ impl Listener {
         }
         let (first_key, rest) = keys.split_first().unwrap_or((&UNCLAIMED, &[]));
         self.fds = Fds::Shards(vec![Shard {
+            number: 0,
             key: *first_key,
             fd: first.fd,
             retired: false,
@@ -500,7 +607,9 @@ impl Listener {
         };
         let bound =
             socket::listen(&listen(&self.spec, &address)).map_err(|error| error.to_string())?;
+        let number = shards.iter().map(|shard| shard.number).max();
         shards.push(Shard {
+            number: number.map_or(0, |number| number + 1),
             key,
             fd: bound.fd,
             retired: false,
@@ -546,6 +655,53 @@ impl Listener {
         // As the kernel does with its list: the last one takes the place of the one that goes.
         drop(shards.swap_remove(index));
         choose(shards);
+    }
+}
+
+impl Shard {
+    fn record(&self) -> ShardRecord {
+        let (WatcherId(watcher), wid) = self.key;
+        ShardRecord {
+            number: self.number,
+            watcher,
+            wid,
+            retired: self.retired,
+        }
+    }
+}
+
+/// What the next manager must know of a socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListenerRecord {
+    address: String,
+    node: Option<Node>,
+    shards: Option<Vec<ShardRecord>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ShardRecord {
+    number: u32,
+    watcher: u32,
+    wid: u32,
+    retired: bool,
+}
+
+impl ShardRecord {
+    fn with(self, fd: OwnedFd) -> Shard {
+        Shard {
+            number: self.number,
+            key: (WatcherId(self.watcher), self.wid),
+            fd,
+            retired: self.retired,
+        }
+    }
+}
+
+/// What a socket's descriptor, or that of one of its shards, is held by.
+fn name_of(id: SocketId, shard: Option<u32>) -> String {
+    match shard {
+        None => format!("s{}", id.0),
+        Some(number) => format!("s{}.{number}", id.0),
     }
 }
 

@@ -4,34 +4,43 @@ use crate::sys::output;
 use crate::unit::{LogFormat, LogLevel};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// A line longer than this could block a pipe that [`output::writable_now`] found writable (PIPE_BUF).
 const LONGEST_LINE: usize = 4096;
 
 struct Logger {
-    format: LogFormat,
+    /// Whether the format is JSON.
+    json: AtomicBool,
     /// stderr is journald's: it wants priorities and has its own clock.
     journal: bool,
     /// Lines that nobody would have read: stderr was full.
     dropped: AtomicU64,
 }
 
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
 /// Begins to log. A second call has no effect but the level.
 pub fn init(level: LogLevel, format: LogFormat) {
     let logger = Logger {
-        format,
+        json: AtomicBool::new(format == LogFormat::Json),
         journal: output::stderr_is_journal(),
         dropped: AtomicU64::new(0),
     };
     // Only a test would have set one before; then that one stays.
-    let _ = log::set_boxed_logger(Box::new(logger));
-    set_level(level);
+    let logger = LOGGER.get_or_init(|| logger);
+    let _ = log::set_logger(logger);
+    set(level, format);
 }
 
-/// Logs this level, and what is more important.
-pub fn set_level(level: LogLevel) {
+/// Logs this level and what is more important, in this format.
+pub fn set(level: LogLevel, format: LogFormat) {
+    if let Some(logger) = LOGGER.get() {
+        let json = format == LogFormat::Json;
+        logger.json.store(json, Ordering::Relaxed);
+    }
     log::set_max_level(match level {
         LogLevel::Error => LevelFilter::Error,
         LogLevel::Warn => LevelFilter::Warn,
@@ -102,14 +111,14 @@ impl Logger {
         };
         let now = humantime::format_rfc3339_millis(SystemTime::now());
         // Writing to memory can't fail.
-        let _ = match self.format {
-            LogFormat::Json => {
+        let _ = match self.json.load(Ordering::Relaxed) {
+            true => {
                 let object = serde_json::json!({
                     "time": now.to_string(), "level": word, "unit": unit, "message": text,
                 });
                 writeln!(line, "{object}")
             }
-            LogFormat::Text => {
+            false => {
                 let text = text.replace(|c: char| c.is_control(), " ");
                 if self.journal {
                     writeln!(line, "<{}>{unit}: {text}", priority(level))

@@ -5,6 +5,7 @@
 //! it. Each fact goes to [`crate::supervise`] as an event; what it wants done is done at once, but for spawns, which are
 //! done a few at a time so that a big start does not make the manager deaf.
 
+mod adopt;
 mod host;
 mod inherited;
 mod keeper;
@@ -15,16 +16,17 @@ mod logger;
 mod node;
 mod parent;
 mod processes;
+mod record;
 mod server;
 mod start;
 mod status;
 mod units;
+mod upgrade;
 mod vault;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
 
-use crate::plan::Plan;
 use crate::supervise::{
     Effect, Event, ProcId, RequestId, SpawnFailure, Supervisor, Time, WatcherId, notify,
 };
@@ -37,17 +39,22 @@ use leftovers::Leftovers;
 use listeners::Listeners;
 use parent::Parent;
 use processes::{Job, Processes};
+use record::{Home, Keeping};
 use server::Server;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
-use vault::Vault;
+use upgrade::Upgrade;
 
 /// Spawns in one turn: at about half a millisecond each, the manager listens to everything else often enough.
 const SPAWNS_PER_TURN: usize = 16;
 
 /// Ended children and notifications taken in one turn.
 const FACTS_PER_TURN: usize = 256;
+
+/// Where the keeper has no room, it is asked again after this long.
+const VAULT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Memory is given back after this much time without a command: soon, and not between two of a client that polls.
 const TRIM_AFTER: Duration = Duration::from_millis(100);
@@ -96,13 +103,29 @@ impl Token {
     }
 }
 
+/// How a manager begins.
+enum Beginning {
+    /// With nothing.
+    Fresh,
+    /// Where another has ended.
+    Again(adopt::Arrears),
+}
+
 /// The manager while it runs.
 struct Manager {
     epoll: Epoll,
     signals: SignalFd,
     notify: NotifySocket,
     parent: Parent,
-    vault: Vault,
+    keeping: Keeping,
+    home: Home,
+    /// The path of this program, where an upgrade finds the next.
+    program: Option<PathBuf>,
+    upgrade: Option<Upgrade>,
+    /// It is executed at the end of this turn.
+    executing: Option<Upgrade>,
+    /// How often the parent wants to hear of us.
+    watchdog: Option<Duration>,
     listeners: Listeners,
     processes: Processes,
     leftovers: Leftovers,
@@ -112,7 +135,6 @@ struct Manager {
     search: Search,
     /// Requests that no client waits for.
     own_requests: BTreeSet<RequestId>,
-    started: std::time::SystemTime,
     /// Processes that are to be made, in order.
     jobs: VecDeque<Job>,
     effects: Vec<Effect>,
@@ -129,25 +151,29 @@ fn clock() -> Time {
 
 impl Manager {
     /// Runs until everything has ended; the answer is the exit code.
-    fn run(mut self, plan: Plan) -> io::Result<i32> {
+    fn run(mut self, beginning: Beginning) -> io::Result<i32> {
         self.epoll
             .add(&self.notify, Token::Notify.pack(), Interest::Readable)?;
         self.epoll
             .add(&self.signals, Token::Signals.pack(), Interest::Readable)?;
         self.server.watch(&self.epoll)?;
-        if let Some(link) = self.vault.as_link() {
+        if let Some(link) = self.keeping.vault.as_link() {
             self.epoll
                 .add(link, Token::Vault.pack(), Interest::Readable)?;
         }
-        self.vault.adopted()?;
-        // Nobody needs the plan as a whole any more: its parts live with those who use them.
-        drop(plan);
-        self.dispatch(Event::Begin);
+        self.keeping.vault.adopted()?;
+        match beginning {
+            Beginning::Fresh => {
+                self.dispatch(Event::Begin);
+                self.save_home();
+            }
+            Beginning::Again(arrears) => self.go_on(arrears),
+        }
         while self.finished.is_none() {
             self.turn()?;
         }
         self.server.finish();
-        self.vault.end();
+        self.keeping.vault.end();
         self.leftovers.sweep(Time::NEVER, &self.processes);
         Ok(self.finished.unwrap_or(0))
     }
@@ -199,6 +225,9 @@ impl Manager {
         // Reading /proc for what the dead have left behind can wait until their successors run.
         self.sweep_leftovers();
         self.take_drained();
+        self.look_at_upgrade(clock());
+        self.save();
+        self.execute();
         Ok(())
     }
 
@@ -213,6 +242,8 @@ impl Manager {
             self.listeners.next_look(),
             self.server.next_retry(),
             self.parent.next_tick(),
+            self.upgrade_deadline(),
+            self.keeping.vault.is_full().then(|| clock() + VAULT_PAUSE),
             self.trim,
         ];
         let next = deadlines.into_iter().flatten().min()?;
@@ -382,6 +413,10 @@ impl Manager {
                     log::info!(target: "manager", "got signal {}", crate::unit::signal_name(crate::unit::Signal(signal)));
                     self.dispatch(Event::Terminate);
                 }
+                libc::SIGUSR2 => {
+                    log::info!(target: "manager", "got signal USR2: the program is executed anew");
+                    self.upgrade_by_signal();
+                }
                 libc::SIGHUP => {
                     log::info!(target: "manager", "got signal HUP: the units are read anew");
                     self.apply_by_signal();
@@ -405,7 +440,8 @@ impl Manager {
             // A message that it sent before its end must count, and can't be attributed once it is reaped.
             self.take_notifications();
             let group = process::group_of(pid).ok();
-            if let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
+            let is_probe = self.take_probe_exit(pid, exit);
+            if !is_probe && let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
                 self.leftovers.add(proc, ended);
                 self.dispatch(Event::Exited {
                     proc,
@@ -435,8 +471,18 @@ impl Manager {
 
     /// Orphans that the keeper is the parent of.
     fn take_told_exits(&mut self) {
-        while let Some(exited) = self.vault.receive() {
-            self.vault.reap(exited.pid);
+        while let Some(told) = self.keeping.vault.receive() {
+            // A message that it sent before its end must count.
+            self.take_notifications();
+            if let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {
+                self.leftovers.add(proc, ended);
+                self.dispatch(Event::Exited {
+                    proc,
+                    exit: processes::exit(told.exit),
+                });
+            }
+            self.keeping.vault.reap(told.pid);
+            self.leftovers.reaped(told.pid, told.group);
         }
     }
 
@@ -512,6 +558,9 @@ impl Manager {
         for asked in asked {
             match asked {
                 server::Asked::Event(event) => self.dispatch(event),
+                server::Asked::Upgrade { request, no_wait } => {
+                    self.upgrade_for(number, request, no_wait);
+                }
                 server::Asked::Plan => self.preview(number),
                 server::Asked::Apply {
                     request,
@@ -522,7 +571,7 @@ impl Manager {
                     let reply = status::document(
                         &self.supervisor,
                         &self.listeners,
-                        self.started,
+                        self.home.started,
                         &names,
                         clock(),
                     );
@@ -551,6 +600,8 @@ fn spawn_failure(reason: String) -> SpawnFailure {
 
 /// Which slot a process belongs to.
 type SlotKey = (WatcherId, u32);
+
+pub use upgrade::{PROBE, probe};
 
 /// The listener at descriptor `fd`, if this process was given it through LISTEN_FDS; for a worker that is tentpole itself.
 pub fn given_listener(fd: i32) -> Option<std::net::TcpListener> {

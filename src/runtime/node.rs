@@ -1,11 +1,12 @@
 //! The file of a unix socket.
 
+use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     path: PathBuf,
     device: u64,

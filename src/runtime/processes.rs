@@ -5,10 +5,11 @@ use crate::plan::{Invocation, Moment, Sink, Source, Watcher};
 use crate::supervise::{self, Exit, ProcId, Sender, SocketId, SpawnFailure, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::output;
-use crate::sys::process::{self, Pid};
+use crate::sys::process::{self, Identity, Pid};
 use crate::sys::spawn::{self, Spawn, SpawnError, Spawner, Step};
 use crate::unit::{self, Signal};
-use std::collections::HashMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -53,12 +54,32 @@ pub struct Processes {
     by_pid: HashMap<Pid, ProcId>,
     /// Process groups (and sessions) by the pid of their leader: the first main process.
     by_group: HashMap<Pid, ProcId>,
+    /// Whether anything is recorded for another manager.
+    keeps: bool,
+    /// Those that are not recorded as they are.
+    dirty: BTreeSet<ProcId>,
+}
+
+/// What the next manager must know of a process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    watcher: u32,
+    wid: u32,
+    generation: u64,
+    name: String,
+    identity: Option<Identity>,
+    main: i32,
+    group: i32,
+    followed: bool,
 }
 
 struct Process {
     slot: SlotKey,
     generation: u64,
-    spec: Rc<Watcher>,
+    /// The watcher's name.
+    name: String,
+    /// What no other process has, whatever its number.
+    identity: Option<Identity>,
     main: Pid,
     group: Pid,
     /// The main process is another one than we made (MAINPID), so its pidfd is watched. Our own child needs none: its
@@ -89,12 +110,110 @@ impl Processes {
             by_proc: HashMap::new(),
             by_pid: HashMap::new(),
             by_group: HashMap::new(),
+            keeps: false,
+            dirty: BTreeSet::new(),
         }
+    }
+
+    /// Says that another manager may take the processes over.
+    pub fn keep(&mut self) {
+        self.keeps = true;
+    }
+
+    /// Those whose record has changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<ProcId> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// All that there are.
+    pub fn ids(&self) -> Vec<ProcId> {
+        self.by_proc.keys().copied().collect()
+    }
+
+    /// What the next manager must know of a process; `None` if it has ended.
+    pub fn record(&self, proc: ProcId) -> Option<ProcessRecord> {
+        let process = self.by_proc.get(&proc)?;
+        Some(ProcessRecord {
+            watcher: process.slot.0.0,
+            wid: process.slot.1,
+            generation: process.generation,
+            name: process.name.clone(),
+            identity: process.identity,
+            main: process.main.as_raw(),
+            group: process.group.as_raw(),
+            followed: process.followed.is_some(),
+        })
+    }
+
+    /// Takes over the processes of another manager. With `watch` nobody else tells of their ends, so their pidfds are
+    /// watched. The answer are those that have ended, or whose number another process has by now.
+    pub fn adopt(
+        &mut self,
+        epoll: &Epoll,
+        records: BTreeMap<ProcId, ProcessRecord>,
+        watch: bool,
+    ) -> Vec<ProcId> {
+        let mut gone = Vec::new();
+        for (proc, record) in records {
+            let (Some(main), Some(group)) = (Pid::new(record.main), Pid::new(record.group)) else {
+                gone.push(proc);
+                continue;
+            };
+            let pidfd = match Identity::open(main, record.identity) {
+                Ok(Some(pidfd)) => Some(pidfd),
+                Ok(None) => None,
+                Err(error) => {
+                    log::error!(target: &format!("watcher.{}", record.name), "pid {main} can't be looked at: {error}");
+                    None
+                }
+            };
+            if pidfd.is_none() {
+                gone.push(proc);
+            }
+            let watched = pidfd.filter(|_| watch || record.followed);
+            if let Some(pidfd) = &watched
+                && let Err(error) = epoll.add(pidfd, Token::Main(proc).pack(), Interest::Readable)
+            {
+                log::error!(target: &format!("watcher.{}", record.name), "pid {main} can't be watched: {error}");
+            }
+            self.by_pid.insert(main, proc);
+            self.by_group.insert(group, proc);
+            let process = Process {
+                slot: (WatcherId(record.watcher), record.wid),
+                generation: record.generation,
+                name: record.name,
+                identity: record.identity,
+                main,
+                group,
+                followed: watched,
+            };
+            self.by_proc.insert(proc, process);
+        }
+        gone
+    }
+
+    /// Forgets a process that is gone, nobody knows how.
+    pub fn lost(&mut self, epoll: &Epoll, proc: ProcId) -> Option<Ended> {
+        let main = self.by_proc.get(&proc)?.main;
+        self.by_pid.remove(&main);
+        self.forget(epoll, proc)
+    }
+
+    /// Whether there is a process of this worker and generation.
+    pub fn has(&self, watcher: &str, wid: u32, generation: u64) -> bool {
+        self.by_proc.values().any(|process| {
+            process.name == watcher && process.slot.1 == wid && process.generation == generation
+        })
     }
 
     /// Changes `[manager] env` for processes that are made from now on.
     pub fn set_manager_env(&mut self, env: Vec<(String, unit::At<String>)>) {
         self.manager_env = env;
+    }
+
+    /// Makes a process that is no worker.
+    pub fn spawn_program(&mut self, spawn: &Spawn<'_>) -> Result<Pid, SpawnError> {
+        self.spawner.spawn(spawn).map(|child| child.pid)
     }
 
     /// Makes a process.
@@ -182,7 +301,10 @@ impl Processes {
         let process = Process {
             slot: key,
             generation: job.generation,
-            spec: Rc::clone(&job.spec),
+            name: job.spec.name().to_owned(),
+            identity: self.keeps.then(|| {
+                Identity::of(child.pid, child.pidfd.as_fd(), self.spawner.has_pidfd_ids())
+            }),
             main: child.pid,
             group: child.pid,
             followed: None,
@@ -190,6 +312,7 @@ impl Processes {
         self.by_pid.insert(child.pid, job.proc);
         self.by_group.insert(child.pid, job.proc);
         self.by_proc.insert(job.proc, process);
+        self.dirty.insert(job.proc);
         Ok(supervise::Pid(child.pid.as_raw()))
     }
 
@@ -232,7 +355,7 @@ impl Processes {
     /// The unit that a process is of, for the log.
     pub fn name(&self, proc: ProcId) -> String {
         match self.by_proc.get(&proc) {
-            Some(process) => format!("watcher.{}", process.spec.name()),
+            Some(process) => format!("watcher.{}", process.name),
             None => "manager".into(),
         }
     }
@@ -301,6 +424,7 @@ impl Processes {
 
     fn forget(&mut self, epoll: &Epoll, proc: ProcId) -> Option<Ended> {
         let process = self.by_proc.remove(&proc)?;
+        self.dirty.insert(proc);
         self.by_group.remove(&process.group);
         if let Some(pidfd) = &process.followed {
             // Closing it would not take it out of the set if a child held a copy.
@@ -308,7 +432,7 @@ impl Processes {
         }
         Some(Ended {
             group: process.group,
-            watcher: process.spec.name().to_owned(),
+            watcher: process.name,
             wid: process.slot.1,
             generation: process.generation,
         })
@@ -374,7 +498,12 @@ impl Processes {
         epoll.add(&pidfd, Token::Main(proc).pack(), Interest::Readable)?;
         self.by_pid.remove(&process.main);
         process.main = pid;
+        if self.keeps {
+            let has_ids = self.spawner.has_pidfd_ids();
+            process.identity = Some(Identity::of(pid, pidfd.as_fd(), has_ids));
+        }
         process.followed = Some(pidfd);
+        self.dirty.insert(proc);
         self.by_pid.insert(pid, proc);
         Ok(())
     }

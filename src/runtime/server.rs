@@ -13,9 +13,10 @@ use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::socket::Bound;
 use crate::sys::{output, unix, users};
 use crate::unit::parse_signal;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +46,10 @@ pub enum Asked {
         request: RequestId,
         no_wait: bool,
         progress: bool,
+    },
+    Upgrade {
+        request: RequestId,
+        no_wait: bool,
     },
 }
 
@@ -397,6 +402,18 @@ impl Server {
         }
     }
 
+    /// Answers a request that the supervisor knows nothing of.
+    pub fn answer_request(
+        &mut self,
+        epoll: &Epoll,
+        request: RequestId,
+        reply: &Result<Reply, Failure>,
+    ) {
+        if let Some(number) = self.by_request.get(&request).copied() {
+            self.answer(epoll, number, reply);
+        }
+    }
+
     /// Answers the request that a connection has under way.
     pub fn answer(&mut self, epoll: &Epoll, number: u64, reply: &Result<Reply, Failure>) {
         let Some(connection) = self.connections.get_mut(&number) else {
@@ -454,12 +471,125 @@ impl Server {
         }
     }
 
+    /// The socket on which it listens.
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.listener.as_ref()?.socket.as_fd())
+    }
+
+    /// The file of that socket.
+    pub fn node(&self) -> Option<&Node> {
+        self.listener.as_ref()?.node.as_ref()
+    }
+
+    /// What an upgrade needs to know of it.
+    pub fn record(&self) -> ServerRecord {
+        let connections = self.connections.iter().map(|(number, connection)| {
+            let waiting = connection.waiting.as_ref();
+            ConnectionRecord {
+                number: *number,
+                unread: connection.decoder.unread().to_vec(),
+                unsent: connection.out[connection.sent..].to_vec(),
+                waiting: waiting.map(|waiting| {
+                    let changes = waiting.changes.clone();
+                    (waiting.request, waiting.oneway, changes)
+                }),
+                at_end: connection.at_end,
+                closing: connection.closing,
+            }
+        });
+        ServerRecord {
+            connections: connections.collect(),
+            next_connection: self.next_connection,
+            next_request: self.next_request,
+        }
+    }
+
+    /// The connections, each with the name that it is handed on by.
+    pub fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let all = self.connections.iter();
+        all.map(|(number, connection)| (name_of(*number), connection.stream.as_fd()))
+            .collect()
+    }
+
+    /// A server on the socket of another manager; after an upgrade with its connections too.
+    pub fn adopt(
+        epoll: &Epoll,
+        listener: Option<(OwnedFd, Option<Node>)>,
+        gid: Option<u32>,
+        record: ServerRecord,
+        fds: &mut BTreeMap<String, OwnedFd>,
+    ) -> Server {
+        let mut server = Server::new(None, gid);
+        server.listener = listener.map(|(fd, node)| Listener {
+            socket: fd.into(),
+            node,
+        });
+        server.next_connection = record.next_connection;
+        server.next_request = record.next_request;
+        for record in record.connections {
+            let Some(fd) = fds.remove(&name_of(record.number)) else {
+                continue;
+            };
+            let mut decoder = Decoder::new();
+            decoder.feed(&record.unread);
+            let mut connection = Connection {
+                stream: fd.into(),
+                decoder,
+                out: record.unsent,
+                sent: 0,
+                waiting: record.waiting.map(|(request, oneway, changes)| Waiting {
+                    request,
+                    oneway,
+                    changes,
+                }),
+                at_end: record.at_end,
+                closing: record.closing,
+                interest: None,
+            };
+            connection.update_interest(epoll, record.number);
+            match &connection.waiting {
+                Some(waiting) => {
+                    server.by_request.insert(waiting.request, record.number);
+                }
+                // It may have sent its next request already.
+                None => server.answered.push(record.number),
+            }
+            server.connections.insert(record.number, connection);
+        }
+        server
+    }
+
     /// The last thing before the end: whoever waits for an answer gets it, if the socket takes it at once.
     pub fn finish(&mut self) {
         for connection in self.connections.values_mut() {
             connection.write();
         }
     }
+}
+
+/// What an upgrade needs to know of the control socket.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct ServerRecord {
+    connections: Vec<ConnectionRecord>,
+    next_connection: u64,
+    next_request: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ConnectionRecord {
+    number: u64,
+    /// What has come of a request that is not complete.
+    unread: Vec<u8>,
+    /// What is left of an answer.
+    unsent: Vec<u8>,
+    waiting: Option<(RequestId, bool, Option<Vec<ChangeDocument>>)>,
+    at_end: bool,
+    closing: bool,
+}
+
+/// What a connection is handed on by.
+fn name_of(connection: u64) -> String {
+    format!("c{connection}")
 }
 
 impl Drop for Server {
@@ -595,10 +725,11 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
                 progress,
             });
         }
-        call @ Call::Upgrade { .. } => {
-            return Err(Err(Failure::MethodNotImplemented {
-                method: call.method().to_owned(),
-            }));
+        Call::Upgrade { wait } => {
+            return Ok(Asked::Upgrade {
+                request: id,
+                no_wait: !wait,
+            });
         }
     };
     Ok(Asked::Event(Event::Command {

@@ -1,14 +1,17 @@
 //! From the command line to a running manager. A start that fails leaves nothing behind.
 
+use super::adopt::{Estate, adopt};
 use super::inherited::Inherited;
+use super::keeper::Taken;
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
 use super::parent::{self, Parent};
 use super::processes::Processes;
+use super::record::{Home, Keeping};
 use super::server::Server;
 use super::units::rendered;
-use super::vault::{Beginning, Vault};
-use super::{Manager, System, clock, logger};
+use super::vault::Vault;
+use super::{Beginning, Manager, System, clock, logger};
 use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
@@ -16,12 +19,14 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::signals::SignalFd;
 use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
-use crate::sys::{output, process};
-use crate::unit::{self, Search};
+use crate::sys::{fork, output, process};
+use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Signals that the manager takes as events; the ones it has no use for are among them, since their default would kill it.
 const SIGNALS: [i32; 7] = [
@@ -92,78 +97,164 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+/// What every manager needs, however it begins.
+pub struct Base {
+    pub signals: SignalFd,
+    /// The environment that workers may get.
+    pub environment: Vec<(OsString, OsString)>,
+    pub spawner: Spawner,
+    /// The limit of open descriptors before it was raised.
+    pub nofile: Option<(u64, u64)>,
+    pub search: Search,
+    pub program: Option<PathBuf>,
+    /// How often the parent wants to hear of us.
+    pub watchdog: Option<Duration>,
+}
+
 /// Runs the manager until it has ended; the answer is its exit code.
 pub fn run(options: &Options) -> Result<i32, StartError> {
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&SIGNALS).map_err(|error| failed("signals", &error))?;
-    let environment_of_manager = plan::inheritable(System::new().environment());
+    let handed = Estate::handed().map_err(StartError::Other)?;
     let mut inherited = Inherited::receive();
     let watchdog = parent::watchdog();
     output::fill_standard().map_err(|error| failed("stdin, stdout, stderr", &error))?;
     // What is made from here on is the manager's alone.
-    let mut vault = Vault::open(options.keeper).map_err(|error| failed("the keeper", &error))?;
+    let vault = match &handed {
+        Some(estate) => Ok(Vault::handed_on(estate.held())),
+        None => Vault::open(options.keeper),
+    };
+    let mut vault = vault.map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
+    logger::init(LogLevel::Info, LogFormat::Text);
 
+    let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
+    let nofile = match process::raise_fd_limit() {
+        Ok((soft, hard)) => {
+            spawner.restore_nofile(soft, hard);
+            Some((soft, hard))
+        }
+        Err(error) => {
+            log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
+            None
+        }
+    };
+    if process::Pid::own().as_raw() != 1 {
+        process::set_subreaper().map_err(|error| failed("becoming a subreaper", &error))?;
+    }
+    let base = Base {
+        signals,
+        environment: plan::inheritable(System::new().environment()),
+        spawner,
+        nofile,
+        search: options.search.clone(),
+        program: fork::program(),
+        watchdog,
+    };
+    let estate = match handed {
+        Some(estate) => Some(estate),
+        None => vault
+            .take_over(&mut inherited)
+            .map_err(|error| failed("taking over from an earlier manager", &error))
+            .and_then(|taken| left(&mut vault, taken))?,
+    };
+    let (manager, beginning) = match estate {
+        Some(estate) => {
+            let (manager, arrears) = adopt(base, vault, estate)?;
+            (manager, Beginning::Again(arrears))
+        }
+        None => {
+            let manager = start(options, base, vault, inherited)?;
+            (manager, Beginning::Fresh)
+        }
+    };
+    manager
+        .run(beginning)
+        .map_err(|error| failed("the event loop", &error))
+}
+
+/// What an earlier manager has left, if it is of any use.
+fn left(vault: &mut Vault, taken: Option<Taken>) -> Result<Option<Estate>, StartError> {
+    let Some(Taken { held, stop }) = taken else {
+        return Ok(None);
+    };
+    let names: Vec<String> = held.keys().cloned().collect();
+    let estate = Estate::read(held, stop).map_err(|reason| {
+        StartError::Other(format!(
+            "what an earlier manager has left can't be read: {reason}"
+        ))
+    })?;
+    if estate.is_none() {
+        log::warn!(target: "manager", "an earlier manager died before it had begun; this one begins anew");
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        vault.release(&names);
+    }
+    Ok(estate)
+}
+
+/// A manager that begins with nothing but the unit files.
+fn start(
+    options: &Options,
+    base: Base,
+    vault: Vault,
+    mut inherited: Inherited,
+) -> Result<Manager, StartError> {
     let plan = read(&options.search)?;
-    logger::init(plan.manager.log_level, plan.manager.log_format);
+    logger::set(plan.manager.log_level, plan.manager.log_format);
     if plan.watchers.is_empty() && plan.sockets.is_empty() {
         log::warn!(target: "manager", "there are no units: nothing is going to run");
     }
 
-    let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
-    match process::raise_fd_limit() {
-        Ok((soft, hard)) => spawner.restore_nofile(soft, hard),
-        Err(error) => {
-            log::warn!(target: "manager", "the limit of open files could not be raised: {error}")
-        }
-    }
-    match vault.take_over(&mut inherited) {
-        Ok(Beginning::Fresh) => {}
-        Ok(Beginning::Adopt(_)) => {
-            log::warn!(target: "manager", "what an earlier manager has left can't be taken over yet");
-        }
-        Err(error) => return Err(failed("taking over from an earlier manager", &error)),
-    }
-    if process::Pid::own().as_raw() != 1 {
-        process::set_subreaper().map_err(|error| failed("becoming a subreaper", &error))?;
-    }
-
-    let server = Server::new(bind_control(options, &plan)?, plan.control_gid);
+    let control = bind_control(options, &plan)?;
+    let control_path = control.as_ref().map(|(_, path)| path.clone());
+    let server = Server::new(control, plan.control_gid);
     let (listeners, unbound) =
         Listeners::bind_all(&plan, &mut inherited).map_err(StartError::Sockets)?;
     inherited.close_rest();
 
     let now = clock();
-    let parent = Parent::new(&vault, watchdog, now);
+    let parent = Parent::new(&vault, base.watchdog, now);
     let settings = Settings {
         log_level: plan.manager.log_level,
         parent: parent.listens(),
     };
     let supervisor = Supervisor::new(&plan, &unbound, settings);
-    let manager = Manager {
+    let mut processes = Processes::new(base.spawner, base.environment, plan.manager.env.clone());
+    let keeping = Keeping::begin(vault).map_err(|error| failed("the ledger", &error))?;
+    if keeping.is_on() {
+        processes.keep();
+    }
+    let home = Home {
+        version: env!("CARGO_PKG_VERSION").into(),
+        started: std::time::SystemTime::now(),
+        nofile: base.nofile,
+        control: control_path.map(|path| (path, server.node().cloned())),
+    };
+    Ok(Manager {
         epoll: Epoll::new().map_err(|error| failed("epoll", &error))?,
-        signals,
+        signals: base.signals,
         notify: NotifySocket::bind_autobind()
             .map_err(|error| failed("the notify socket", &error))?,
         parent,
-        vault,
+        keeping,
+        home,
+        program: base.program,
+        upgrade: None,
+        executing: None,
         listeners,
-        search: options.search.clone(),
+        search: base.search,
         own_requests: BTreeSet::new(),
-        processes: Processes::new(spawner, environment_of_manager, plan.manager.env.clone()),
+        processes,
         leftovers: Leftovers::default(),
         server,
         supervisor,
-        started: std::time::SystemTime::now(),
+        watchdog: base.watchdog,
         jobs: VecDeque::new(),
         effects: Vec::new(),
         exits_left: false,
         trim: Some(now),
         finished: None,
-    };
-    manager
-        .run(plan)
-        .map_err(|error| failed("the event loop", &error))
+    })
 }
 
 /// Unit files to a plan. Warnings go to stderr at once, since there is no log yet.
@@ -210,6 +301,6 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
     }
 }
 
-fn failed(what: &str, error: &io::Error) -> StartError {
+pub fn failed(what: &str, error: &io::Error) -> StartError {
     StartError::Other(format!("{what}: {error}"))
 }

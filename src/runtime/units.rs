@@ -95,13 +95,13 @@ impl Manager {
     /// What of `[manager]` is the runtime's.
     fn set_manager(&mut self, plan: &Plan, changes: &[Change]) {
         let manager = &plan.manager;
-        logger::set_level(manager.log_level);
+        logger::set(manager.log_level, manager.log_format);
         self.processes.set_manager_env(manager.env.clone());
         let changed = changes.iter().find(|change| change.unit == Unit::Manager);
         let keys = changed.filter(|change| change.action == Action::Set);
         for key in keys.iter().flat_map(|change| &change.keys) {
             match key.as_str() {
-                "control" | "log_format" => {
+                "control" => {
                     log::warn!(target: "manager", "`[manager] {key}` has changed, which takes a new start of the manager");
                 }
                 "control_mode" | "control_group" => {

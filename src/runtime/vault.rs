@@ -24,15 +24,6 @@ pub enum Vault {
     Systemd(Store),
 }
 
-/// How a manager begins.
-#[derive(Debug)]
-pub enum Beginning {
-    /// There is nothing to take over.
-    Fresh,
-    /// An earlier manager has left this.
-    Adopt(Taken),
-}
-
 impl Vault {
     /// Finds out who keeps what. With `with_keeper`, and where nobody else would do it, this process becomes a keeper, and
     /// what returns is its child: before that nothing may be made that the two must not share, the limit of open
@@ -50,8 +41,31 @@ impl Vault {
         Ok(Vault::Nobody)
     }
 
+    /// The one that our former self had, whose place we take by an upgrade: all that it held is held already. Of systemd's
+    /// store these are the names.
+    pub fn handed_on(held: impl IntoIterator<Item = String>) -> Vault {
+        if let Some(link) = Link::handed_on() {
+            return Vault::Keeper(link);
+        }
+        match Store::offered() {
+            Some(mut store) => {
+                store.held = held.into_iter().collect();
+                Vault::Systemd(store)
+            }
+            None => Vault::Nobody,
+        }
+    }
+
+    /// What tells our next self of the link, as a variable.
+    pub fn link_variable(&self) -> Option<(&'static str, String)> {
+        match self {
+            Vault::Keeper(link) => Some((keeper::VARIABLE, link.number().to_string())),
+            Vault::Nobody | Vault::Systemd(_) => None,
+        }
+    }
+
     /// Receives what an earlier manager has left.
-    pub fn take_over(&mut self, inherited: &mut Inherited) -> io::Result<Beginning> {
+    pub fn take_over(&mut self, inherited: &mut Inherited) -> io::Result<Option<Taken>> {
         let taken = match self {
             Vault::Nobody => Taken::default(),
             Vault::Keeper(link) => link.take_over()?,
@@ -62,9 +76,9 @@ impl Vault {
             }
         };
         if taken.held.is_empty() && taken.stop.is_none() {
-            return Ok(Beginning::Fresh);
+            return Ok(None);
         }
-        Ok(Beginning::Adopt(taken))
+        Ok(Some(taken))
     }
 
     /// Says that the manager ends for good, and that nothing is to be taken over.

@@ -1,7 +1,7 @@
 //! Other units than before: what becomes of each. The rules stand at the head of [`super`].
 
 use super::request::{Begun, Want};
-use super::state::{Edition, Goal, Watcher};
+use super::state::{Binding, Edition, Goal, Watcher};
 use super::time::Due;
 use super::{
     Effect, ParentNotice, Refusal, SocketId, Supervisor, Turn, WatcherId, WatcherState, new_socket,
@@ -31,6 +31,12 @@ impl Supervisor {
             sockets,
             watchers,
         }
+    }
+
+    /// Whether a socket is bound, as far as is known.
+    pub fn is_bound(&self, id: SocketId) -> bool {
+        let socket = self.sockets.get(&id);
+        socket.is_some_and(|socket| matches!(socket.binding, Binding::Bound))
     }
 
     /// Why there can't be an apply now, if so.

@@ -151,6 +151,21 @@ impl Supervisor {
         self.record(sink);
     }
 
+    /// Takes everything for recorded: nobody is going to ask.
+    pub fn forget_changes(&mut self) {
+        self.dirty = Dirty::default();
+    }
+
+    /// The group that may use the control socket.
+    pub fn control_gid(&self) -> Option<u32> {
+        self.control_gid
+    }
+
+    /// The `[manager]` table.
+    pub fn manager(&self) -> &unit::Manager {
+        &self.manager
+    }
+
     fn manager_record(&mut self) -> Vec<u8> {
         let record = ManagerRecord {
             manager: self.manager.clone(),

@@ -1,7 +1,7 @@
 //! Making two processes of this one: fork(2).
 
 use super::process::{self, Pid};
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -70,6 +70,14 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Becomes another program; returns only if that fails, and why.
+pub fn execute(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
+    match nix::unistd::execve(path, argv, env) {
+        Err(errno) => errno.into(),
+        Ok(never) => match never {},
     }
 }
 

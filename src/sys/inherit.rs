@@ -37,6 +37,27 @@ pub fn listen_fds() -> Vec<(OwnedFd, String)> {
         .collect()
 }
 
+/// Takes a descriptor by its number, which this program was told of by the one that has executed it; CLOEXEC from now on.
+/// `None` if it is not open, or one of the standard ones. Each may be taken once.
+pub fn take(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_SETFD takes no pointers, and fails for what is not open.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: it is open, and our former self gave it to us.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets a descriptor survive the next exec, or not.
+pub fn set_inheritable(fd: BorrowedFd<'_>, inheritable: bool) -> std::io::Result<()> {
+    let flags = if inheritable { 0 } else { libc::FD_CLOEXEC };
+    // SAFETY: F_SETFD takes no pointers.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, flags) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Takes the socket whose number an environment variable holds, if it is what [`unix::message_pair`] makes and this
 /// process's parent made it; CLOEXEC from now on. A second call finds nothing.
 pub fn message_socket(variable: &str) -> Option<OwnedFd> {

@@ -68,6 +68,11 @@ impl NotifySocket {
                 size_of::<libc::sa_family_t>() as libc::socklen_t,
             )
         })?;
+        NotifySocket::adopt(fd)
+    }
+
+    /// Goes on with a socket that another manager has bound in this way.
+    pub fn adopt(fd: OwnedFd) -> io::Result<NotifySocket> {
         let address = nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(fd.as_raw_fd())?;
         let name = address
             .as_abstract()

@@ -98,6 +98,46 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What no other process of this boot has, whatever its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Identity {
+    /// The inode of its pidfd, where those are never used twice (pidfs, Linux 6.9).
+    Inode(u64),
+    /// When it started, in the kernel's ticks.
+    Start(u64),
+    /// Nobody could tell.
+    Unknown,
+}
+
+impl Identity {
+    /// That of a process that is alive, or a zombie.
+    pub fn of(pid: Pid, pidfd: impl AsFd, has_pidfd_ids: bool) -> Identity {
+        let inode = has_pidfd_ids
+            .then(|| nix::sys::stat::fstat(pidfd).ok())
+            .flatten();
+        match inode {
+            Some(found) => Identity::Inode(found.st_ino),
+            None => started_at(pid).map_or(Identity::Unknown, Identity::Start),
+        }
+    }
+
+    /// A pidfd of the process that has this number, if it is the one that is meant.
+    pub fn open(pid: Pid, identity: Option<Identity>) -> io::Result<Option<OwnedFd>> {
+        let pidfd = match pidfd_open(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_same = match identity {
+            None | Some(Identity::Unknown) => true,
+            Some(Identity::Inode(inode)) => nix::sys::stat::fstat(&pidfd)?.st_ino == inode,
+            // Asked for after the pidfd was opened: what it says is of that process, or of none.
+            Some(Identity::Start(start)) => started_at(pid).is_ok_and(|found| found == start),
+        };
+        Ok(is_same.then_some(pidfd))
+    }
+}
+
 /// Some child that has ended, left as a zombie so that its pid stays taken; `None` if there is none. The same one is
 /// seen again until it is [reaped](reap).
 pub fn peek_exit() -> io::Result<Option<(Pid, Exit)>> {
@@ -184,10 +224,20 @@ fn id_or_foreign(id: i32) -> io::Result<Pid> {
 
 /// The manager's own direct children, zombies among them, in order of number. Needs /proc.
 pub fn children() -> io::Result<Vec<Pid>> {
-    match listed_children(Pid::own()) {
+    children_of(Pid::own())
+}
+
+/// The direct children of a process, zombies among them, in order of number. Needs /proc.
+pub fn children_of(pid: Pid) -> io::Result<Vec<Pid>> {
+    match listed_children(pid) {
         Ok(children) => Ok(children),
-        Err(_) => Ok(family_tree()?.remove(&Pid::own()).unwrap_or_default()),
+        Err(_) => Ok(family_tree()?.remove(&pid).unwrap_or_default()),
     }
+}
+
+/// Our parent; `None` if it is in an outer pid namespace.
+pub fn parent() -> Option<Pid> {
+    Pid::new(nix::unistd::getppid().as_raw())
 }
 
 /// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks at
@@ -363,11 +413,29 @@ pub fn name_of(pid: Pid) -> Option<String> {
 /// that process; where that is missing, it has not. At most the first MiB is looked at. A process in the middle of its
 /// exec has none for a moment, which a program just [spawned](super::spawn::Spawner::spawn) may be.
 pub fn environ_has(pid: Pid, variables: &[(&str, &str)]) -> bool {
+    environ(pid).is_ok_and(|text| environment_has(&text, variables))
+}
+
+/// The values of these variables in the environment that a process was started with, if it has all of them.
+pub fn environ_of<const N: usize>(pid: Pid, names: [&str; N]) -> Option<[String; N]> {
+    let text = environ(pid).ok()?;
+    let value = |name: &str| {
+        let entry = text.split(|byte| *byte == 0).find_map(|entry| {
+            let rest = entry.strip_prefix(name.as_bytes())?;
+            rest.strip_prefix(b"=")
+        });
+        entry.and_then(|value| String::from_utf8(value.to_vec()).ok())
+    };
+    let values: Vec<String> = names.iter().filter_map(|name| value(name)).collect();
+    values.try_into().ok()
+}
+
+fn environ(pid: Pid) -> io::Result<Vec<u8>> {
     const LIMIT: u64 = 1 << 20;
     let mut text = Vec::new();
-    let read = fs::File::open(format!("/proc/{pid}/environ"))
-        .and_then(|file| file.take(LIMIT).read_to_end(&mut text));
-    read.is_ok() && environment_has(&text, variables)
+    let file = fs::File::open(format!("/proc/{pid}/environ"))?;
+    file.take(LIMIT).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 fn environment_has(environment: &[u8], variables: &[(&str, &str)]) -> bool {

@@ -8,7 +8,7 @@ use crate::sys::process::{Exit, Pid};
 use crate::sys::unix::{self, Received};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a new manager waits for what is held.
@@ -70,6 +70,16 @@ impl Link {
     /// The link to the keeper that has started this process to take over from another manager, if one has.
     pub fn inherited() -> Option<Link> {
         inherit::message_socket(VARIABLE).map(|socket| Link::new(socket, false))
+    }
+
+    /// The link of the program that has executed this one in its place: there is nothing to take over by it.
+    pub fn handed_on() -> Option<Link> {
+        inherit::message_socket(VARIABLE).map(|socket| Link::new(socket, true))
+    }
+
+    /// Its descriptor's number, which survives an exec if that is asked for.
+    pub fn number(&self) -> i32 {
+        self.socket.as_raw_fd()
     }
 
     /// Receives all that is held: nothing for the first manager. Nothing else may be asked of the keeper before. The limit of

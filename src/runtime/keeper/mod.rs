@@ -68,9 +68,9 @@ const STOP: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
 
 /// The pause before a new manager: none, then the first of these, doubled each time up to the second, until one has lived
 /// as long as the third.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_millis(100);
 
 /// The most descriptors that are held.
 const MOST_HELD: usize = 1 << 16;

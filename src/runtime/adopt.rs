@@ -1,0 +1,265 @@
+//! Going on where another manager has ended: after an upgrade, or after its death.
+
+use super::ledger::Ledger;
+use super::leftovers::Leftovers;
+use super::listeners::Listeners;
+use super::parent::Parent;
+use super::processes::Processes;
+use super::record::{CONTROL, Home, Keeping, LEDGER, NOTIFY, Records};
+use super::server::Server;
+use super::start::{Base, StartError, failed};
+use super::vault::Vault;
+use super::{Manager, clock, logger, upgrade};
+use crate::control::call::Reply;
+use crate::supervise::{Event, Exit, ProcId, RequestId, Settings, SocketId, Supervisor};
+use crate::sys::epoll::Epoll;
+use crate::sys::notify::NotifySocket;
+use crate::sys::process;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+
+/// What is left of another manager.
+pub struct Estate {
+    /// The ledger to go on with, if anybody keeps it.
+    pub ledger: Option<Ledger>,
+    pub records: Records,
+    /// Descriptors by the names that they were held by.
+    pub fds: BTreeMap<String, OwnedFd>,
+    /// It was executed anew, and is this very process.
+    pub is_upgrade: bool,
+    /// A signal to stop that it may have had no time to act on.
+    pub stop: Option<i32>,
+}
+
+impl Estate {
+    /// What our former self has handed on, if this is an upgrade.
+    pub fn handed() -> Result<Option<Estate>, String> {
+        let Some(state) = upgrade::inherited()? else {
+            return Ok(None);
+        };
+        let records = Records::read(state)?.ok_or("there is no state in what was handed on")?;
+        let mut fds = upgrade::handed(&records);
+        let ledger = match fds.remove(LEDGER) {
+            None => None,
+            Some(fd) => Some(Ledger::open(fd).map_err(|error| error.to_string())?.0),
+        };
+        Ok(Some(Estate {
+            ledger,
+            records,
+            fds,
+            is_upgrade: true,
+            stop: None,
+        }))
+    }
+
+    /// The names of what is held for it.
+    pub fn held(&self) -> Vec<String> {
+        let own = self.fds.keys().cloned();
+        let ledger = self.ledger.iter().map(|_| LEDGER.to_owned());
+        own.chain(ledger).collect()
+    }
+
+    /// Looks at what was held. `None` if nothing of it is of any use: its manager had not begun.
+    pub fn read(
+        mut fds: BTreeMap<String, OwnedFd>,
+        stop: Option<i32>,
+    ) -> Result<Option<Estate>, String> {
+        let Some(ledger) = fds.remove(LEDGER) else {
+            return Ok(None);
+        };
+        let (ledger, state) = Ledger::open(ledger).map_err(|error| error.to_string())?;
+        let Some(records) = Records::read(state)? else {
+            return Ok(None);
+        };
+        Ok(Some(Estate {
+            ledger: Some(ledger),
+            records,
+            fds,
+            is_upgrade: false,
+            stop,
+        }))
+    }
+}
+
+/// The supervisor that `records` are of.
+pub fn restore(records: &mut Records, parent: bool) -> Result<Supervisor, String> {
+    let settings = Settings {
+        log_level: crate::unit::LogLevel::Info,
+        parent,
+    };
+    let records = std::mem::take(&mut records.supervisor);
+    Supervisor::restore(records, settings).map_err(|error| error.to_string())
+}
+
+/// A manager that goes on with what another has left, and what it has to do first.
+pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrears), StartError> {
+    let Estate {
+        ledger,
+        mut records,
+        mut fds,
+        is_upgrade,
+        stop,
+    } = estate;
+    let handover = records.handover.take().unwrap_or_default();
+    let now = clock();
+    let watchdog = match is_upgrade {
+        true => handover.watchdog,
+        false => base.watchdog,
+    };
+    let parent = Parent::new(&vault, watchdog, now);
+    let supervisor = restore(&mut records, parent.listens()).map_err(StartError::Other)?;
+    let settings = supervisor.manager();
+    logger::set(settings.log_level, settings.log_format);
+    let epoll = Epoll::new().map_err(|error| failed("epoll", &error))?;
+
+    let listeners = Listeners::adopt(records.listeners, &mut fds, &supervisor);
+    let is_kept_by_keeper = matches!(vault, Vault::Keeper(_));
+    let mut spawner = base.spawner;
+    let nofile = if is_upgrade {
+        records.home.nofile
+    } else {
+        base.nofile
+    };
+    if let Some((soft, hard)) = nofile {
+        spawner.restore_nofile(soft, hard);
+    }
+    let mut processes = Processes::new(spawner, base.environment, settings.env.clone());
+    // Of our own children, and of those that the keeper has, we are told.
+    let watch = !is_upgrade && !is_kept_by_keeper;
+    let gone = processes.adopt(&epoll, records.processes, watch);
+    let mut leftovers = Leftovers::default();
+    let foster = (!is_upgrade).then(process::parent).flatten();
+    leftovers.adopt(records.leftovers, foster);
+    if !is_upgrade {
+        leftovers.kill_unknown(&processes);
+    }
+
+    let notify = match fds.remove(NOTIFY) {
+        Some(fd) => NotifySocket::adopt(fd),
+        None => NotifySocket::bind_autobind(),
+    };
+    let notify = notify.map_err(|error| failed("the notify socket", &error))?;
+    let (_, node) = records.home.control.clone().unzip();
+    let control = fds.remove(CONTROL).map(|fd| (fd, node.flatten()));
+    if control.is_none() && records.home.control.is_some() {
+        log::error!(target: "manager", "the control socket was not held: no command reaches this manager");
+    }
+    let gid = supervisor.control_gid();
+    let server = Server::adopt(&epoll, control, gid, handover.server, &mut fds);
+
+    let held = listeners.ids().into_iter().map(|id| {
+        let names = listeners.descriptors(id).into_iter().map(|(name, _)| name);
+        (id, names.collect())
+    });
+    let held: HashMap<SocketId, Vec<String>> = held.collect();
+    let mut vault = vault;
+    let unknown: Vec<&str> = fds.keys().map(String::as_str).collect();
+    if !unknown.is_empty() && !is_upgrade {
+        log::debug!(target: "manager", "{} descriptors that were held are of no use", unknown.len());
+        vault.release(&unknown);
+    }
+    let keeping = Keeping::go_on(vault, ledger, held);
+    if keeping.is_on() {
+        processes.keep();
+    }
+    let manager = Manager {
+        epoll,
+        signals: base.signals,
+        notify,
+        parent,
+        keeping,
+        home: Home {
+            version: env!("CARGO_PKG_VERSION").into(),
+            nofile,
+            ..records.home
+        },
+        program: base.program,
+        upgrade: None,
+        executing: None,
+        listeners,
+        search: base.search,
+        own_requests: handover.own_requests,
+        processes,
+        leftovers,
+        server,
+        supervisor,
+        watchdog,
+        jobs: VecDeque::new(),
+        effects: Vec::new(),
+        exits_left: true,
+        trim: Some(now),
+        finished: None,
+    };
+    let arrears = Arrears {
+        gone,
+        is_upgrade,
+        stop,
+        upgrades: handover.upgrades,
+    };
+    Ok((manager, arrears))
+}
+
+/// What a new manager has to do first.
+pub struct Arrears {
+    /// Processes that have ended without anybody to see it.
+    gone: Vec<ProcId>,
+    is_upgrade: bool,
+    stop: Option<i32>,
+    /// Requests that ask for nothing but this.
+    upgrades: Vec<RequestId>,
+}
+
+impl Manager {
+    /// Takes up the work.
+    pub(super) fn go_on(&mut self, arrears: Arrears) {
+        let what = if arrears.is_upgrade {
+            "upgraded"
+        } else {
+            "taken over from a manager that died"
+        };
+        log::info!(target: "manager", "{what}: this is version {}, with {} running workers", env!("CARGO_PKG_VERSION"), self.processes.ids().len() - arrears.gone.len());
+        let mut effects = Vec::new();
+        self.supervisor
+            .resume(clock(), arrears.is_upgrade, &mut effects);
+        let events: Vec<Event> = effects
+            .into_iter()
+            .filter_map(|effect| self.carry_out(effect))
+            .collect();
+        for event in events {
+            self.dispatch(event);
+        }
+        for proc in arrears.gone {
+            let Some(ended) = self.processes.lost(&self.epoll, proc) else {
+                continue;
+            };
+            self.leftovers.add(proc, ended);
+            let exit = Exit::Unknown;
+            self.dispatch(Event::Exited { proc, exit });
+            self.leftovers.look(proc);
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        for request in arrears.upgrades {
+            let message = Some(format!("upgraded: the manager is version {version} now"));
+            let reply = Ok(Reply::Done { message });
+            if !self.own_requests.remove(&request) {
+                self.server.answer_request(&self.epoll, request, &reply);
+            }
+        }
+        self.save_home();
+        if arrears.stop.is_some() {
+            self.dispatch(Event::Terminate);
+        }
+    }
+}
+
+/// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why.
+pub fn probe(state: super::ledger::State) -> Result<(), String> {
+    let records = Records::read(state)?;
+    let mut records = records.ok_or("there is no state in it")?;
+    let supervisor = restore(&mut records, false)?;
+    let known: BTreeSet<SocketId> = records.listeners.keys().copied().collect();
+    match known.iter().find(|id| supervisor.socket(**id).is_none()) {
+        Some(id) => Err(format!("its socket {} is of no unit", id.0)),
+        None => Ok(()),
+    }
+}

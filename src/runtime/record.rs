@@ -1,0 +1,285 @@
+//! What the next manager needs to know of this one, beside what [`crate::supervise`] records of itself.
+//!
+//! At the end of each turn that has changed anything, all of it is committed to the [`Ledger`] at once. Descriptors are
+//! handed to the [`Vault`] after that: a socket that is recorded and not held is bound anew, while one that is held and
+//! not recorded would keep its address from everybody.
+
+use super::ledger::Ledger;
+use super::leftovers::LeftoverRecord;
+use super::listeners::ListenerRecord;
+use super::node::Node;
+use super::processes::ProcessRecord;
+use super::server::ServerRecord;
+use super::vault::Vault;
+use super::{Manager, ledger};
+use crate::supervise::{Key, ProcId, RequestId, SocketId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// Names of descriptors in the vault that belong to no socket unit.
+pub const LEDGER: &str = "ledger";
+pub const NOTIFY: &str = "notify";
+pub const CONTROL: &str = "control";
+
+/// Where records of one kind begin.
+const PROCESS: &str = "process.";
+const LISTENER: &str = "listener.";
+const LEFTOVER: &str = "leftover.";
+
+/// Names of records of which there is one.
+const HOME: &str = "home";
+const HANDOVER: &str = "handover";
+
+/// What does not change as long as the manager runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Home {
+    /// Its version.
+    pub version: String,
+    pub started: SystemTime,
+    /// The limit of open descriptors that workers get, soft and hard.
+    pub nofile: Option<(u64, u64)>,
+    /// The control socket's path and file.
+    pub control: Option<(PathBuf, Option<Node>)>,
+}
+
+/// What an upgrade hands on that a crash loses.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Handover {
+    /// Descriptors: the name of each, and its number.
+    pub fds: Vec<(String, i32)>,
+    pub server: ServerRecord,
+    pub own_requests: BTreeSet<RequestId>,
+    /// The interval of the parent's watchdog.
+    pub watchdog: Option<Duration>,
+    /// Requests to upgrade, which are answered by the next manager.
+    pub upgrades: Vec<RequestId>,
+}
+
+/// Everything that is recorded, taken apart.
+#[derive(Debug)]
+pub struct Records {
+    pub home: Home,
+    pub supervisor: Vec<(Key, Vec<u8>)>,
+    pub listeners: BTreeMap<SocketId, ListenerRecord>,
+    pub processes: BTreeMap<ProcId, ProcessRecord>,
+    pub leftovers: BTreeMap<ProcId, LeftoverRecord>,
+    pub handover: Option<Handover>,
+}
+
+impl Records {
+    /// Takes a ledger's state apart. `None` if its manager died before it had recorded anything.
+    pub fn read(state: ledger::State) -> Result<Option<Records>, String> {
+        let Some(home) = state.get(HOME) else {
+            return Ok(None);
+        };
+        let mut records = Records {
+            home: read(HOME, home)?,
+            supervisor: Vec::new(),
+            listeners: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
+            handover: None,
+        };
+        for (name, bytes) in state {
+            let id = |text: &str| {
+                let number = text.parse::<u64>();
+                number.map_err(|_| format!("the name of the record `{name}` makes no sense"))
+            };
+            if let Ok(key) = name.parse::<Key>() {
+                records.supervisor.push((key, bytes));
+            } else if let Some(number) = name.strip_prefix(LISTENER) {
+                let number = u32::try_from(id(number)?).map_err(|error| error.to_string())?;
+                let listener = read(&name, &bytes)?;
+                records.listeners.insert(SocketId(number), listener);
+            } else if let Some(number) = name.strip_prefix(PROCESS) {
+                let process = read(&name, &bytes)?;
+                records.processes.insert(ProcId(id(number)?), process);
+            } else if let Some(number) = name.strip_prefix(LEFTOVER) {
+                let leftover = read(&name, &bytes)?;
+                records.leftovers.insert(ProcId(id(number)?), leftover);
+            } else if name == HANDOVER {
+                records.handover = Some(read(&name, &bytes)?);
+            } else if name != HOME {
+                return Err(format!(
+                    "there is a record `{name}`, which this version does not know"
+                ));
+            }
+        }
+        Ok(Some(records))
+    }
+}
+
+/// The ledger, and who keeps it and the descriptors.
+pub struct Keeping {
+    pub vault: Vault,
+    ledger: Option<Ledger>,
+    /// What the vault holds of each socket.
+    held: HashMap<SocketId, Vec<String>>,
+}
+
+impl Keeping {
+    /// Begins to record, if there is somebody to keep it. Without, the manager's end is the end of it all.
+    pub fn begin(vault: Vault) -> io::Result<Keeping> {
+        let mut keeping = Keeping {
+            vault,
+            ledger: None,
+            held: HashMap::new(),
+        };
+        if !matches!(keeping.vault, Vault::Nobody) {
+            let ledger = Ledger::create()?;
+            keeping.vault.hold(&[(LEDGER, ledger.fd())]);
+            keeping.ledger = Some(ledger);
+        }
+        Ok(keeping)
+    }
+
+    /// Goes on with the ledger of another manager.
+    pub fn go_on(
+        vault: Vault,
+        ledger: Option<Ledger>,
+        held: HashMap<SocketId, Vec<String>>,
+    ) -> Keeping {
+        Keeping {
+            vault,
+            ledger,
+            held,
+        }
+    }
+
+    /// The ledger, to be handed on.
+    pub fn ledger_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.ledger.as_ref().map(Ledger::fd)
+    }
+
+    /// Whether anything is recorded.
+    pub fn is_on(&self) -> bool {
+        self.ledger.is_some()
+    }
+}
+
+impl Manager {
+    /// Records what has changed since the last time.
+    pub(super) fn save(&mut self) {
+        if matches!(self.keeping.vault, Vault::Nobody) {
+            self.keeping.ledger = None;
+        }
+        let Some(ledger) = &mut self.keeping.ledger else {
+            self.supervisor.forget_changes();
+            self.listeners.take_dirty();
+            self.processes.take_dirty();
+            self.leftovers.take_dirty();
+            return;
+        };
+        let listeners = self.listeners.take_dirty();
+        self.supervisor.record(&mut |key, value| match value {
+            Some(value) => ledger.put(&key.to_string(), value),
+            None => ledger.delete(&key.to_string()),
+        });
+        for id in &listeners {
+            put(
+                ledger,
+                LISTENER,
+                u64::from(id.0),
+                self.listeners.record(*id),
+            );
+        }
+        for proc in self.processes.take_dirty() {
+            put(ledger, PROCESS, proc.0, self.processes.record(proc));
+        }
+        for proc in self.leftovers.take_dirty() {
+            put(ledger, LEFTOVER, proc.0, self.leftovers.record(proc));
+        }
+        if let Err(error) = ledger.commit() {
+            log::error!(target: "manager", "the state can't be recorded: {error}; if the manager dies now, the next one goes on from an older one");
+        }
+        self.hold(&listeners);
+        if self.keeping.vault.is_full() {
+            self.keeping.vault.flush();
+        }
+    }
+
+    /// Records what is recorded once.
+    pub(super) fn save_home(&mut self) {
+        let Some(ledger) = &mut self.keeping.ledger else {
+            return;
+        };
+        ledger.put(HOME, content(&self.home));
+        let mut fds: Vec<(&str, BorrowedFd<'_>)> = vec![(NOTIFY, self.notify.as_fd())];
+        fds.extend(self.server.listener().map(|fd| (CONTROL, fd)));
+        self.keeping.vault.hold(&fds);
+    }
+
+    /// Hands the vault what is new of these sockets, and has it let go of what is no more.
+    fn hold(&mut self, changed: &BTreeSet<SocketId>) {
+        let mut new: Vec<(String, BorrowedFd<'_>)> = Vec::new();
+        let mut gone: Vec<String> = Vec::new();
+        for id in changed {
+            let fds = self.listeners.descriptors(*id);
+            let before = self.keeping.held.remove(id).unwrap_or_default();
+            let now: Vec<String> = fds.iter().map(|(name, _)| name.clone()).collect();
+            gone.extend(before.iter().filter(|name| !now.contains(name)).cloned());
+            new.extend(fds.into_iter().filter(|(name, _)| !before.contains(name)));
+            if !now.is_empty() {
+                self.keeping.held.insert(*id, now);
+            }
+        }
+        if !new.is_empty() {
+            let new: Vec<_> = new.iter().map(|(name, fd)| (name.as_str(), *fd)).collect();
+            self.keeping.vault.hold(&new);
+        }
+        if !gone.is_empty() {
+            let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+            self.keeping.vault.release(&gone);
+        }
+    }
+
+    /// All of it in a ledger of its own, with what only an upgrade hands on.
+    pub(super) fn save_all(&mut self, handover: &Handover) -> io::Result<Ledger> {
+        let mut ledger = Ledger::create()?;
+        self.supervisor.record_all(&mut |key, value| {
+            if let Some(value) = value {
+                ledger.put(&key.to_string(), value);
+            }
+        });
+        for id in self.listeners.ids() {
+            put(
+                &mut ledger,
+                LISTENER,
+                u64::from(id.0),
+                self.listeners.record(id),
+            );
+        }
+        for proc in self.processes.ids() {
+            put(&mut ledger, PROCESS, proc.0, self.processes.record(proc));
+        }
+        for proc in self.leftovers.ids() {
+            put(&mut ledger, LEFTOVER, proc.0, self.leftovers.record(proc));
+        }
+        ledger.put(HOME, content(&self.home));
+        ledger.put(HANDOVER, content(handover));
+        ledger.commit()?;
+        Ok(ledger)
+    }
+}
+
+fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) {
+    let name = format!("{kind}{number}");
+    match record {
+        Some(record) => ledger.put(&name, content(&record)),
+        None => ledger.delete(&name),
+    }
+}
+
+fn content<T: Serialize>(value: &T) -> Vec<u8> {
+    // Plain data with keys of text: there is nothing in it that JSON could not hold.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn read<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| format!("record `{name}` can't be read: {error}"))
+}

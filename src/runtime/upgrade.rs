@@ -1,0 +1,318 @@
+//! Executing another version of the program in place, with everything that this one has.
+//!
+//! The new program is asked first whether it can read the state: it is run beside this one, with a copy of it
+//! (`tentpole probe-state 3`). Only if it says so, this process executes it. Until the exec itself nothing has changed, and
+//! if that fails too, this manager goes on.
+
+use super::adopt;
+use super::ledger::{Ledger, State};
+use super::record::{CONTROL, Handover, LEDGER, NOTIFY, Records};
+use super::{Manager, Time, clock};
+use crate::control::call::Failure;
+use crate::supervise::RequestId;
+use crate::sys::process::{self, Exit, Pid};
+use crate::sys::spawn::Spawn;
+use crate::sys::{fork, inherit, memory, output};
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Tells the new program the number of the ledger.
+pub const VARIABLE: &str = "TENTPOLE_UPGRADE";
+
+/// What the probe is called on the command line.
+pub const PROBE: &str = "probe-state";
+
+/// The probe's descriptor of the ledger.
+const PROBE_FD: i32 = 3;
+
+/// How long the probe may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most of what a probe says that is passed on, in bytes.
+const LONGEST_ANSWER: u64 = 2048;
+
+/// An upgrade that has begun.
+pub struct Upgrade {
+    /// Who asked, if anybody wants to know.
+    request: Option<RequestId>,
+    program: PathBuf,
+    probe: Pid,
+    /// What the probe says.
+    answer: File,
+    until: Time,
+}
+
+impl Manager {
+    /// Upgrades for a client, who is answered by this program if it comes to nothing, else by the next.
+    pub(super) fn upgrade_for(&mut self, connection: u64, request: RequestId, no_wait: bool) {
+        let begun = self.begin_upgrade(request);
+        match begun {
+            Ok(()) if !no_wait => self.own_requests.remove(&request),
+            Ok(()) => {
+                let reply = Ok(crate::control::call::Reply::Done { message: None });
+                self.server.answer(&self.epoll, connection, &reply);
+                self.own_requests.insert(request)
+            }
+            Err(reason) => {
+                let reply = Err(Failure::Refused { reason });
+                self.server.answer(&self.epoll, connection, &reply);
+                false
+            }
+        };
+    }
+
+    /// The same because of SIGUSR2: what becomes of it is logged.
+    pub(super) fn upgrade_by_signal(&mut self) {
+        let request = self.server.new_request();
+        self.own_requests.insert(request);
+        if let Err(reason) = self.begin_upgrade(request) {
+            self.own_requests.remove(&request);
+            log::error!(target: "manager", "no upgrade: {reason}");
+        }
+    }
+
+    fn begin_upgrade(&mut self, request: RequestId) -> Result<(), String> {
+        if self.upgrade.is_some() {
+            return Err("another upgrade is under way".into());
+        }
+        let Some(program) = self.program.clone() else {
+            return Err("it is not known from where this program was started".into());
+        };
+        let handover = self.handover(&[]);
+        let state = self
+            .save_all(&handover)
+            .map_err(|error| format!("the state can't be written: {error}"))?;
+        let answer = memory::file(c"tentpole-answer")
+            .map_err(|error| format!("the new program can't be asked: {error}"))?;
+        let path = CString::new(program.as_os_str().as_bytes())
+            .map_err(|_| String::from("a NUL byte in the program's path"))?;
+        let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
+        let mut argv = vec![
+            path.clone(),
+            c_string(PROBE.into()),
+            c_string(PROBE_FD.to_string().into()),
+        ];
+        // It will be executed with these, so it must know them too.
+        argv.extend(std::env::args_os().skip(1).map(c_string));
+        let env = environment(&[]);
+        let fds = [
+            (null.as_fd(), 0),
+            (null.as_fd(), 1),
+            (answer.as_fd(), 2),
+            (state.fd(), PROBE_FD),
+        ];
+        let probe = self
+            .processes
+            .spawn_program(&Spawn {
+                candidates: &[path],
+                argv: &argv,
+                env: &env,
+                fds: &fds,
+                ..Spawn::default()
+            })
+            .map_err(|error| format!("{}: {error}; nothing has changed", program.display()))?;
+        log::info!(target: "manager", "{} is asked whether it can go on from here", program.display());
+        self.upgrade = Some(Upgrade {
+            request: Some(request),
+            program,
+            probe,
+            answer,
+            until: clock() + PATIENCE,
+        });
+        Ok(())
+    }
+
+    /// When [`Manager::look_at_upgrade`] is due.
+    pub(super) fn upgrade_deadline(&self) -> Option<Time> {
+        self.upgrade.as_ref().map(|upgrade| upgrade.until)
+    }
+
+    /// A probe that takes too long is none.
+    pub(super) fn look_at_upgrade(&mut self, now: Time) {
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.until <= now) {
+            upgrade.until = Time::NEVER;
+            // Its end is taken as its answer.
+            let _ = process::kill(upgrade.probe, libc::SIGKILL);
+        }
+    }
+
+    /// A child has ended. Says whether it was the probe.
+    pub(super) fn take_probe_exit(&mut self, pid: Pid, exit: Exit) -> bool {
+        let Some(upgrade) = self.upgrade.take_if(|upgrade| upgrade.probe == pid) else {
+            return false;
+        };
+        match exit {
+            Exit::Code(0) => self.executing = Some(upgrade),
+            exit => {
+                let reason = upgrade.why_not(exit);
+                self.refuse_upgrade(upgrade.request, reason);
+            }
+        }
+        true
+    }
+
+    fn refuse_upgrade(&mut self, request: Option<RequestId>, reason: String) {
+        log::error!(target: "manager", "no upgrade: {reason}");
+        let Some(request) = request else { return };
+        if !self.own_requests.remove(&request) {
+            let reply = Err(Failure::Failed { reason });
+            self.server.answer_request(&self.epoll, request, &reply);
+        }
+    }
+
+    /// Becomes the new program, if one has said that it can go on from here. Returns only if nothing comes of it.
+    pub(super) fn execute(&mut self) {
+        let Some(upgrade) = self.executing.take() else {
+            return;
+        };
+        let Err(error) = self.try_execute(&upgrade) else {
+            return;
+        };
+        let reason = format!(
+            "{} could not be executed: {error}; nothing has changed",
+            upgrade.program.display()
+        );
+        self.refuse_upgrade(upgrade.request, reason);
+    }
+
+    fn try_execute(&mut self, upgrade: &Upgrade) -> io::Result<()> {
+        self.save();
+        if self.keeping.vault.is_full() {
+            return Err(io::Error::other("the keeper is busy; try again"));
+        }
+        // What has ended is still there for the new program to see, and so is what has been said.
+        let answered: Vec<RequestId> = upgrade.request.into_iter().collect();
+        let handover = self.handover(&answered);
+        let ledger = self.save_all(&handover)?;
+        let path = c_string(upgrade.program.clone().into_os_string());
+        let argv: Vec<CString> = std::env::args_os().map(c_string).collect();
+        let number = ledger.fd().as_raw_fd();
+        let mut variables = vec![(VARIABLE, number.to_string())];
+        variables.extend(self.keeping.vault.link_variable());
+        let env = environment(&variables);
+        let error = match self.set_inheritable(ledger.fd(), true) {
+            Ok(()) => fork::execute(&path, &argv, &env),
+            Err(error) => error,
+        };
+        self.set_inheritable(ledger.fd(), false)?;
+        Err(error)
+    }
+
+    /// Everything that is handed on as a descriptor.
+    fn descriptors(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut fds = vec![(NOTIFY.to_owned(), self.notify.as_fd())];
+        fds.extend(self.server.listener().map(|fd| (CONTROL.to_owned(), fd)));
+        fds.extend(self.server.descriptors());
+        for id in self.listeners.ids() {
+            fds.extend(self.listeners.descriptors(id));
+        }
+        fds.extend(self.keeping.ledger_fd().map(|fd| (LEDGER.to_owned(), fd)));
+        fds
+    }
+
+    fn set_inheritable(&self, ledger: BorrowedFd<'_>, inheritable: bool) -> io::Result<()> {
+        inherit::set_inheritable(ledger, inheritable)?;
+        if let Some(link) = self.keeping.vault.as_link() {
+            inherit::set_inheritable(link, inheritable)?;
+        }
+        for (_, fd) in self.descriptors() {
+            inherit::set_inheritable(fd, inheritable)?;
+        }
+        Ok(())
+    }
+
+    fn handover(&self, answered: &[RequestId]) -> Handover {
+        let fds = self.descriptors().into_iter();
+        Handover {
+            fds: fds.map(|(name, fd)| (name, fd.as_raw_fd())).collect(),
+            server: self.server.record(),
+            own_requests: self.own_requests.clone(),
+            watchdog: self.watchdog,
+            upgrades: answered.to_vec(),
+        }
+    }
+}
+
+impl Upgrade {
+    /// Why the probe has not said yes.
+    fn why_not(&self, exit: Exit) -> String {
+        let mut text = String::new();
+        let mut answer = &self.answer;
+        let read = answer
+            .rewind()
+            .and_then(|()| answer.take(LONGEST_ANSWER).read_to_string(&mut text));
+        let said = match read {
+            Ok(_) => text.trim(),
+            Err(_) => "",
+        };
+        let end = match exit {
+            _ if self.until == Time::NEVER => {
+                format!("was killed, since it took more than {PATIENCE:?}")
+            }
+            Exit::Code(code) => format!("exited with code {code}"),
+            Exit::Signal { signal, .. } => format!("was ended by signal {signal}"),
+        };
+        let colon = if said.is_empty() { "" } else { ": " };
+        format!(
+            "{} can't go on from this manager's state: it {end}{colon}{said}; nothing has changed",
+            self.program.display()
+        )
+    }
+}
+
+/// What a former self of this process has handed on, if it has.
+pub fn inherited() -> Result<Option<State>, String> {
+    let Ok(number) = std::env::var(VARIABLE) else {
+        return Ok(None);
+    };
+    let fd = number.parse().ok().and_then(inherit::take);
+    let fd = fd.ok_or_else(|| format!("{VARIABLE}={number} is no descriptor"))?;
+    Ledger::look(&fd)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// The descriptors that it has handed on, by name.
+pub fn handed(records: &Records) -> BTreeMap<String, OwnedFd> {
+    let fds = records.handover.iter().flat_map(|handover| &handover.fds);
+    fds.filter_map(|(name, number)| Some((name.clone(), inherit::take(*number)?)))
+        .collect()
+}
+
+/// Whether this program can go on from the state in descriptor `fd`; if not, the reason.
+pub fn probe(fd: i32) -> Result<(), String> {
+    let fd = inherit::take(fd).ok_or("there is no such descriptor")?;
+    let state = Ledger::look(&fd).map_err(|error| error.to_string())?;
+    adopt::probe(state)
+}
+
+/// Our own environment, with these variables besides.
+fn environment(variables: &[(&str, String)]) -> Vec<CString> {
+    let own = std::env::vars_os().filter(|(name, _)| {
+        // What came by LISTEN_FDS is taken.
+        let is_stale = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE];
+        let is_new = variables.iter().any(|(other, _)| name == *other);
+        !is_new && is_stale.iter().all(|other| name != *other)
+    });
+    let more = variables
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    own.chain(more)
+        .map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            c_string(name)
+        })
+        .collect()
+}
+
+/// What came to us from execve(2), or is a path that we were started by: it holds no NUL byte.
+fn c_string(text: OsString) -> CString {
+    CString::new(text.into_vec()).unwrap_or_default()
+}
