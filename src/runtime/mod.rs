@@ -6,7 +6,7 @@
 //! done a few at a time so that a big start does not make the manager deaf.
 
 mod host;
-mod inherited;
+pub mod inherited;
 pub mod keeper;
 pub mod ledger;
 mod leftovers;
@@ -339,6 +339,9 @@ impl Manager {
 
     fn take_signals(&mut self) {
         while let Some(signal) = survive("reading a signal", self.signals.read()) {
+            if signal != libc::SIGCHLD {
+                self.vault.heard(signal);
+            }
             match signal {
                 libc::SIGCHLD => self.take_exits(),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
