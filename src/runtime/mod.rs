@@ -7,9 +7,9 @@
 
 mod adopt;
 mod host;
-mod inherited;
-mod keeper;
-mod ledger;
+pub mod inherited;
+pub mod keeper;
+pub mod ledger;
 mod leftovers;
 mod listeners;
 mod logger;
@@ -22,7 +22,7 @@ mod start;
 mod status;
 mod units;
 mod upgrade;
-mod vault;
+pub mod vault;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
@@ -407,6 +407,9 @@ impl Manager {
 
     fn take_signals(&mut self) {
         while let Some(signal) = survive("reading a signal", self.signals.read()) {
+            if signal != libc::SIGCHLD {
+                self.keeping.vault.heard(signal);
+            }
             match signal {
                 libc::SIGCHLD => self.take_exits(),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {

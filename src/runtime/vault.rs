@@ -124,6 +124,14 @@ impl Vault {
         }
     }
 
+    /// A signal was read, and is about to be acted on: if the manager dies before this, the next one gets it.
+    pub fn heard(&mut self, signal: i32) {
+        match self {
+            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Keeper(link) => link.heard(signal),
+        }
+    }
+
     /// Whether something waits for room: then [`Vault::as_link`] is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
         match self {
