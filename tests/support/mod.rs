@@ -14,6 +14,9 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
+pub mod lives;
+pub mod load;
+
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -9,16 +9,21 @@
 //! | `notify TEXT...` | sends each TEXT to NOTIFY_SOCKET (`\n` between tags is `;`), then sleeps |
 //! | `answer FD [COUNT]` | answers each connection of any stream or seqpacket socket with its pid; exits after COUNT |
 //! | `echo FD [COUNT]` | answers each datagram with its pid and the text; exits after COUNT |
+//! | `count FD [MILLISECONDS]` | ready after that time, answers the requests of `load.rs` and counts every byte; see [`count_bytes`] |
 //! | `flood` | sends all kinds of messages to NOTIFY_SOCKET for ever |
 //! | `do STEP , STEP...` | carries out steps, then exits with 0; see [`step`] |
 
 #![allow(clippy::zombie_processes)] // Leaving children behind is what it is for.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -38,6 +43,7 @@ fn main() {
         }
         Some("answer") => answer(fd(&args), count(&args)),
         Some("echo") => echo(fd(&args), count(&args)),
+        Some("count") => count_bytes(fd(&args), count(&args)),
         Some("flood") => flood(),
         Some("do") => run(&args[2..]),
         other => panic!("unknown verb {other:?}"),
@@ -131,6 +137,109 @@ fn echo(socket: i32, count: usize) {
         let answer = format!("{} {text}", std::process::id());
         let bytes = answer.as_bytes();
         unsafe { libc::sendto(socket, bytes.as_ptr().cast(), bytes.len(), 0, from, length) };
+    }
+}
+
+/// What a worker has done, in whole requests and in bytes.
+#[derive(Default)]
+struct Counted {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    taken: AtomicU64,
+    given: AtomicU64,
+    /// Connections that it accepted and could not answer to the end.
+    broken: AtomicU64,
+}
+
+/// Answers requests of a line `LENGTH` and so many bytes with a line `LENGTH PID WORD` and the same bytes inverted, as
+/// many on one connection as its client likes. At SIGTERM it accepts nothing more; whoever was accepted has one more
+/// request answered, with the word `last` instead of `more`. At the end it appends a line to the file COUNTED, if that is
+/// set: connections, requests, bytes taken, bytes given, broken connections. The listener must not block.
+fn count_bytes(listener: i32, delay: usize) {
+    let delay = if delay == usize::MAX { 0 } else { delay };
+    let counted = Arc::new(Counted::default());
+    let ending = Arc::new(AtomicBool::new(false));
+    mask(libc::SIGTERM);
+    let signal = unsafe { libc::signalfd(-1, &signals(libc::SIGTERM), libc::SFD_CLOEXEC) };
+    assert!(signal >= 0, "{}", std::io::Error::last_os_error());
+    let flags = unsafe { libc::fcntl(listener, libc::F_GETFL) };
+    assert!(flags & libc::O_NONBLOCK != 0, "the listener would block");
+    std::thread::sleep(Duration::from_millis(delay as u64));
+    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+        notify("READY=1");
+    }
+    let mut threads = Vec::new();
+    loop {
+        let mut fds = [listener, signal].map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+        if fds[1].revents != 0 {
+            break;
+        }
+        let null = std::ptr::null_mut();
+        let accepted = unsafe { libc::accept4(listener, null, null.cast(), libc::SOCK_CLOEXEC) };
+        if accepted < 0 {
+            // Another worker was faster.
+            continue;
+        }
+        let stream = unsafe { File::from_raw_fd(accepted) };
+        let (counted, ending) = (Arc::clone(&counted), Arc::clone(&ending));
+        threads.push(std::thread::spawn(move || {
+            counted.connections.fetch_add(1, Ordering::Relaxed);
+            if answer_requests(&stream, &counted, &ending).is_err() {
+                counted.broken.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        threads.retain(|thread| !thread.is_finished());
+    }
+    ending.store(true, Ordering::SeqCst);
+    for thread in threads {
+        thread.join().expect("no panic");
+    }
+    if let Ok(file) = std::env::var("COUNTED") {
+        let Counted {
+            connections,
+            requests,
+            taken,
+            given,
+            broken,
+        } = &*counted;
+        let numbers = [connections, requests, taken, given, broken];
+        let numbers = numbers.map(|number| number.load(Ordering::SeqCst).to_string());
+        append(&file, &numbers.join(" "));
+    }
+}
+
+fn answer_requests(stream: &File, counted: &Counted, ending: &AtomicBool) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let length = line.trim_end().parse().map_err(std::io::Error::other)?;
+        let mut bytes = vec![0; length];
+        reader.read_exact(&mut bytes)?;
+        counted
+            .taken
+            .fetch_add((line.len() + length) as u64, Ordering::Relaxed);
+        bytes.iter_mut().for_each(|byte| *byte = !*byte);
+        let is_last = ending.load(Ordering::SeqCst);
+        let word = if is_last { "last" } else { "more" };
+        let mut answer = format!("{length} {} {word}\n", std::process::id()).into_bytes();
+        answer.append(&mut bytes);
+        writer.write_all(&answer)?;
+        counted
+            .given
+            .fetch_add(answer.len() as u64, Ordering::Relaxed);
+        counted.requests.fetch_add(1, Ordering::Relaxed);
+        if is_last {
+            return Ok(());
+        }
     }
 }
 
