@@ -124,11 +124,6 @@ impl<'a> Environment<'a> {
             .collect()
     }
 
-    /// The names in it.
-    pub(super) fn names(&self) -> impl Iterator<Item = &OsStr> {
-        self.entries().map(|(name, _)| name)
-    }
-
     fn entries(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         let copied = self
             .copied

@@ -20,10 +20,9 @@ const EMPTY_LOOKS: u32 = 3;
 /// The key of the one shard of a `so_reuseport` socket that no watcher has claimed.
 const UNCLAIMED: SlotKey = (WatcherId(u32::MAX), 0);
 
-/// All sockets, by [`SocketId`].
+/// All sockets, by [`SocketId`], which is their order of name.
 pub struct Listeners {
     all: Vec<Listener>,
-    by_name: HashMap<String, usize>,
     unbound: Vec<String>,
     draining: Vec<Draining>,
     next_look: Option<Time>,
@@ -35,8 +34,8 @@ pub type Unbound = (String, String);
 struct Listener {
     spec: Rc<plan::Socket>,
     fds: Fds,
-    /// As status shows it: with the real port once it is bound.
-    address: String,
+    /// Where it is bound, with the real port.
+    local: Option<Local>,
     watched: bool,
     /// The file of a unix socket that was bound here (and not inherited).
     node: Option<Node>,
@@ -70,7 +69,6 @@ impl Listeners {
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut listeners = Listeners {
             all: Vec::with_capacity(plan.sockets.len()),
-            by_name: HashMap::with_capacity(plan.sockets.len()),
             unbound: Vec::new(),
             draining: Vec::new(),
             next_look: None,
@@ -84,16 +82,12 @@ impl Listeners {
                 .map_or(&[UNCLAIMED][..], Vec::as_slice);
             if let Err(error) = listener.bind(keys, Some(inherited)) {
                 if spec.unit.optional {
-                    listener.address = written(&spec.unit);
                     listeners.unbound.push(spec.name().to_owned());
                     optional.push((spec.name().to_owned(), error));
                 } else {
                     failed.push(format!("socket `{}`: {error}", spec.name()));
                 }
             }
-            listeners
-                .by_name
-                .insert(spec.name().to_owned(), listeners.all.len());
             listeners.all.push(listener);
         }
         if failed.is_empty() {
@@ -122,17 +116,17 @@ impl Listeners {
 
     /// Makes sure that a slot has its shard of this socket.
     pub fn provide(&mut self, name: &str, key: SlotKey) -> Result<(), String> {
-        let Some(listener) = self.by_name.get(name).map(|index| &mut self.all[*index]) else {
+        let Some(index) = self.index(name) else {
             return Ok(());
         };
-        listener
+        self.all[index]
             .provide(key)
             .map_err(|error| format!("socket `{name}`: {error}"))
     }
 
     /// The descriptor that a slot gets of this socket.
     pub fn fd(&self, name: &str, key: SlotKey) -> Option<BorrowedFd<'_>> {
-        match &self.all[*self.by_name.get(name)?].fds {
+        match &self.all[self.index(name)?].fds {
             Fds::Unbound => None,
             Fds::One(fd) => Some(fd.as_fd()),
             Fds::Shards(shards) => shards
@@ -140,6 +134,12 @@ impl Listeners {
                 .find(|shard| shard.key == key)
                 .map(|shard| shard.fd.as_fd()),
         }
+    }
+
+    fn index(&self, name: &str) -> Option<usize> {
+        self.all
+            .binary_search_by(|listener| listener.spec.name().cmp(name))
+            .ok()
     }
 
     /// Reports traffic on a socket from now on.
@@ -221,10 +221,14 @@ impl Listeners {
     }
 
     /// A socket's address as status shows it.
-    pub fn address(&self, id: SocketId) -> &str {
-        self.all
-            .get(id.0 as usize)
-            .map_or("", |listener| &listener.address)
+    pub fn address(&self, id: SocketId) -> String {
+        let Some(listener) = self.all.get(id.0 as usize) else {
+            return String::new();
+        };
+        match &listener.local {
+            Some(local) => local.to_string(),
+            None => written(&listener.spec.unit),
+        }
     }
 
     /// A socket's type.
@@ -299,7 +303,7 @@ impl Listener {
         Listener {
             spec: Rc::clone(spec),
             fds: Fds::Unbound,
-            address: String::new(),
+            local: None,
             watched: false,
             node: None,
         }
@@ -322,7 +326,7 @@ impl Listener {
                 bound
             }
         };
-        self.address = first.address;
+        self.local = Some(first.local);
         if !self.spec.unit.so_reuseport.value {
             self.fds = Fds::One(first.fd);
             return Ok(());
