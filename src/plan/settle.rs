@@ -10,7 +10,7 @@ use super::{Host, Identity, identity};
 use crate::unit::{self, At, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 
 /// The texts of a watcher that are not literal, and its command.
@@ -268,8 +268,8 @@ struct Compiler<'a, 'f> {
     findings: &'f mut Vec<Finding>,
     /// Sockets in fd order.
     passed: Vec<usize>,
-    /// Where each of them is in `passed`.
-    positions: BTreeMap<usize, u32>,
+    /// Where each of them is in `passed`; empty where they are all there, and in order.
+    positions: HashMap<usize, u32>,
     stdin_socket: Option<usize>,
     /// Whether a reference to a socket passes it.
     collects: bool,
@@ -321,7 +321,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             identity,
             findings,
             passed: Vec::new(),
-            positions: BTreeMap::new(),
+            positions: HashMap::new(),
             stdin_socket: None,
             collects: unit.sockets.is_none() && !unit.use_sockets,
             refers: false,
@@ -335,9 +335,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             self.stdin_socket = self.find_socket(name, "stdin_socket");
         }
         if unit.use_sockets {
-            for index in 0..self.world.sockets.len() {
-                self.pass(index);
-            }
+            self.passed = (0..self.world.sockets.len()).collect();
             return;
         }
         for name in unit.sockets.iter().flatten() {
@@ -366,12 +364,20 @@ impl<'a, 'f> Compiler<'a, 'f> {
 
     /// Adds a socket to those that are passed, unless it is there.
     fn pass(&mut self, index: usize) -> bool {
-        if self.positions.contains_key(&index) {
+        if self.position(index).is_some() {
             return false;
         }
         self.positions.insert(index, index32(self.passed.len()));
         self.passed.push(index);
         true
+    }
+
+    /// Where a socket is in `passed`.
+    fn position(&self, index: usize) -> Option<u32> {
+        match self.unit.use_sockets {
+            true => Some(index32(index)),
+            false => self.positions.get(&index).copied(),
+        }
     }
 
     /// All texts. The order is that in which sockets are collected.
@@ -702,7 +708,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
                 format!("unknown socket `{}` in `{raw}`{hint}", shorten(name)),
             );
         };
-        if let Some(&position) = self.positions.get(&index) {
+        if let Some(position) = self.position(index) {
             return builder.push_socket(position);
         }
         if self.stdin_socket == Some(index) {
