@@ -68,6 +68,12 @@ impl AsFd for SignalFd {
     }
 }
 
+/// A write that nobody reads is an error from now on, and no SIGPIPE. Programs that are started get its default back.
+pub fn ignore_broken_pipes() {
+    // SAFETY: sets no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 fn stop_ignoring(signal: i32) -> io::Result<()> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the current action is written to `action`, of which all-zero is a valid value too.
