@@ -139,7 +139,7 @@ impl Processes {
             .map(|(resource, limit)| (rlimit(*resource), limit.soft, limit.hard))
             .collect();
         let identity = job.spec.identity.as_ref();
-        let child = self
+        let pid = self
             .spawner
             .spawn(&Spawn {
                 candidates: &candidates,
@@ -162,14 +162,14 @@ impl Processes {
         let process = Process {
             slot: key,
             spec: Rc::clone(&job.spec),
-            main: child.pid,
-            group: child.pid,
+            main: pid,
+            group: pid,
             followed: None,
         };
-        self.by_pid.insert(child.pid, job.proc);
-        self.by_group.insert(child.pid, job.proc);
+        self.by_pid.insert(pid, job.proc);
+        self.by_group.insert(pid, job.proc);
         self.by_proc.insert(job.proc, process);
-        Ok(supervise::Pid(child.pid.as_raw()))
+        Ok(supervise::Pid(pid.as_raw()))
     }
 
     fn invocation(&self, job: &Job, listeners: &Listeners) -> Result<Invocation, SpawnFailure> {
@@ -420,7 +420,8 @@ impl Stdio {
         target: RawFd,
     ) -> Option<(BorrowedFd<'a>, RawFd)> {
         let fd = match sink {
-            Sink::Inherit => return output::inherited(target).map(|fd| (fd, target)),
+            // It is there without being placed.
+            Sink::Inherit => None,
             Sink::Null => null.as_ref(),
             Sink::File(_) => self.outputs[target as usize - 1].as_ref(),
         };

@@ -6,7 +6,7 @@ use super::listeners::Listeners;
 use super::parent::Parent;
 use super::processes::Processes;
 use super::server::Server;
-use super::{Manager, System, clock, logger};
+use super::{Manager, System, TRIM_AFTER, clock, logger};
 use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
@@ -93,7 +93,8 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
     match process::raise_fd_limit() {
-        Ok((soft, hard)) => spawner.restore_nofile(soft, hard),
+        Ok(Some((soft, hard))) => spawner.restore_nofile(soft, hard),
+        Ok(None) => {}
         Err(error) => {
             log::warn!(target: "manager", "the limit of open files could not be raised: {error}")
         }
@@ -129,7 +130,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         jobs: VecDeque::new(),
         effects: Vec::new(),
         exits_left: false,
-        trim: Some(now),
+        trim: Some(now + TRIM_AFTER),
         finished: None,
     };
     manager

@@ -798,7 +798,7 @@ mod tests {
             "{}",
             bound.local.to_string()
         );
-        TcpStream::connect(&bound.local.to_string()).unwrap();
+        TcpStream::connect(bound.local.to_string()).unwrap();
         assert_eq!(queue(bound.fd.as_fd()).unwrap().waiting, 1);
         let (fd_flags, file_flags) = flags(&bound.fd);
         assert!(fd_flags.contains(FdFlag::FD_CLOEXEC) && !file_flags.contains(OFlag::O_NONBLOCK));
@@ -897,7 +897,7 @@ mod tests {
         let taken = ip(&holder.local.to_string());
         assert_eq!(
             error(stream(&taken)),
-            format!("{} is in use {}", holder.local.to_string(), by_us())
+            format!("{} is in use {}", holder.local, by_us())
         );
         let any = Address::Any {
             port: port(&holder),
@@ -1094,7 +1094,7 @@ mod tests {
             (mode(&folder.path("a")), mode(&folder.path("a/b"))),
             (0o2771, 0o2771)
         );
-        UnixStream::connect(&bound.local.to_string()).unwrap();
+        UnixStream::connect(bound.local.to_string()).unwrap();
     }
 
     #[test]
@@ -1212,10 +1212,10 @@ mod tests {
             ..stream(&address)
         })
         .unwrap();
-        let _client = UnixStream::connect(&holder.local.to_string()).unwrap();
+        let _client = UnixStream::connect(holder.local.to_string()).unwrap();
         assert_eq!(
             error(stream(&address)),
-            format!("{} is in use {}", holder.local.to_string(), by_us())
+            format!("{} is in use {}", holder.local, by_us())
         );
     }
 

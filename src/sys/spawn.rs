@@ -34,7 +34,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,8 @@ pub struct Spawn<'a> {
     pub pid_vars: &'a [&'a str],
     /// The variable that holds the inode of its pidfd; left out where the kernel has no such numbers.
     pub pidfd_id_var: Option<&'a str>,
-    /// Descriptors and their numbers in the program, 0 to 2 among them. All others must be CLOEXEC.
+    /// Descriptors and their numbers in the program. All others must be CLOEXEC, but for 0 to 2, which it shares with us
+    /// where they are not named.
     pub fds: &'a [(BorrowedFd<'a>, RawFd)],
     /// Where it starts.
     pub working_dir: Option<&'a CStr>,
@@ -74,15 +75,6 @@ pub struct Spawn<'a> {
     pub gid: Option<u32>,
     /// Supplementary groups.
     pub groups: Option<&'a [u32]>,
-}
-
-/// A program that was started. Nothing stops or reaps it when this is dropped.
-#[derive(Debug)]
-pub struct Child {
-    /// Its process id; also that of its session and process group.
-    pub pid: Pid,
-    /// Readable when it has ended; CLOEXEC.
-    pub pidfd: OwnedFd,
 }
 
 /// A resource of setrlimit(2).
@@ -262,11 +254,12 @@ impl Spawner {
         self.has_pidfd_ids
     }
 
-    /// Starts a program. When this returns, it has been exec'd, or nothing of it is left.
+    /// Starts a program. When this returns, it has been exec'd, or nothing of it is left. The pid is also that of its
+    /// session and process group; nothing but a wait for it reaps it.
     ///
     /// The one exception: a signal that nobody can block (KILL) may end the child before its exec. It then looks like
     /// a program that was killed at once.
-    pub fn spawn(&mut self, spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
+    pub fn spawn(&mut self, spawn: &Spawn<'_>) -> Result<Pid, SpawnError> {
         let (mut slots, mut slot_ends) = (Vec::new(), Vec::new());
         let pidfd_id_var = spawn.pidfd_id_var.filter(|_| self.has_pidfd_ids);
         for name in spawn.pid_vars.iter().copied().chain(pidfd_id_var) {
@@ -351,10 +344,11 @@ impl Spawner {
         }));
 
         // Who may stop the child may stop the manager as well, unless the child becomes another user.
-        // SAFETY: takes nothing, can't fail.
-        let own_uid = unsafe { libc::geteuid() };
         let how = match spawn.uid {
-            Some(uid) if uid != own_uid && raw::LEAVES_ERRNO_ALONE => Waiting::Futex,
+            // SAFETY: takes nothing, can't fail.
+            Some(uid) if uid != unsafe { libc::geteuid() } && raw::LEAVES_ERRNO_ALONE => {
+                Waiting::Futex
+            }
             _ => Waiting::Vfork,
         };
         let job = Job {
@@ -388,7 +382,7 @@ impl Spawner {
             // SAFETY: takes no pointers.
             unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
         }
-        let child = outcome.map_err(|errno| SpawnError {
+        let pid = outcome.map_err(|errno| SpawnError {
             step: Step::Clone,
             errno,
         })?;
@@ -396,15 +390,15 @@ impl Spawner {
             .failure
             .into_inner()
             .or_else(|| match (how, &oom_score_adj) {
-                (Waiting::Futex, Some(value)) => give_oom_score_adj(child.pid, value).err(),
+                (Waiting::Futex, Some(value)) => give_oom_score_adj(pid, value).err(),
                 _ => None,
             });
         let Some(failure) = failure else {
-            return Ok(child);
+            return Ok(pid);
         };
         // Mostly it has ended or is about to, so the wait is short. It is our own child, so neither can fail.
-        let _ = process::kill(child.pid, libc::SIGKILL);
-        let _ = process::wait(libc::P_PID, child.pid.as_raw(), 0);
+        let _ = process::kill(pid, libc::SIGKILL);
+        let _ = process::wait(libc::P_PID, pid.as_raw(), 0);
         Err(failure.explain(spawn, &rlimits))
     }
 }
@@ -776,14 +770,13 @@ impl Stack {
     }
 
     /// Runs `job` in a child, until it has exec'd or ended; the errno of clone otherwise.
-    fn run(&mut self, job: &Job<'_>) -> Result<Child, i32> {
-        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
+    fn run(&mut self, job: &Job<'_>) -> Result<Pid, i32> {
+        let flags = libc::CLONE_VM | libc::SIGCHLD;
         let flags = match job.how {
             Waiting::Vfork => flags | libc::CLONE_VFORK,
             Waiting::Futex => flags,
         };
         let argument = ptr::from_ref(job).cast_mut().cast();
-        let mut pidfd: libc::c_int = -1;
         let mut mask = NO_SIGNALS;
         set_signal_mask(&ALL_SIGNALS, &mut mask);
         // SAFETY: the stack is ours, grows down from its top, which is aligned to a page, and is used by one child at a
@@ -791,7 +784,7 @@ impl Stack {
         // `wait_until_alone` waits for. What the child does there is argued at the head of this file.
         let result = unsafe {
             let top = self.base.byte_add(self.size);
-            libc::clone(begin, top, flags, argument, &raw mut pidfd)
+            libc::clone(begin, top, flags, argument)
         };
         let result = match result {
             -1 => Err(Errno::last_raw()),
@@ -802,11 +795,8 @@ impl Stack {
         }
         set_signal_mask(&mask, ptr::null_mut());
         let pid = result?;
-        // SAFETY: the kernel has put it there with the child, and nobody else owns it.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         // clone's result is positive when it is no error.
-        let pid = Pid::new(pid).ok_or(libc::EINVAL)?;
-        Ok(Child { pid, pidfd })
+        Pid::new(pid).ok_or(libc::EINVAL)
     }
 }
 
@@ -1100,7 +1090,7 @@ pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::io::PipeWriter;
     use std::ops::Deref;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::UnixStream;
     use std::sync::Mutex;
 
@@ -1115,6 +1105,19 @@ pub(crate) mod tests {
         candidates: Vec<CString>,
         argv: Vec<CString>,
         env: Vec<CString>,
+    }
+
+    /// A child, and what is readable when it has ended.
+    pub(crate) struct Child {
+        pub(crate) pid: Pid,
+        pub(crate) pidfd: OwnedFd,
+    }
+
+    impl Child {
+        fn of(pid: Pid) -> Child {
+            let pidfd = process::pidfd_open(pid).unwrap();
+            Child { pid, pidfd }
+        }
     }
 
     /// A program that reads its end of input when this is dropped.
@@ -1175,6 +1178,7 @@ pub(crate) mod tests {
                     fds: &fds,
                     ..self.spec()
                 })
+                .map(Child::of)
                 .unwrap()
         }
 
@@ -1188,6 +1192,7 @@ pub(crate) mod tests {
                     fds: &fds,
                     ..self.spec()
                 })
+                .map(Child::of)
                 .unwrap();
             Held {
                 child,
@@ -1205,6 +1210,7 @@ pub(crate) mod tests {
                     fds: &fds,
                     ..self.spec()
                 })
+                .map(Child::of)
                 .unwrap();
             (child, reader.into())
         }
@@ -1227,7 +1233,10 @@ pub(crate) mod tests {
                 ..self.spec()
             });
             fds.extend(spec.fds);
-            let child = spawner.spawn(&Spawn { fds: &fds, ..spec }).unwrap();
+            let child = spawner
+                .spawn(&Spawn { fds: &fds, ..spec })
+                .map(Child::of)
+                .unwrap();
             drop(writer);
             let mut output = String::new();
             reader.read_to_string(&mut output).unwrap();
@@ -1340,7 +1349,7 @@ pub(crate) mod tests {
             fds: &fds,
             ..program.spec()
         };
-        let child = spawner.spawn(&spec).unwrap();
+        let child = spawner.spawn(&spec).map(Child::of).unwrap();
         drop(writer);
         drop(hold);
         let mut output = String::new();
@@ -1434,6 +1443,7 @@ pub(crate) mod tests {
                 fds: &fds,
                 ..program.spec()
             })
+            .map(Child::of)
             .unwrap();
         drop((reader, writer));
         input.write_all(b"through").unwrap();
@@ -1514,7 +1524,7 @@ pub(crate) mod tests {
             ..hostile.spec()
         };
         let mut spawner = Spawner::new().unwrap();
-        let hostile = spawner.spawn(&spec).unwrap();
+        let hostile = spawner.spawn(&spec).map(Child::of).unwrap();
         let victim = Program::at("/bin/true");
         let start = std::time::Instant::now();
         let error = loop {
@@ -1522,7 +1532,8 @@ pub(crate) mod tests {
                 uid,
                 ..victim.spec()
             }) {
-                Ok(child) => {
+                Ok(pid) => {
+                    let child = Child::of(pid);
                     // Stopped after its exec, perhaps.
                     process::kill(child.pid, libc::SIGKILL).unwrap();
                     wait_for_end(&child);
@@ -1608,7 +1619,7 @@ pub(crate) mod tests {
             rlimits: &limits,
             ..program.spec()
         };
-        let child = Spawner::new().unwrap().spawn(&spec).unwrap();
+        let child = Spawner::new().unwrap().spawn(&spec).map(Child::of).unwrap();
         drop(writer);
         wait_for_end(&child);
         process::reap(child.pid).unwrap();
@@ -1902,7 +1913,7 @@ pub(crate) mod tests {
         let mut spawner = Spawner::new().unwrap();
         let program = Program::at("/bin/true");
         for _ in 0..100 {
-            let child = spawner.spawn(&program.spec()).unwrap();
+            let child = spawner.spawn(&program.spec()).map(Child::of).unwrap();
             wait_for_end(&child);
             assert_eq!(process::reap(child.pid).unwrap(), process::Exit::Code(0));
         }
