@@ -209,7 +209,8 @@ impl Manager {
             self.take_asked(number, asked);
         }
         self.parent.tick(clock());
-        if self.trim.is_some_and(|at| at <= clock()) {
+        // What is to be started next needs the same code and memory again.
+        if self.jobs.is_empty() && self.trim.is_some_and(|at| at <= clock()) {
             self.trim = None;
             process::trim_heap();
             process::release_code();

@@ -165,7 +165,7 @@ impl Keeper {
             epoll,
             signals,
             program: fork::program(),
-            nofile: process::raise_fd_limit().ok(),
+            nofile: process::raise_fd_limit().ok().flatten(),
             manager: Manager::Up {
                 pid: manager,
                 since: process::monotonic_now(),
