@@ -186,6 +186,10 @@ impl Listeners {
     /// Closes a socket for good.
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
+            // Its address must be free when an apply is said to be done, though the keeper may have it for a moment more.
+            for fd in listener.fds.iter() {
+                socket::stop_listening(fd);
+            }
             listener.remove_node();
             self.dirty.insert(id);
         }
@@ -333,6 +337,8 @@ impl Listeners {
         match self.all.get(&id).map(|listener| &listener.fds) {
             None | Some(Fds::Unbound) => Vec::new(),
             Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
+            // One that takes datagrams leaves the kernel's list only with its last descriptor, which must not be another's.
+            Some(Fds::Shards(_)) if self.kind(id) == unit::SocketKind::Dgram => Vec::new(),
             Some(Fds::Shards(shards)) => (shards.iter())
                 .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
                 .collect(),
@@ -656,8 +662,11 @@ impl Listener {
         if self.watched {
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
-        // As the kernel does with its list: the last one takes the place of the one that goes.
-        drop(shards.swap_remove(index));
+        // As the kernel does with its list: the last one takes the place of the one that goes. It goes now, though the
+        // keeper may have it for a moment more.
+        let shard = shards.swap_remove(index);
+        socket::stop_listening(shard.fd.as_fd());
+        drop(shard);
         choose(shards);
     }
 }

@@ -475,7 +475,7 @@ impl Manager {
 
     /// Orphans that the keeper is the parent of.
     fn take_told_exits(&mut self) {
-        while let Some(told) = self.keeping.vault.receive() {
+        while let Some(told) = self.keeping.vault.receive(&self.epoll) {
             // A message that it sent before its end must count.
             self.take_notifications();
             if let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {

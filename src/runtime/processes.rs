@@ -302,9 +302,9 @@ impl Processes {
             slot: key,
             generation: job.generation,
             name: job.spec.name().to_owned(),
-            identity: self.keeps.then(|| {
-                Identity::of(pid, pidfd.as_fd(), self.spawner.has_pidfd_ids())
-            }),
+            identity: self
+                .keeps
+                .then(|| Identity::of(pid, pidfd.as_fd(), self.spawner.has_pidfd_ids())),
             main: pid,
             group: pid,
             followed: None,

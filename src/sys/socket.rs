@@ -759,6 +759,13 @@ pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a listener at once, whoever else has a descriptor of it: what waits is reset, and nothing new comes. A datagram
+/// socket has no such end but the close of its last descriptor.
+pub fn stop_listening(fd: BorrowedFd<'_>) {
+    // It fails for what does not listen, which is as well.
+    let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Both);
+}
+
 /// Whether another socket may be bound beside this one on an address that they have in common: SO_REUSEPORT, which the
 /// kernel looks at when the other is bound.
 pub fn set_shareable(fd: BorrowedFd<'_>, shareable: bool) -> io::Result<()> {

@@ -133,7 +133,7 @@ fn obey(path: &str) {
                     }
                 }
                 _ => {
-                    while let Some(exited) = vault.receive() {
+                    while let Some(exited) = vault.receive(&epoll) {
                         let code = match exited.exit {
                             Exit::Code(code) => code,
                             Exit::Signal { signal, .. } => -signal,
