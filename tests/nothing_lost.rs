@@ -11,7 +11,7 @@ mod support;
 use std::time::{Duration, Instant};
 use support::lives::Snapshot;
 use support::load::{Load, Random, Tally};
-use support::{Manager, kill, poll};
+use support::{Manager, bounded, command, kill, poll};
 
 /// How often each thing is done.
 fn rounds() -> u64 {
@@ -153,6 +153,16 @@ impl Scene {
             report.longest.0,
             report.longest.1
         );
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let status = bounded(command(self.manager.dir.path()).args(["status", "--json"]));
+            let status = String::from_utf8_lossy(&status.stdout).into_owned();
+            eprintln!("{}\n{status}", self.manager.log());
+        }
     }
 }
 

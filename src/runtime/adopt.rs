@@ -128,7 +128,8 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     let watch = !is_upgrade && !is_kept_by_keeper;
     let gone = processes.adopt(&epoll, records.processes, watch);
     let mut leftovers = Leftovers::default();
-    let foster = (!is_upgrade).then(process::parent).flatten();
+    let is_heir = !is_upgrade || records.home.is_heir;
+    let foster = is_heir.then(process::parent).flatten();
     leftovers.adopt(records.leftovers, foster);
     if !is_upgrade {
         leftovers.kill_unknown(&processes);
@@ -171,6 +172,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         home: Home {
             version: env!("CARGO_PKG_VERSION").into(),
             nofile,
+            is_heir,
             ..records.home
         },
         program: base.program,

@@ -45,6 +45,9 @@ pub struct Home {
     pub nofile: Option<(u64, u64)>,
     /// The control socket's path and file.
     pub control: Option<(PathBuf, Option<Node>)>,
+    /// It has taken over from one that died: children of that one's may be its parent's now.
+    #[serde(default)]
+    pub is_heir: bool,
 }
 
 /// What an upgrade hands on that a crash loses.

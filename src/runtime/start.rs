@@ -231,6 +231,7 @@ fn start(
         started: std::time::SystemTime::now(),
         nofile: base.nofile,
         control: control_path.map(|path| (path, server.node().cloned())),
+        is_heir: false,
     };
     Ok(Manager {
         epoll: Epoll::new().map_err(|error| failed("epoll", &error))?,

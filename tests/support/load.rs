@@ -191,7 +191,7 @@ impl Client<'_> {
             }
             drop(longest);
             // Not to find out how fast the machine is, but what is lost.
-            std::thread::sleep(self.random.micros(1500));
+            std::thread::sleep(self.random.micros(6000));
         }
         self.tally
     }
