@@ -12,7 +12,7 @@ use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
-use crate::sys::signals::SignalFd;
+use crate::sys::signals::{self, SignalFd};
 use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
 use crate::sys::{output, process};
@@ -91,6 +91,9 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     // What is made from here on is the manager's alone.
     let mut vault = Vault::open(options.keeper).map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
+
+    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
+    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
 
     let plan = read(&options.search)?;
     logger::init(plan.manager.log_level, plan.manager.log_format);
