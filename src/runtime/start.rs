@@ -16,7 +16,7 @@ use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
-use crate::sys::signals::SignalFd;
+use crate::sys::signals::{self, SignalFd};
 use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
 use crate::sys::{fork, output, process};
@@ -127,6 +127,9 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     let mut vault = vault.map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
     logger::init(LogLevel::Info, LogFormat::Text);
+
+    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
+    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
     let nofile = match process::raise_fd_limit() {
