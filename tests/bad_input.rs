@@ -289,7 +289,10 @@ fn a_second_manager_on_the_same_control_socket_is_refused() {
     let output = bounded(command(manager.dir.path()).arg("run").arg(path));
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(&format!("(pid {})", manager.pid())), "{text}");
+    assert!(
+        text.contains(&format!("(pid {})", manager.manager_pid())),
+        "{text}"
+    );
     assert!(text.contains("--control"), "{text}");
     assert_eq!(files(dir.path()), ["units.toml"]);
     assert_eq!(manager.pids("a"), workers);
@@ -622,9 +625,10 @@ fn without_descriptors_a_start_fails_clearly_and_recovers() {
     let web = manager.pids("web");
     let address = manager.address("web");
     // From here on the manager gets no further descriptor but for those that it keeps back for clients.
-    let all = limit_descriptors(manager.pid(), None);
-    let free = (0..).find(|fd| !Path::new(&format!("/proc/{}/fd/{fd}", manager.pid())).exists());
-    limit_descriptors(manager.pid(), free);
+    let pid = manager.manager_pid();
+    let all = limit_descriptors(pid, None);
+    let free = (0..).find(|fd| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists());
+    limit_descriptors(pid, free);
     let output = manager.cli(&["scale", "many", "40"]);
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -747,8 +751,8 @@ fn a_manager_that_may_not_fork_says_so_and_goes_on() {
             unsafe {
                 command.uid(uid).gid(65534).pre_exec(|| {
                     let limit = libc::rlimit {
-                        rlim_cur: 3,
-                        rlim_max: 3,
+                        rlim_cur: 4,
+                        rlim_max: 4,
                     };
                     if libc::setrlimit(libc::RLIMIT_NPROC, &limit) < 0 {
                         return Err(std::io::Error::last_os_error());

@@ -388,7 +388,7 @@ mod output {
         );
         let text = manager.ok(&["status"]);
         for part in [
-            &manager.pid().to_string(),
+            &manager.manager_pid().to_string(),
             &manager.address("web"),
             &manager.pids("web")[0].to_string(),
             "listening",

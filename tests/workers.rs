@@ -274,7 +274,7 @@ fn a_worker_leads_its_own_session_with_default_signals() {
             (stat(pid, 4), stat(pid, 5), stat(pid, 6), stat(pid, 7));
         assert_eq!(
             (parent, group, session),
-            (manager.pid().into(), pid.into(), pid.into())
+            (manager.manager_pid().into(), pid.into(), pid.into())
         );
         assert_eq!(terminal, 0);
     }
@@ -533,6 +533,7 @@ fn the_later_place_of_the_environment_wins() {
             "C",
             "D",
             "PATH",
+            "TENTPOLE_GENERATION",
             "TENTPOLE_WATCHER",
             "TENTPOLE_WID",
             "X"

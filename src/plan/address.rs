@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 
 /// Adds an error for every socket whose address an earlier one takes.
 pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
-    // Most sockets occupy two.
-    let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::with_capacity(2 * sockets.len());
-    for socket in sockets {
+    let crowded = crowded_ports(sockets);
+    let is_alone =
+        |socket: &&Socket| port(socket).is_some_and(|p| crowded.binary_search(&p).is_err());
+    let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
+    for socket in sockets.iter().filter(|socket| !is_alone(socket)) {
         let (occupied, asked) = scopes(socket);
         let other = asked
             .iter()
@@ -42,6 +44,25 @@ pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
         for key in occupied {
             taken.entry(key).or_default().add(socket);
         }
+    }
+}
+
+/// The ports that more than one socket has, in order: no others need a closer look.
+fn crowded_ports(sockets: &[Socket]) -> Vec<u16> {
+    let mut ports: Vec<u16> = sockets.iter().filter_map(port).collect();
+    ports.sort_unstable();
+    let mut crowded: Vec<u16> = (ports.windows(2).filter(|pair| pair[0] == pair[1]))
+        .map(|pair| pair[0])
+        .collect();
+    crowded.dedup();
+    crowded
+}
+
+fn port(socket: &Socket) -> Option<u16> {
+    match &socket.address.value {
+        Address::Port(port) | Address::Host(_, port) => Some(*port),
+        Address::Ip(address) => Some(address.port()),
+        Address::Path(_) | Address::Abstract(_) => None,
     }
 }
 

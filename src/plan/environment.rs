@@ -41,14 +41,13 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
 /// variables that are named alike the first, as for getenv(3).
 pub fn inheritable(own: Vec<(OsString, OsString)>) -> Vec<(OsString, OsString)> {
     let mut seen = HashSet::with_capacity(own.len());
-    let mut wanted = Vec::with_capacity(own.len());
-    for (name, value) in &own {
-        let protocol = PROTOCOL.iter().any(|known| name == known);
-        if !protocol && !name.is_empty() && seen.insert(name) {
-            wanted.push((name.clone(), value.clone()));
-        }
-    }
-    wanted
+    let is_wanted =
+        |name: &OsString| !PROTOCOL.iter().any(|known| name == known) && !name.is_empty();
+    let wanted: Vec<bool> = (own.iter())
+        .map(|(name, _)| is_wanted(name) && seen.insert(name))
+        .collect();
+    let wanted = own.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
+    wanted.map(|(variable, _)| variable).collect()
 }
 
 /// An environment in the making: what is copied keeps its order, what is added comes after it in order of name. It
@@ -126,11 +125,6 @@ impl<'a> Environment<'a> {
                 assignment
             })
             .collect()
-    }
-
-    /// The names in it.
-    pub(super) fn names(&self) -> impl Iterator<Item = &OsStr> {
-        self.entries().map(|(name, _)| name)
     }
 
     fn entries(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {

@@ -12,6 +12,9 @@ pub(super) fn of_watcher(
     host: &dyn Host,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<Identity>, Reported> {
+    if watcher.user.is_none() && watcher.group.is_none() && watcher.supplementary_groups.is_none() {
+        return Ok(None);
+    }
     let owner = format!("watcher `{}`", watcher.name.value);
     let user = watcher
         .user
@@ -33,9 +36,6 @@ pub(super) fn of_watcher(
         }
         if wrong { Err(Reported) } else { Ok(ids) }
     });
-    if user.is_none() && group.is_none() && supplementary.is_none() {
-        return Ok(None);
-    }
     if !host.is_root() {
         warn_of_root(watcher, findings);
     }
@@ -83,6 +83,9 @@ pub(super) fn of_socket(
     host: &dyn Host,
     findings: &mut Vec<Finding>,
 ) -> (Option<u32>, Option<u32>) {
+    if socket.user.is_none() && socket.group.is_none() {
+        return (None, None);
+    }
     let owner = format!("socket `{}`", socket.name.value);
     if let Some(place) = socket
         .user

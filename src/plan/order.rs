@@ -2,10 +2,9 @@
 
 use super::nearest::Hints;
 use crate::unit::{At, Finding, Name, Watcher};
-use std::collections::HashMap;
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with
-/// them is added to `findings`.
+/// them is added to `findings`. They are in order of name.
 ///
 /// A watcher is above everything it is `after`, and not below the watchers of a higher priority class; what a watcher of
 /// high priority waits for may make it later than its class.
@@ -17,7 +16,11 @@ pub(super) fn start_levels(
     let errors = findings.len();
     let waits = dependencies(watchers, hints, findings);
     let classes = priority_classes(watchers);
-    let mut levels: Vec<u32> = watchers.iter().map(|w| classes[&w.priority]).collect();
+    let level = |priority: i32| classes.partition_point(|class| *class > priority);
+    let levels = watchers
+        .iter()
+        .map(|watcher| level(watcher.priority) as u32);
+    let mut levels: Vec<u32> = levels.collect();
 
     // A walk to the depth of each chain, on a stack of our own: a chain may be as long as there are watchers.
     let mut seen = vec![Seen::No; watchers.len()];
@@ -72,11 +75,6 @@ fn dependencies<'a>(
     hints: &Hints,
     findings: &mut Vec<Finding>,
 ) -> Vec<Waits<'a>> {
-    let by_name: HashMap<&str, usize> = watchers
-        .iter()
-        .enumerate()
-        .map(|(index, watcher)| (watcher.name.value.as_str(), index))
-        .collect();
     let mut all = Vec::with_capacity(watchers.len());
     for (index, watcher) in watchers.iter().enumerate() {
         let own = &watcher.name.value;
@@ -86,12 +84,13 @@ fn dependencies<'a>(
             .iter()
             .flat_map(|(key, names)| names.iter().map(move |name| (key, name)))
         {
-            match by_name.get(name.value.as_str()) {
-                Some(&target) if target == index => findings.push(Finding::error(
+            let found = watchers.binary_search_by(|watcher| watcher.name.value.cmp(&name.value));
+            match found.ok() {
+                Some(target) if target == index => findings.push(Finding::error(
                     name.place,
                     format!("watcher `{own}` names itself in `{key}`"),
                 )),
-                Some(&target) => waits.push((target, name)),
+                Some(target) => waits.push((target, name)),
                 None => {
                     let others = watchers
                         .iter()
@@ -113,12 +112,12 @@ fn dependencies<'a>(
     all
 }
 
-/// The level that each priority starts at: 0 for the highest.
-fn priority_classes(watchers: &[Watcher]) -> HashMap<i32, u32> {
+/// The priorities, the highest first: each starts at the level of its index.
+fn priority_classes(watchers: &[Watcher]) -> Vec<i32> {
     let mut priorities: Vec<i32> = watchers.iter().map(|watcher| watcher.priority).collect();
     priorities.sort_unstable_by(|a, b| b.cmp(a));
     priorities.dedup();
-    (0..).zip(priorities).map(|(level, p)| (p, level)).collect()
+    priorities
 }
 
 /// The error for the cycle that closes at `target`, which is on `path`.
@@ -236,7 +235,13 @@ mod tests {
     #[test]
     fn a_chain_of_twenty_thousand_neither_overflows_the_stack_nor_takes_long() {
         let watchers: Vec<Watcher> = (0..20_000)
-            .map(|n| waiting(&format!("w{n}"), &[format!("w{}", n + 1).as_str()][..], &[]))
+            .map(|n| {
+                waiting(
+                    &format!("w{n:05}"),
+                    &[format!("w{:05}", n + 1).as_str()][..],
+                    &[],
+                )
+            })
             .chain([waiting("w20000", &[], &[])])
             .collect();
         assert_eq!(levels(&watchers).expect("no cycle")[0], 20_000);
@@ -248,7 +253,7 @@ mod tests {
             edges in prop::collection::vec((0usize..30, 0usize..30), 0..120),
             priorities in prop::collection::vec(-2i32..3, 30),
         ) {
-            let mut watchers: Vec<Watcher> = (0..30).map(|n| waiting(&format!("w{n}"), &[], &[])).collect();
+            let mut watchers: Vec<Watcher> = (0..30).map(|n| waiting(&format!("w{n:05}"), &[], &[])).collect();
             for (n, priority) in priorities.iter().enumerate() {
                 watchers[n].priority = *priority;
             }
@@ -257,7 +262,7 @@ mod tests {
                 // Downhill edges alone can't make a cycle.
                 if a > b {
                     let list = if n % 2 == 0 { &mut watchers[a].after } else { &mut watchers[a].requires };
-                    list.push(at(&format!("w{b}")));
+                    list.push(at(&format!("w{b:05}")));
                     kept.push((a, b));
                 }
             }

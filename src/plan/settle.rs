@@ -9,6 +9,7 @@ use super::substitute::{
 use super::{Host, Identity, identity};
 use crate::unit::{self, At, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words};
 use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 
@@ -33,43 +34,62 @@ pub(super) struct Settled {
 
 /// What all watchers are checked against.
 pub(super) struct World<'a> {
+    /// In order of name.
     sockets: &'a [unit::Socket],
-    by_name: HashMap<&'a str, usize>,
-    by_any_case: HashMap<String, usize>,
+    /// By name in lower case: made when the first reference needs it.
+    by_any_case: OnceCell<HashMap<String, usize>>,
     manager_env: &'a [(String, At<String>)],
     own: &'a [(OsString, OsString)],
-    own_in_lower_case: HashSet<OsString>,
+    /// Made when the first reference needs it.
+    own_in_lower_case: OnceCell<HashSet<OsString>>,
     hints: &'a Hints,
 }
 
 impl<'a> World<'a> {
-    /// `own` is the manager's own environment.
+    /// `sockets` are in order of name; `own` is the manager's own environment.
     pub(super) fn new(
         sockets: &'a [unit::Socket],
         manager_env: &'a [(String, At<String>)],
         own: &'a [(OsString, OsString)],
         hints: &'a Hints,
     ) -> Self {
-        let names = || {
-            sockets
-                .iter()
-                .enumerate()
-                .map(|(index, socket)| (socket.name.value.as_str(), index))
-        };
         World {
             sockets,
-            by_name: names().collect(),
-            by_any_case: names()
-                .map(|(name, index)| (name.to_lowercase(), index))
-                .collect(),
+            by_any_case: OnceCell::new(),
             manager_env,
             own,
-            own_in_lower_case: Environment::new(true, own)
-                .names()
-                .map(OsStr::to_ascii_lowercase)
-                .collect(),
+            own_in_lower_case: OnceCell::new(),
             hints,
         }
+    }
+
+    /// The socket of exactly this name.
+    fn socket(&self, name: &str) -> Option<usize> {
+        self.sockets
+            .binary_search_by(|socket| socket.name.value.as_str().cmp(name))
+            .ok()
+    }
+
+    /// The socket of this name, or of one that differs by case: substitutions take any case, as in Circus.
+    fn socket_in_any_case(&self, name: &str) -> Option<usize> {
+        self.socket(name).or_else(|| {
+            let by_any_case = self.by_any_case.get_or_init(|| {
+                let names = self.sockets.iter().enumerate();
+                names
+                    .map(|(index, socket)| (socket.name.value.to_lowercase(), index))
+                    .collect()
+            });
+            by_any_case.get(&name.to_lowercase()).copied()
+        })
+    }
+
+    /// Whether the manager's own environment has this variable, in any case.
+    fn has_own_variable(&self, name: &str) -> bool {
+        let own = self.own_in_lower_case.get_or_init(|| {
+            let own = self.own.iter();
+            own.map(|(name, _)| name.to_ascii_lowercase()).collect()
+        });
+        own.contains(&OsString::from(name.to_ascii_lowercase()))
     }
 
     /// The environment that a watcher starts from.
@@ -248,7 +268,7 @@ struct Compiler<'a, 'f> {
     findings: &'f mut Vec<Finding>,
     /// Sockets in fd order.
     passed: Vec<usize>,
-    /// Where each of them is in `passed`.
+    /// Where each of them is in `passed`; empty where they are all there, and in order.
     positions: HashMap<usize, u32>,
     stdin_socket: Option<usize>,
     /// Whether a reference to a socket passes it.
@@ -315,9 +335,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             self.stdin_socket = self.find_socket(name, "stdin_socket");
         }
         if unit.use_sockets {
-            for index in 0..self.world.sockets.len() {
-                self.pass(index);
-            }
+            self.passed = (0..self.world.sockets.len()).collect();
             return;
         }
         for name in unit.sockets.iter().flatten() {
@@ -333,7 +351,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
     }
 
     fn find_socket(&mut self, name: &At<String>, key: &str) -> Option<usize> {
-        let found = self.world.by_name.get(name.value.as_str()).copied();
+        let found = self.world.socket(&name.value);
         if found.is_none() {
             let hint = self.world.socket_hint(&name.value);
             self.error(
@@ -346,12 +364,20 @@ impl<'a, 'f> Compiler<'a, 'f> {
 
     /// Adds a socket to those that are passed, unless it is there.
     fn pass(&mut self, index: usize) -> bool {
-        if self.positions.contains_key(&index) {
+        if self.position(index).is_some() {
             return false;
         }
         self.positions.insert(index, index32(self.passed.len()));
         self.passed.push(index);
         true
+    }
+
+    /// Where a socket is in `passed`.
+    fn position(&self, index: usize) -> Option<u32> {
+        match self.unit.use_sockets {
+            true => Some(index32(index)),
+            false => self.positions.get(&index).copied(),
+        }
     }
 
     /// All texts. The order is that in which sockets are collected.
@@ -674,7 +700,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
     ) {
         self.refers = true;
         let raw = shorten(reference.raw);
-        let Some(&index) = self.world.by_any_case.get(&name.to_lowercase()) else {
+        let Some(index) = self.world.socket_in_any_case(name) else {
             let hint = self.world.socket_hint(name);
             return self.refuse(
                 text,
@@ -682,7 +708,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
                 format!("unknown socket `{}` in `{raw}`{hint}", shorten(name)),
             );
         };
-        if let Some(&position) = self.positions.get(&index) {
+        if let Some(position) = self.position(index) {
             return builder.push_socket(position);
         }
         if self.stdin_socket == Some(index) {
@@ -750,8 +776,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
 
     /// Whether a worker has this variable, in any case.
     fn has_variable(&self, name: &str, sees: Sees) -> bool {
-        let lower = OsString::from(name.to_ascii_lowercase());
-        (self.unit.copy_env && self.world.own_in_lower_case.contains(&lower))
+        (self.unit.copy_env && self.world.has_own_variable(name))
             || self
                 .set_variables(sees)
                 .any(|known| known.eq_ignore_ascii_case(name))
@@ -875,7 +900,10 @@ impl<'a, 'f> Compiler<'a, 'f> {
                     .into(),
             );
         }
-        if !unit.listen_fds {
+        let world = self.world;
+        let is_renamed = |index: &usize| world.sockets[*index].fd_name.is_some();
+        // The names of units differ.
+        if !unit.listen_fds || !self.passed.iter().any(is_renamed) {
             return;
         }
         let mut names: HashMap<&str, usize> = HashMap::new();

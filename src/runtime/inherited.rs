@@ -45,7 +45,7 @@ impl Inherited {
                 let (fd, _) = self.sockets.swap_remove(index);
                 let adopted = socket::adopt(fd.as_fd(), listen).and_then(|()| socket::describe(fd.as_fd()));
                 let description = adopted.map_err(|error| format!("the inherited socket is unfit: {error}"))?;
-                Ok(Some(Bound { fd, address: description.address }))
+                Ok(Some(Bound { fd, local: description.local }))
             }
             None if spec.unit.inherit == Inherit::Require => {
                 Err("`inherit` is \"require\", and no socket of this name or address came through LISTEN_FDS".into())

@@ -39,8 +39,8 @@ pub type Unbound = (String, String);
 struct Listener {
     spec: Rc<plan::Socket>,
     fds: Fds,
-    /// As status shows it: with the real port once it is bound.
-    address: String,
+    /// Where it is bound, with the real port.
+    local: Option<Local>,
     watched: bool,
     /// The file of a unix socket that was bound here (and not inherited).
     node: Option<Node>,
@@ -94,7 +94,6 @@ impl Listeners {
                 .map_or(&[UNCLAIMED][..], Vec::as_slice);
             if let Err(error) = listener.bind(keys, Some(inherited)) {
                 if spec.unit.optional {
-                    listener.address = written(&spec.unit);
                     optional.push((spec.name().to_owned(), error));
                 } else {
                     failed.push(format!("socket `{}`: {error}", spec.name()));
@@ -140,7 +139,6 @@ impl Listeners {
             match listener.bind_beside(replaced) {
                 Ok(()) => {}
                 Err(error) if spec.unit.optional => {
-                    listener.address = written(&spec.unit);
                     optional.push((name.clone(), error));
                 }
                 Err(error) => failed.push(format!("socket `{name}`: {error}")),
@@ -188,6 +186,10 @@ impl Listeners {
     /// Closes a socket for good.
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
+            // Its address must be free when an apply is said to be done, though the keeper may have it for a moment more.
+            for fd in listener.fds.iter() {
+                socket::stop_listening(fd);
+            }
             listener.remove_node();
             self.dirty.insert(id);
         }
@@ -321,7 +323,7 @@ impl Listeners {
     pub fn record(&self, id: SocketId) -> Option<ListenerRecord> {
         let listener = self.all.get(&id)?;
         Some(ListenerRecord {
-            address: listener.address.clone(),
+            local: listener.local.clone(),
             node: listener.node.clone(),
             shards: match &listener.fds {
                 Fds::Unbound | Fds::One(_) => None,
@@ -335,6 +337,8 @@ impl Listeners {
         match self.all.get(&id).map(|listener| &listener.fds) {
             None | Some(Fds::Unbound) => Vec::new(),
             Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
+            // One that takes datagrams leaves the kernel's list only with its last descriptor, which must not be another's.
+            Some(Fds::Shards(_)) if self.kind(id) == unit::SocketKind::Dgram => Vec::new(),
             Some(Fds::Shards(shards)) => (shards.iter())
                 .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
                 .collect(),
@@ -360,7 +364,7 @@ impl Listeners {
                 continue;
             };
             let mut listener = Listener::new(spec);
-            listener.address = record.address;
+            listener.local = record.local;
             listener.node = record.node;
             match record.shards {
                 None => {
@@ -396,8 +400,14 @@ impl Listeners {
     }
 
     /// A socket's address as status shows it.
-    pub fn address(&self, id: SocketId) -> &str {
-        self.all.get(&id).map_or("", |listener| &listener.address)
+    pub fn address(&self, id: SocketId) -> String {
+        let Some(listener) = self.all.get(&id) else {
+            return String::new();
+        };
+        match &listener.local {
+            Some(local) => local.to_string(),
+            None => written(&listener.spec.unit),
+        }
     }
 
     /// A socket's type.
@@ -468,7 +478,7 @@ impl Listener {
         Listener {
             spec: Rc::clone(spec),
             fds: Fds::Unbound,
-            address: String::new(),
+            local: None,
             watched: false,
             node: None,
             beside: None,
@@ -498,7 +508,7 @@ impl Listener {
                 name.push(".new");
                 let beside = path.with_file_name(name);
                 self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None)?;
-                self.address = address.to_string();
+                self.local = Some(Local::Path(path.clone()));
                 self.beside = Some((beside, path.clone()));
                 Ok(())
             }
@@ -568,7 +578,7 @@ impl Listener {
                 bound
             }
         };
-        self.address = first.address;
+        self.local = Some(first.local);
         if !self.spec.unit.so_reuseport.value {
             self.fds = Fds::One(first.fd);
             return Ok(());
@@ -652,8 +662,11 @@ impl Listener {
         if self.watched {
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
-        // As the kernel does with its list: the last one takes the place of the one that goes.
-        drop(shards.swap_remove(index));
+        // As the kernel does with its list: the last one takes the place of the one that goes. It goes now, though the
+        // keeper may have it for a moment more.
+        let shard = shards.swap_remove(index);
+        socket::stop_listening(shard.fd.as_fd());
+        drop(shard);
         choose(shards);
     }
 }
@@ -673,7 +686,7 @@ impl Shard {
 /// What the next manager must know of a socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ListenerRecord {
-    address: String,
+    local: Option<Local>,
     node: Option<Node>,
     shards: Option<Vec<ShardRecord>>,
 }

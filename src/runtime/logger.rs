@@ -16,6 +16,8 @@ struct Logger {
     json: AtomicBool,
     /// stderr is journald's: it wants priorities and has its own clock.
     journal: bool,
+    /// Somebody reads stderr, and may be slow.
+    has_reader: bool,
     /// Lines that nobody would have read: stderr was full.
     dropped: AtomicU64,
 }
@@ -27,6 +29,7 @@ pub fn init(level: LogLevel, format: LogFormat) {
     let logger = Logger {
         json: AtomicBool::new(format == LogFormat::Json),
         journal: output::stderr_is_journal(),
+        has_reader: output::has_reader(std::io::stderr()),
         dropped: AtomicU64::new(0),
     };
     // Only a test would have set one before; then that one stays.
@@ -72,7 +75,7 @@ impl Log for Logger {
         }
         let stderr = std::io::stderr();
         // A reader that has stopped reading must not stop the manager.
-        if !output::writable_now(&stderr) {
+        if self.has_reader && !output::writable_now(&stderr) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }

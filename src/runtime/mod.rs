@@ -7,9 +7,9 @@
 
 mod adopt;
 mod host;
-mod inherited;
-mod keeper;
-mod ledger;
+pub mod inherited;
+pub mod keeper;
+pub mod ledger;
 mod leftovers;
 mod listeners;
 mod logger;
@@ -22,7 +22,7 @@ mod start;
 mod status;
 mod units;
 mod upgrade;
-mod vault;
+pub mod vault;
 
 pub use host::System;
 pub use start::{Options, StartError, run};
@@ -210,7 +210,8 @@ impl Manager {
             self.take_asked(number, asked);
         }
         self.parent.tick(clock());
-        if self.trim.is_some_and(|at| at <= clock()) {
+        // What is to be started next needs the same code and memory again.
+        if self.jobs.is_empty() && self.trim.is_some_and(|at| at <= clock()) {
             self.trim = None;
             process::trim_heap();
             process::release_code();
@@ -408,6 +409,9 @@ impl Manager {
 
     fn take_signals(&mut self) {
         while let Some(signal) = survive("reading a signal", self.signals.read()) {
+            if signal != libc::SIGCHLD {
+                self.keeping.vault.heard(signal);
+            }
             match signal {
                 libc::SIGCHLD => self.take_exits(),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
@@ -472,7 +476,7 @@ impl Manager {
 
     /// Orphans that the keeper is the parent of.
     fn take_told_exits(&mut self) {
-        while let Some(told) = self.keeping.vault.receive() {
+        while let Some(told) = self.keeping.vault.receive(&self.epoll) {
             // A message that it sent before its end must count.
             self.take_notifications();
             if let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {

@@ -6,7 +6,7 @@ use crate::supervise::{self, Exit, ProcId, Sender, SocketId, SpawnFailure, Watch
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::output;
 use crate::sys::process::{self, Identity, Pid};
-use crate::sys::spawn::{self, Spawn, SpawnError, Spawner, Step};
+use crate::sys::spawn::{self, Child, Spawn, SpawnError, Spawner, Step};
 use crate::unit::{self, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -278,7 +278,7 @@ impl Processes {
             .map(|(resource, limit)| (rlimit(*resource), limit.soft, limit.hard))
             .collect();
         let identity = job.spec.identity.as_ref();
-        let child = self
+        let Child { pid, pidfd } = self
             .spawner
             .spawn(&Spawn {
                 candidates: &candidates,
@@ -302,18 +302,18 @@ impl Processes {
             slot: key,
             generation: job.generation,
             name: job.spec.name().to_owned(),
-            identity: self.keeps.then(|| {
-                Identity::of(child.pid, child.pidfd.as_fd(), self.spawner.has_pidfd_ids())
-            }),
-            main: child.pid,
-            group: child.pid,
+            identity: self
+                .keeps
+                .then(|| Identity::of(pid, pidfd.as_fd(), self.spawner.has_pidfd_ids())),
+            main: pid,
+            group: pid,
             followed: None,
         };
-        self.by_pid.insert(child.pid, job.proc);
-        self.by_group.insert(child.pid, job.proc);
+        self.by_pid.insert(pid, job.proc);
+        self.by_group.insert(pid, job.proc);
         self.by_proc.insert(job.proc, process);
         self.dirty.insert(job.proc);
-        Ok(supervise::Pid(child.pid.as_raw()))
+        Ok(supervise::Pid(pid.as_raw()))
     }
 
     fn invocation(&self, job: &Job, listeners: &Listeners) -> Result<Invocation, SpawnFailure> {
@@ -569,7 +569,8 @@ impl Stdio {
         target: RawFd,
     ) -> Option<(BorrowedFd<'a>, RawFd)> {
         let fd = match sink {
-            Sink::Inherit => return output::inherited(target).map(|fd| (fd, target)),
+            // It is there without being placed.
+            Sink::Inherit => None,
             Sink::Null => null.as_ref(),
             Sink::File(_) => self.outputs[target as usize - 1].as_ref(),
         };

@@ -123,9 +123,13 @@ impl Server {
     }
 
     fn refill(&mut self) {
-        while self.spares.len() < SPARES
-            && let Ok(spare) = output::null()
-        {
+        while self.spares.len() < SPARES {
+            // A copy is cheaper, and counts as much.
+            let spare = match self.spares.first() {
+                Some(first) => first.try_clone(),
+                None => output::null(),
+            };
+            let Ok(spare) = spare else { return };
             self.spares.push(spare);
         }
     }

@@ -11,7 +11,7 @@ use super::record::{Home, Keeping};
 use super::server::Server;
 use super::units::rendered;
 use super::vault::Vault;
-use super::{Beginning, Manager, System, clock, logger};
+use super::{Beginning, Manager, System, TRIM_AFTER, clock, logger};
 use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
@@ -130,9 +130,11 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
     let nofile = match process::raise_fd_limit() {
-        Ok((soft, hard)) => {
-            spawner.restore_nofile(soft, hard);
-            Some((soft, hard))
+        Ok(original) => {
+            if let Some((soft, hard)) = original {
+                spawner.restore_nofile(soft, hard);
+            }
+            original
         }
         Err(error) => {
             log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
@@ -253,7 +255,7 @@ fn start(
         jobs: VecDeque::new(),
         effects: Vec::new(),
         exits_left: false,
-        trim: Some(now),
+        trim: Some(now + TRIM_AFTER),
         finished: None,
     })
 }

@@ -93,7 +93,7 @@ fn socket_status(
     let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     SocketStatus {
         name: view.name.to_owned(),
-        address: listeners.address(view.id).to_owned(),
+        address: listeners.address(view.id),
         kind: match listeners.kind(view.id) {
             SocketKind::Stream => "stream",
             SocketKind::Dgram => "dgram",

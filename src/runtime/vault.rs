@@ -3,6 +3,7 @@
 use super::inherited::Inherited;
 use super::keeper::{self, Exited, Link, Taken, Teller, Word};
 use super::parent;
+use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
 use std::collections::{BTreeMap, BTreeSet};
@@ -124,6 +125,14 @@ impl Vault {
         }
     }
 
+    /// A signal was read, and is about to be acted on: if the manager dies before this, the next one gets it.
+    pub fn heard(&mut self, signal: i32) {
+        match self {
+            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Keeper(link) => link.heard(signal),
+        }
+    }
+
     /// Whether something waits for room: then [`Vault::as_link`] is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
         match self {
@@ -143,13 +152,15 @@ impl Vault {
     }
 
     /// What has been said to the manager; None if nothing. When the keeper is gone the manager goes on without.
-    pub fn receive(&mut self) -> Option<Exited> {
+    pub fn receive(&mut self, epoll: &Epoll) -> Option<Exited> {
         let Vault::Keeper(link) = self else {
             return None;
         };
         match link.receive()? {
             Word::Exited(exited) => Some(exited),
             Word::Gone => {
+                // Another descriptor of it may be open, by which it would be reported for ever.
+                let _ = epoll.remove(link.as_fd());
                 log::warn!(target: "manager", "the keeper is gone: if the manager dies now, nothing of it is kept");
                 *self = Vault::Nobody;
                 None

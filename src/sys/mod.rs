@@ -21,6 +21,13 @@ pub mod spawn;
 pub mod unix;
 pub mod users;
 
+// The unwinder, which the standard library's backtraces need, as a part of the program: as a shared library it is a tenth
+// of the time from the exec of a manager to its first worker. A linker that looks at libraries in their order alone
+// takes the shared one all the same.
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+#[link(name = "gcc_eh")]
+unsafe extern "C" {}
+
 /// What the C library says of an errno: `No such file or directory`.
 fn reason(errno: i32) -> String {
     let mut text = std::io::Error::from_raw_os_error(errno).to_string();

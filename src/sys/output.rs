@@ -1,8 +1,8 @@
 //! Files as a worker's stdin, stdout and stderr, and whether a write would block.
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, Mode, fstat};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -50,6 +50,12 @@ fn open_blocking(path: &Path, flags: OFlag, mode: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Whether a write may have to wait for a reader: it never has in a regular file.
+pub fn has_reader(fd: impl AsFd) -> bool {
+    let is_file = |stat: FileStat| stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    !fstat(fd).is_ok_and(is_file)
+}
+
 /// Whether a write of up to 4096 bytes (PIPE_BUF) would return at once: with success, or with an error because nobody
 /// reads any more.
 pub fn writable_now(fd: impl AsFd) -> bool {
@@ -78,11 +84,12 @@ pub fn inherited(number: RawFd) -> Option<BorrowedFd<'static>> {
 }
 
 /// Makes sure that the standard descriptors are open, with [`empty`] where they are not, so that none of ours gets
-/// their numbers.
+/// their numbers. They stay open in the programs that are started, as those do that we were given.
 pub fn fill_standard() -> io::Result<()> {
     while let Some(number) = (0..=2).find(|number| inherited(*number).is_none()) {
         let empty = empty()?;
         if empty.as_raw_fd() == number {
+            fcntl(&empty, FcntlArg::F_SETFD(FdFlag::empty()))?;
             // It stays open for good, under the lowest free number, which this is.
             std::mem::forget(empty);
         } else {
@@ -111,7 +118,7 @@ pub fn stderr_is_journal() -> bool {
     let Some((device, inode)) = stream.split_once(':') else {
         return false;
     };
-    let stat = nix::sys::stat::fstat(io::stderr());
+    let stat = fstat(io::stderr());
     stat.is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
 }
 
@@ -133,7 +140,7 @@ mod tests {
         let path = folder.path().join("log");
         for line in ["one\n", "two\n"] {
             let fd = open_append(&path, 0o640).unwrap();
-            assert!(is_blocking(&fd) && writable_now(&fd));
+            assert!(is_blocking(&fd) && writable_now(&fd) && !has_reader(&fd));
             File::from(fd).write_all(line.as_bytes()).unwrap();
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
@@ -179,7 +186,7 @@ mod tests {
     #[test]
     fn a_full_pipe_is_not_writable_and_one_without_a_reader_is() {
         let (reader, writer) = io::pipe().unwrap();
-        assert!(writable_now(&writer));
+        assert!(writable_now(&writer) && has_reader(&writer));
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         while (&writer).write(&[0; 4096]).is_ok() {}
         assert!(!writable_now(&writer));

@@ -465,8 +465,8 @@ pub fn set_subreaper() -> io::Result<()> {
 const MOST_FDS: u64 = 1 << 20;
 
 /// Raises the soft limit of open descriptors to the hard one, and as root both to what the kernel allows, up to 2^20.
-/// Returns the original soft and hard limit, for the children; nothing is ever lowered.
-pub fn raise_fd_limit() -> io::Result<(u64, u64)> {
+/// Returns the original soft and hard limit, for the children, if they are others now; nothing is ever lowered.
+pub fn raise_fd_limit() -> io::Result<Option<(u64, u64)>> {
     let mut limit = MaybeUninit::<libc::rlimit>::uninit();
     // SAFETY: `limit` has room for the structure.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) })?;
@@ -476,7 +476,7 @@ pub fn raise_fd_limit() -> io::Result<(u64, u64)> {
 
     // SAFETY: takes nothing, can't fail.
     let is_root = unsafe { libc::geteuid() } == 0;
-    let allowed = if is_root {
+    let allowed = if is_root && hard < MOST_FDS {
         kernel_fd_limit().min(MOST_FDS)
     } else {
         0
@@ -491,13 +491,14 @@ pub fn raise_fd_limit() -> io::Result<(u64, u64)> {
     };
     // Root in a container may lack the capability to raise the hard limit; then the hard limit has to do.
     if allowed > hard && set(allowed, allowed).is_ok() {
-        return Ok((soft, hard));
+        return Ok(Some((soft, hard)));
     }
     let wanted = hard.min(MOST_FDS);
-    if wanted > soft {
-        set(wanted, hard)?;
+    if wanted <= soft {
+        return Ok(None);
     }
-    Ok((soft, hard))
+    set(wanted, hard)?;
+    Ok(Some((soft, hard)))
 }
 
 fn kernel_fd_limit() -> u64 {
@@ -787,10 +788,16 @@ mod tests {
 
     #[test]
     fn the_descriptor_limit_is_raised_and_never_lowered() {
-        let (soft, hard) = raise_fd_limit().unwrap();
-        let (new_soft, new_hard) = raise_fd_limit().unwrap();
+        let limit =
+            || nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+        let (soft, hard) = limit();
+        let original = raise_fd_limit().unwrap();
+        let (new_soft, new_hard) = limit();
+        assert_eq!(original.is_some(), (new_soft, new_hard) != (soft, hard));
+        assert!(original.is_none_or(|original| original == (soft, hard)));
         assert!(new_soft >= soft && new_hard >= hard);
         assert!(new_soft >= hard.min(MOST_FDS));
+        assert_eq!(raise_fd_limit().unwrap(), None);
     }
 
     #[test]

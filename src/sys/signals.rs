@@ -78,6 +78,12 @@ pub fn ignore(signal: i32) -> io::Result<()> {
     }
 }
 
+/// A write that nobody reads is an error from now on, and no SIGPIPE. Programs that are started get its default back.
+pub fn ignore_broken_pipes() {
+    // It fails for signals only that there are not.
+    let _ = ignore(libc::SIGPIPE);
+}
+
 fn stop_ignoring(signal: i32) -> io::Result<()> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: the current action is written to `action`, of which all-zero is a valid value too.

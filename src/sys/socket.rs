@@ -141,8 +141,8 @@ impl<'a> Listen<'a> {
 pub struct Bound {
     /// The socket, CLOEXEC.
     pub fd: OwnedFd,
-    /// Its address as text, with the real port: `127.0.0.1:8000`, `[::]:80`, `/run/x.sock`, `@name`.
-    pub address: String,
+    /// Its address, with the real port. As text: `127.0.0.1:8000`, `[::]:80`, `/run/x.sock`, `@name`.
+    pub local: Local,
 }
 
 /// Why an address can't be had, as a sentence.
@@ -243,22 +243,22 @@ pub fn listen(listen: &Listen<'_>) -> Result<Bound, BindError> {
         Address::Path(path) => bind_path(listen, path),
         Address::Abstract(name) => bind_abstract(listen, name),
     };
-    let socket = bound.map_err(|cause| BindError {
+    let bound = bound.and_then(|socket| {
+        let local = match listen.address {
+            // Nothing to ask the kernel for: a start with a thousand sockets notices.
+            Address::Ip(address) if address.port() != 0 => Local::Ip(*address),
+            Address::Path(path) => Local::Path(path.clone()),
+            Address::Abstract(name) => Local::Abstract(name.clone()),
+            Address::Ip(_) | Address::Any { .. } | Address::Host(..) => {
+                local_of(&socket).map_err(step("getsockname"))?
+            }
+        };
+        let fd = socket.into();
+        Ok(Bound { fd, local })
+    });
+    bound.map_err(|cause| BindError {
         address: listen.address.to_string(),
         cause,
-    })?;
-    let address = match listen.address {
-        // Nothing to ask the kernel for: a start with a thousand sockets notices.
-        Address::Ip(address) if address.port() != 0 => address.to_string(),
-        Address::Path(_) | Address::Abstract(_) => listen.address.to_string(),
-        Address::Ip(_) | Address::Any { .. } | Address::Host(..) => {
-            let local = socket.local_addr().ok().and_then(|local| local.as_socket());
-            local.map_or_else(|| listen.address.to_string(), |local| local.to_string())
-        }
-    };
-    Ok(Bound {
-        fd: socket.into(),
-        address,
     })
 }
 
@@ -624,8 +624,6 @@ fn chown_node(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()>
 /// What a socket is, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// Its address as text.
-    pub address: String,
     /// Its type; `None` for one that we do not know.
     pub kind: Option<Kind>,
     /// Whether it accepts connections.
@@ -635,7 +633,7 @@ pub struct Description {
 }
 
 /// The address that a socket is bound to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub enum Local {
     Ip(SocketAddr),
@@ -662,16 +660,7 @@ impl fmt::Display for Local {
 /// What `fd` is. Fails with ENOTSOCK if it is no socket, with EBADF if it is nothing.
 pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
     let socket = SockRef::from(&fd);
-    let local = socket.local_addr()?;
-    let local = match local.as_socket() {
-        Some(address) => Local::Ip(address),
-        None if !local.is_unix() => Local::Other(local.family().into()),
-        None => match (local.as_pathname(), local.as_abstract_namespace()) {
-            (Some(path), _) => Local::Path(path.into()),
-            (None, Some(name)) => Local::Abstract(name.into()),
-            (None, None) => Local::Unnamed,
-        },
-    };
+    let local = local_of(&socket)?;
     let kind = match socket.r#type()? {
         Type::STREAM => Some(Kind::Stream),
         Type::DGRAM => Some(Kind::Dgram),
@@ -679,10 +668,22 @@ pub fn describe(fd: BorrowedFd<'_>) -> io::Result<Description> {
         _ => None,
     };
     Ok(Description {
-        address: local.to_string(),
         kind,
         listening: socket.is_listener()?,
         local,
+    })
+}
+
+fn local_of(socket: &Socket) -> io::Result<Local> {
+    let local = socket.local_addr()?;
+    Ok(match local.as_socket() {
+        Some(address) => Local::Ip(address),
+        None if !local.is_unix() => Local::Other(local.family().into()),
+        None => match (local.as_pathname(), local.as_abstract_namespace()) {
+            (Some(path), _) => Local::Path(path.into()),
+            (None, Some(name)) => Local::Abstract(name.into()),
+            (None, None) => Local::Unnamed,
+        },
     })
 }
 
@@ -758,6 +759,13 @@ pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Ends a listener at once, whoever else has a descriptor of it: what waits is reset, and nothing new comes. A datagram
+/// socket has no such end but the close of its last descriptor.
+pub fn stop_listening(fd: BorrowedFd<'_>) {
+    // It fails for what does not listen, which is as well.
+    let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Both);
+}
+
 /// Whether another socket may be bound beside this one on an address that they have in common: SO_REUSEPORT, which the
 /// kernel looks at when the other is bound.
 pub fn set_shareable(fd: BorrowedFd<'_>, shareable: bool) -> io::Result<()> {
@@ -791,7 +799,14 @@ mod tests {
     }
 
     fn port(bound: &Bound) -> u16 {
-        bound.address.rsplit_once(':').unwrap().1.parse().unwrap()
+        bound
+            .local
+            .to_string()
+            .rsplit_once(':')
+            .unwrap()
+            .1
+            .parse()
+            .unwrap()
     }
 
     /// `by NAME (pid N)`, of this process.
@@ -820,11 +835,11 @@ mod tests {
         let address = ip("127.0.0.1:0");
         let bound = listen(&stream(&address)).unwrap();
         assert!(
-            bound.address.starts_with("127.0.0.1:") && port(&bound) > 0,
+            bound.local.to_string().starts_with("127.0.0.1:") && port(&bound) > 0,
             "{}",
-            bound.address
+            bound.local.to_string()
         );
-        TcpStream::connect(&bound.address).unwrap();
+        TcpStream::connect(bound.local.to_string()).unwrap();
         assert_eq!(queue(bound.fd.as_fd()).unwrap().waiting, 1);
         let (fd_flags, file_flags) = flags(&bound.fd);
         assert!(fd_flags.contains(FdFlag::FD_CLOEXEC) && !file_flags.contains(OFlag::O_NONBLOCK));
@@ -861,7 +876,11 @@ mod tests {
         let bound = listen(&stream(&address)).unwrap();
         TcpStream::connect(("127.0.0.1", port(&bound))).unwrap();
         if has_ipv6() {
-            assert!(bound.address.starts_with("[::]:"), "{}", bound.address);
+            assert!(
+                bound.local.to_string().starts_with("[::]:"),
+                "{}",
+                bound.local.to_string()
+            );
             TcpStream::connect(("::1", port(&bound))).unwrap();
             let bound = listen(&stream(&ip("[::]:0"))).unwrap();
             TcpStream::connect(("127.0.0.1", port(&bound))).unwrap();
@@ -871,13 +890,17 @@ mod tests {
             family: Some(IpFamily::V4),
         }))
         .unwrap();
-        assert!(v4.address.starts_with("0.0.0.0:"), "{}", v4.address);
+        assert!(
+            v4.local.to_string().starts_with("0.0.0.0:"),
+            "{}",
+            v4.local.to_string()
+        );
     }
 
     #[test]
     fn localhost_is_the_loopback_address_without_a_lookup() {
         let bound = listen(&stream(&Address::Host("LocalHost".into(), 0, None))).unwrap();
-        assert!(bound.address.starts_with("127.0.0.1:"));
+        assert!(bound.local.to_string().starts_with("127.0.0.1:"));
         if has_ipv6() {
             let bound = listen(&stream(&Address::Host(
                 "localhost".into(),
@@ -885,11 +908,11 @@ mod tests {
                 Some(IpFamily::V6),
             )))
             .unwrap();
-            assert!(bound.address.starts_with("[::1]:"));
+            assert!(bound.local.to_string().starts_with("[::1]:"));
         }
         // A numeric "name" is looked up without asking anybody.
         let bound = listen(&stream(&Address::Host("127.0.0.2".into(), 0, None))).unwrap();
-        assert!(bound.address.starts_with("127.0.0.2:"));
+        assert!(bound.local.to_string().starts_with("127.0.0.2:"));
         assert_eq!(
             error(stream(&Address::Host(
                 "127.0.0.1".into(),
@@ -912,10 +935,10 @@ mod tests {
     #[test]
     fn a_port_in_use_is_said_to_be_and_by_whom() {
         let holder = listen(&stream(&ip("127.0.0.1:0"))).unwrap();
-        let taken = ip(&holder.address);
+        let taken = ip(&holder.local.to_string());
         assert_eq!(
             error(stream(&taken)),
-            format!("{} is in use {}", holder.address, by_us())
+            format!("{} is in use {}", holder.local, by_us())
         );
         let any = Address::Any {
             port: port(&holder),
@@ -971,7 +994,7 @@ mod tests {
                 ..Listen::new(&address, kind)
             })
             .unwrap();
-            let same = ip(&first.address);
+            let same = ip(&first.local.to_string());
             listen(&Listen {
                 reuseport: true,
                 ..Listen::new(&same, kind)
@@ -1015,7 +1038,7 @@ mod tests {
             SockRef::from(&bound.fd).device().unwrap().as_deref(),
             Some(&b"lo"[..])
         );
-        let same = ip(&bound.address);
+        let same = ip(&bound.local.to_string());
         assert!(matches(
             bound.fd.as_fd(),
             &Listen {
@@ -1095,7 +1118,7 @@ mod tests {
             })
             .unwrap();
             assert_eq!(self::mode(&path), expected);
-            assert_eq!(bound.address, path.display().to_string());
+            assert_eq!(bound.local.to_string(), path.display().to_string());
         }
     }
 
@@ -1112,7 +1135,7 @@ mod tests {
             (mode(&folder.path("a")), mode(&folder.path("a/b"))),
             (0o2771, 0o2771)
         );
-        UnixStream::connect(&bound.address).unwrap();
+        UnixStream::connect(bound.local.to_string()).unwrap();
     }
 
     #[test]
@@ -1230,10 +1253,10 @@ mod tests {
             ..stream(&address)
         })
         .unwrap();
-        let _client = UnixStream::connect(&holder.address).unwrap();
+        let _client = UnixStream::connect(holder.local.to_string()).unwrap();
         assert_eq!(
             error(stream(&address)),
-            format!("{} is in use {}", holder.address, by_us())
+            format!("{} is in use {}", holder.local, by_us())
         );
     }
 
@@ -1306,7 +1329,7 @@ mod tests {
         let name = format!("tentpole-test-{}", Pid::own());
         let address = Address::Abstract(name.clone().into());
         let bound = listen(&stream(&address)).unwrap();
-        assert_eq!(bound.address, format!("@{name}"));
+        assert_eq!(bound.local.to_string(), format!("@{name}"));
         assert_eq!(
             error(stream(&address)),
             format!("@{name} is in use {}", by_us())
@@ -1319,8 +1342,8 @@ mod tests {
     fn an_inherited_socket_is_known_by_type_and_address() {
         let v4 = listen(&stream(&ip("127.0.0.1:0"))).unwrap();
         let fd = v4.fd.as_fd();
-        assert!(matches(fd, &stream(&ip(&v4.address))));
-        assert!(!matches(fd, &dgram(&ip(&v4.address))));
+        assert!(matches(fd, &stream(&ip(&v4.local.to_string()))));
+        assert!(!matches(fd, &dgram(&ip(&v4.local.to_string()))));
         assert!(!matches(fd, &stream(&ip("127.0.0.1:1"))));
         assert!(!matches(
             fd,
@@ -1379,11 +1402,10 @@ mod tests {
         let address = ip("127.0.0.1:0");
         let bound = listen(&stream(&address)).unwrap();
         let found = describe(bound.fd.as_fd()).unwrap();
-        let local = Local::Ip(bound.address.parse().unwrap());
+        let local = Local::Ip(bound.local.to_string().parse().unwrap());
         assert_eq!(
             found,
             Description {
-                address: bound.address,
                 kind: Some(Kind::Stream),
                 listening: true,
                 local
@@ -1408,7 +1430,7 @@ mod tests {
             .bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into())
             .unwrap();
         let fd = OwnedFd::from(socket);
-        let address = ip(&describe(fd.as_fd()).unwrap().address);
+        let address = ip(&describe(fd.as_fd()).unwrap().local.to_string());
         adopt(
             fd.as_fd(),
             &Listen {

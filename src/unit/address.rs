@@ -19,6 +19,10 @@ pub fn parse_address(text: &str, folder: &Path) -> Result<Address, String> {
                 .to_string(),
         );
     }
+    // What most sockets have needs no look at what else it could be.
+    if let Ok(address) = text.parse() {
+        return Ok(Address::Ip(SocketAddr::V4(address)));
+    }
     if has_substitution(text) {
         return Err(
             "has a substitution; a socket is bound before there is a worker to substitute for"

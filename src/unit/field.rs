@@ -754,6 +754,12 @@ pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     if name.len() > 255 {
         return Err("is longer than 255 bytes");
     }
+    if name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    {
+        return Ok(());
+    }
     if name == "." || name == ".." {
         return Err("is taken for a folder");
     }

@@ -89,6 +89,7 @@ impl Manager {
         self.dir.path().join(name)
     }
 
+    /// The process that was started: the keeper, unless there is none.
     pub fn pid(&self) -> i32 {
         self.child.as_ref().expect("is running").id() as i32
     }
@@ -308,9 +309,14 @@ impl Manager {
 
     /// Every live process that the manager has started, however far it has run away.
     pub fn offspring(&self) -> Vec<i32> {
-        let own = self.child.as_ref().map(|child| child.id() as i32);
         let mut pids = processes_of(self.dir.path());
-        pids.retain(|pid| Some(*pid) != own);
+        // The keeper and the manager have the command line that the test has started.
+        let units = self.path("units.toml").display().to_string();
+        pids.retain(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            !(words.contains(&b"run".as_slice()) && words.contains(&units.as_bytes()))
+        });
         pids
     }
 

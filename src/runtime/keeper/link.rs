@@ -6,7 +6,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::inherit;
 use crate::sys::process::{Exit, Pid};
 use crate::sys::unix::{self, Received};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub struct Link {
     unsent: BTreeMap<String, Option<OwnedFd>>,
     /// To be reaped. The keeper tells of one exit at a time.
     reap: Option<Pid>,
+    /// Heard, and not said to be.
+    heard: BTreeSet<i32>,
 }
 
 /// What a new manager finds.
@@ -32,7 +34,7 @@ pub struct Link {
 pub struct Taken {
     /// Descriptors by their names.
     pub held: BTreeMap<String, OwnedFd>,
-    /// The last signal to stop that earlier managers were sent, which they may have had no time to act on.
+    /// The last signal to stop that an earlier manager has heard, and may have had no time to act on.
     pub stop: Option<i32>,
 }
 
@@ -64,6 +66,7 @@ impl Link {
             is_first,
             unsent: BTreeMap::new(),
             reap: None,
+            heard: BTreeSet::new(),
         }
     }
 
@@ -162,9 +165,15 @@ impl Link {
         self.flush();
     }
 
+    /// A signal was read, and is about to be acted on: if the manager dies before this, the next one gets it.
+    pub fn heard(&mut self, signal: i32) {
+        self.heard.insert(signal);
+        self.flush();
+    }
+
     /// Whether something waits for room: then the link is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
-        self.reap.is_some() || !self.unsent.is_empty()
+        self.reap.is_some() || !self.heard.is_empty() || !self.unsent.is_empty()
     }
 
     /// Sends what waits, as far as there is room.
@@ -179,6 +188,10 @@ impl Link {
         if let Some(pid) = self.reap {
             unix::send(&self.socket, &ToKeeper::Reap(pid).encode(), &[])?;
             self.reap = None;
+        }
+        while let Some(signal) = self.heard.first().copied() {
+            unix::send(&self.socket, &ToKeeper::Heard(signal).encode(), &[])?;
+            self.heard.remove(&signal);
         }
         while !self.unsent.is_empty() {
             let gone = self.unsent.iter().filter(|(_, fd)| fd.is_none());

@@ -10,8 +10,9 @@
 //!   what is held, and says `Adopted` when it has taken over. One that ends before that has failed, by whatever code: the
 //!   next is tried from the keeper's own image, which can read what the first manager wrote. If a stop was asked for and
 //!   nobody can be started who would do it, the keeper passes SIGTERM to its children and ends.
-//! - *Signals* go to the manager by its pid. While there is none they wait for it. The last signal to stop is told to each
-//!   new manager, since nobody knows whether the old one had time to act on it.
+//! - *Signals* go to the manager by its pid, and it says which it has heard. Those that it has not when it dies, and those
+//!   that come while there is none, are for the next one. The last signal to stop that was heard is told to each new
+//!   manager, since nobody knows whether the old one had time to act on it.
 //! - *Exits*: the workers of a dead manager are the keeper's children from then on, as every orphan is. Each exit is told to
 //!   the manager, one after the other, and the zombie keeps its number until the manager has acted on it (`Reap`). So
 //!   no exit is lost, not even if the manager dies with the message unread: the next one is told again.
@@ -138,7 +139,9 @@ struct Keeper {
     is_full: bool,
     /// Signals that no manager was sent yet.
     waiting: BTreeSet<i32>,
-    /// The last signal to stop that one was sent.
+    /// Signals that the manager was sent and has not heard.
+    sent: BTreeSet<i32>,
+    /// The last signal to stop that one has heard.
     stop: Option<i32>,
     pause: Duration,
     /// Managers in a row that have not taken over.
@@ -162,7 +165,7 @@ impl Keeper {
             epoll,
             signals,
             program: fork::program(),
-            nofile: process::raise_fd_limit().ok(),
+            nofile: process::raise_fd_limit().ok().flatten(),
             manager: Manager::Up {
                 pid: manager,
                 since: process::monotonic_now(),
@@ -173,6 +176,7 @@ impl Keeper {
             told: None,
             is_full: false,
             waiting: BTreeSet::new(),
+            sent: BTreeSet::new(),
             stop: None,
             pause: Duration::ZERO,
             failures: 0,
@@ -203,13 +207,13 @@ impl Keeper {
             }
         }
         let now = process::monotonic_now();
-        // Before the signals are forwarded: a dead manager must not be sent one.
         if let Some(code) = self.look_at_manager(now) {
             return Some(code);
         }
         self.take_messages(MESSAGES_PER_TURN);
         self.forward_signals();
         self.tell_exits();
+        // There may be room now.
         self.parent.send(&self.epoll);
         match self.manager {
             Manager::Due(at) if at <= now => self.start(now),
@@ -228,7 +232,6 @@ impl Keeper {
         // What it has said before its end counts.
         self.take_messages(usize::MAX);
         self.close_link();
-        self.parent.send(&self.epoll);
         match exit {
             Exit::Code(code) if was_up || self.held.is_empty() => return Some(code),
             Exit::Code(code) => {
@@ -341,18 +344,11 @@ impl Keeper {
         let Manager::Up { pid, .. } = self.manager else {
             return;
         };
-        while let Some(signal) = self.waiting.first().copied() {
-            let sent = process::kill(pid, signal);
-            // One that died meanwhile has not heard of it.
-            if process::peek_exit_of(pid).is_ok_and(|exit| exit.is_some()) {
-                return;
-            }
-            if let Err(error) = sent {
+        while let Some(signal) = self.waiting.pop_first() {
+            if let Err(error) = process::kill(pid, signal) {
                 log::error!(target: "keeper", "signal {} could not be sent to the manager: {error}", signal_name(Signal(signal)));
-            } else if STOP.contains(&signal) {
-                self.stop = Some(signal);
             }
-            self.waiting.remove(&signal);
+            self.sent.insert(signal);
         }
     }
 
@@ -361,33 +357,23 @@ impl Keeper {
         let Manager::Up { pid: manager, .. } = self.manager else {
             return;
         };
-        while self.told.is_none() {
-            let (pid, exit) = match process::peek_exit() {
-                Ok(Some((pid, exit))) if pid != manager => (pid, exit),
-                Ok(_) => break,
-                Err(error) => {
-                    log::error!(target: "keeper", "looking for ended children failed: {error}");
-                    break;
-                }
-            };
-            let group = process::group_of(pid).ok();
-            match self.say(&FromKeeper::Exited { pid, group, exit }, &[]) {
-                Ok(true) => self.told = Some(pid),
-                // Nobody wants to know.
-                Ok(false) => reap(pid),
-                Err(error) => {
-                    let is_full = error.kind() == io::ErrorKind::WouldBlock;
-                    self.wait_for_room(is_full);
-                    if !is_full {
-                        log::error!(target: "keeper", "the end of pid {pid} could not be told to the manager: {error}");
-                        reap(pid);
-                        continue;
-                    }
-                    return;
-                }
-            }
+        if self.told.is_some() {
+            return;
         }
-        self.wait_for_room(false);
+        let (pid, exit) = match process::peek_exit() {
+            Ok(Some((pid, exit))) if pid != manager => (pid, exit),
+            Ok(_) => return,
+            Err(error) => {
+                log::error!(target: "keeper", "looking for ended children failed: {error}");
+                return;
+            }
+        };
+        let group = process::group_of(pid).ok();
+        let sent = self.say(&FromKeeper::Exited { pid, group, exit }, &[]);
+        // A manager without a link is about to end: its descriptors are closed before it is a zombie.
+        let is_broken = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::BrokenPipe);
+        self.told = Some(pid).filter(|_| sent.is_ok());
+        self.wait_for_room(sent.is_err() && !is_broken);
     }
 
     fn wait_for_room(&mut self, is_full: bool) {
@@ -408,16 +394,9 @@ impl Keeper {
         }
     }
 
-    /// False if there is nobody to say it to.
-    fn say(&self, message: &FromKeeper<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
-        let Some(link) = &self.link else {
-            return Ok(false);
-        };
-        match unix::send(link, &message.encode(), fds) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-            Err(error) => Err(error),
-        }
+    fn say(&self, message: &FromKeeper<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let link = self.link.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        unix::send(link, &message.encode(), fds)
     }
 
     fn take_messages(&mut self, most: usize) {
@@ -475,13 +454,24 @@ impl Keeper {
                     self.held.remove(name);
                 }
             }
-            ToKeeper::Tell(text) => self.parent.tell(text),
+            ToKeeper::Tell(text) => {
+                self.parent.tell(text);
+                self.parent.send(&self.epoll);
+            }
             // Of what it was not told it knows nothing.
             ToKeeper::Reap(pid) if self.told == Some(pid) => {
                 self.told = None;
-                reap(pid);
+                if let Err(error) = process::reap(pid) {
+                    log::error!(target: "keeper", "pid {pid} could not be reaped: {error}");
+                }
             }
             ToKeeper::Reap(_) => {}
+            ToKeeper::Heard(signal) => {
+                self.sent.remove(&signal);
+                if STOP.contains(&signal) {
+                    self.stop = Some(signal);
+                }
+            }
         }
     }
 
@@ -514,14 +504,9 @@ impl Keeper {
         // Closing it takes it out of the set: nobody else has this end.
         self.link = None;
         self.is_full = false;
-        // If it was not acted on, the next manager is told.
+        // What was not acted on is for the next manager.
         self.told = None;
-    }
-}
-
-fn reap(pid: Pid) {
-    if let Err(error) = process::reap(pid) {
-        log::error!(target: "keeper", "pid {pid} could not be reaped: {error}");
+        self.waiting.append(&mut self.sent);
     }
 }
 

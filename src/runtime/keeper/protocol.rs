@@ -40,6 +40,8 @@ pub enum ToKeeper<'a> {
     Tell(&'a [u8]),
     /// What was told of this process was acted on: its number may be used again.
     Reap(Pid),
+    /// It has read this signal, and is about to act on it.
+    Heard(i32),
 }
 
 /// From the keeper to the manager.
@@ -49,7 +51,7 @@ pub enum FromKeeper<'a> {
     Held {
         /// How many are to come in further parts.
         left: u32,
-        /// The last signal to stop that earlier managers were sent, if any: they may have had no time to act on it.
+        /// The last signal to stop that an earlier manager has heard, if any: it may have had no time to act on it.
         stop: Option<i32>,
         /// The names, in the order of the descriptors.
         names: Vec<&'a str>,
@@ -72,6 +74,7 @@ const HOLD: u8 = 4;
 const RELEASE: u8 = 5;
 const TELL: u8 = 6;
 const REAP: u8 = 7;
+const HEARD: u8 = 8;
 
 const HELD: u8 = 1;
 const EXITED: u8 = 2;
@@ -95,11 +98,8 @@ impl<'a> ToKeeper<'a> {
                 bytes.extend_from_slice(text);
                 bytes
             }
-            ToKeeper::Reap(pid) => {
-                let mut bytes = message(REAP);
-                bytes.extend(pid.as_raw().to_le_bytes());
-                bytes
-            }
+            ToKeeper::Reap(pid) => with_number(REAP, pid.as_raw()),
+            ToKeeper::Heard(signal) => with_number(HEARD, *signal),
         }
     }
 
@@ -114,6 +114,7 @@ impl<'a> ToKeeper<'a> {
             RELEASE => ToKeeper::Release(names(rest)?),
             TELL => ToKeeper::Tell(Some(rest).filter(|text| text.len() <= LONGEST_TEXT)?),
             REAP => ToKeeper::Reap(Pid::new(number(&mut rest)?)?),
+            HEARD => ToKeeper::Heard(number(&mut rest)?),
             _ => return None,
         })
     }
@@ -185,6 +186,12 @@ fn message(kind: u8) -> Vec<u8> {
     vec![VERSION, kind]
 }
 
+fn with_number(kind: u8, number: i32) -> Vec<u8> {
+    let mut bytes = message(kind);
+    bytes.extend(number.to_le_bytes());
+    bytes
+}
+
 fn opened(bytes: &[u8]) -> Option<(u8, &[u8])> {
     let [_version, kind, rest @ ..] = bytes else {
         return None;
@@ -248,6 +255,7 @@ mod tests {
             ToKeeper::Tell(b"READY=1\n"),
             ToKeeper::Tell(&[b'x'; LONGEST_TEXT]),
             ToKeeper::Reap(pid(4242)),
+            ToKeeper::Heard(15),
         ];
         for message in to {
             let bytes = message.encode();
@@ -322,7 +330,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0u8..9) {
+        fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind in 0u8..10) {
             let message = [&[VERSION, kind], &bytes[..]].concat();
             if let Some(read) = ToKeeper::decode(&message) {
                 let bytes = read.encode();
