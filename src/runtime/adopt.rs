@@ -3,11 +3,12 @@
 use super::ledger::Ledger;
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
+use super::node::Node;
 use super::parent::Parent;
 use super::processes::Processes;
 use super::record::{CONTROL, Home, Keeping, LEDGER, NOTIFY, Records};
 use super::server::Server;
-use super::start::{Base, StartError, failed};
+use super::start::{Base, StartError, failed, listen_control};
 use super::vault::Vault;
 use super::{Manager, clock, logger, upgrade};
 use crate::control::call::Reply;
@@ -140,12 +141,23 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         None => NotifySocket::bind_autobind(),
     };
     let notify = notify.map_err(|error| failed("the notify socket", &error))?;
-    let (_, node) = records.home.control.clone().unzip();
-    let control = fds.remove(CONTROL).map(|fd| (fd, node.flatten()));
-    if control.is_none() && records.home.control.is_some() {
-        log::error!(target: "manager", "the control socket was not held: no command reaches this manager");
-    }
     let gid = supervisor.control_gid();
+    let mut home = records.home;
+    let control = match (fds.remove(CONTROL), &mut home.control) {
+        (Some(fd), Some((_, node))) => Some((fd, node.clone())),
+        // Its manager died before it had handed it over.
+        (None, Some((path, node))) => match listen_control(path, settings.control_mode.0, gid) {
+            Ok(bound) => {
+                *node = Node::made_at(path);
+                Some((bound.fd, node.clone()))
+            }
+            Err(error) => {
+                log::error!(target: "manager", "the control socket: {error}; no command reaches this manager");
+                None
+            }
+        },
+        (_, None) => None,
+    };
     let server = Server::adopt(&epoll, control, gid, handover.server, &mut fds);
 
     let held = listeners.ids().into_iter().map(|id| {
@@ -173,7 +185,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
             version: env!("CARGO_PKG_VERSION").into(),
             nofile,
             is_heir,
-            ..records.home
+            ..home
         },
         program: base.program,
         upgrade: None,

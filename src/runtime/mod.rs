@@ -165,6 +165,7 @@ impl Manager {
         match beginning {
             Beginning::Fresh => {
                 self.dispatch(Event::Begin);
+                // Before anything is made: of a worker that is in no record nobody knows.
                 self.save_home();
             }
             Beginning::Again(arrears) => self.go_on(arrears),

@@ -17,7 +17,7 @@ use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
+use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
 use crate::sys::{fork, output, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
@@ -25,7 +25,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Signals that the manager takes as events; the ones it has no use for are among them, since their default would kill it.
@@ -281,21 +281,7 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
         .or_else(|| plan.manager.control.as_ref().map(|path| path.value.clone()));
     let required = asked.is_some();
     let path = asked.unwrap_or_else(|| options.default_control.clone());
-    let bound = socket::listen(&Listen {
-        address: &Address::Path(path.clone()),
-        kind: Kind::Stream,
-        backlog: 128,
-        interface: None,
-        reuseport: false,
-        blocking: false,
-        umask: None,
-        mode: Some(plan.manager.control_mode.0),
-        uid: None,
-        gid: plan.control_gid,
-        directory_mode: 0o755,
-        replace: true,
-    });
-    match bound {
+    match listen_control(&path, plan.manager.control_mode.0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
         Err(error) if required || matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(
             format!("the control socket: {error}; another manager needs another `--control PATH`"),
@@ -305,6 +291,24 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
             Ok(None)
         }
     }
+}
+
+/// Binds the control socket at a path, in place of one that nobody listens on.
+pub fn listen_control(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound, BindError> {
+    socket::listen(&Listen {
+        address: &Address::Path(path.to_path_buf()),
+        kind: Kind::Stream,
+        backlog: 128,
+        interface: None,
+        reuseport: false,
+        blocking: false,
+        umask: None,
+        mode: Some(mode),
+        uid: None,
+        gid,
+        directory_mode: 0o755,
+        replace: true,
+    })
 }
 
 pub fn failed(what: &str, error: &io::Error) -> StartError {

@@ -270,6 +270,8 @@ impl Supervisor {
     /// Everything that is in no record.
     fn derive(&mut self) -> Result<(), Unreadable> {
         self.settings.log_level = self.manager.log_level;
+        // From here on numbers are given up to a new bound; with the old one the next manager would give them again.
+        self.dirty.manager = true;
         self.rebuild_dependents();
         self.rebuild_users();
         self.stirred = self.sockets.keys().copied().collect();
