@@ -63,7 +63,6 @@ fn assert_sane(manager: &Manager, wanted: usize) {
     wids.dedup();
     assert_eq!(wids, (1..=wanted as u64).collect::<Vec<_>>());
     let mut known = manager.pids("web");
-    known.push(manager.manager_pid());
     known.sort_unstable();
     let mut alive = Vec::new();
     let same = poll(|| {
@@ -316,7 +315,7 @@ fn a_stop_after_a_crash_finds_what_workers_have_left_behind() {
     let mut left = Vec::new();
     let gone = poll(|| {
         left = manager.offspring();
-        (left.len() == 2).then_some(())
+        (left.len() == 1).then_some(())
     });
     assert!(gone.is_some(), "{left:?}\n{}", manager.log());
     assert_eq!(manager.stop().code(), Some(0));
@@ -443,7 +442,7 @@ fn killed_in_the_middle_of_a_stop_it_goes_on_stopping() {
     manager.wait_for_state("web", "stopped");
     assert!(pids.iter().all(|pid| !is_alive(*pid)));
     manager.ok(&["start", "web"]);
-    assert_eq!(manager.lines("up").len(), 6);
+    manager.wait_for_lines("up", 6);
 }
 
 #[test]
@@ -639,7 +638,8 @@ fn descriptors_do_not_grow_with_crashes() {
         std::thread::sleep(Duration::from_millis(110));
         manager.crash();
     }
-    assert_eq!(settled(&manager), before);
+    let same = poll(|| (settled(&manager) == before).then_some(()));
+    assert!(same.is_some(), "{:?}, not {before:?}", settled(&manager));
 }
 
 #[test]

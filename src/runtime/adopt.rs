@@ -203,6 +203,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         exits_left: true,
         trim: Some(now),
         finished: None,
+        is_wary: !is_upgrade,
     };
     let arrears = Arrears {
         gone,
@@ -266,14 +267,16 @@ impl Manager {
     }
 }
 
-/// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why.
-pub fn probe(state: super::ledger::State) -> Result<(), String> {
+/// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why. The answer is
+/// how many records there are, which shows that it was read.
+pub fn probe(state: super::ledger::State) -> Result<usize, String> {
+    let count = state.len();
     let records = Records::read(state)?;
     let mut records = records.ok_or("there is no state in it")?;
     let supervisor = restore(&mut records, false)?;
     let known: BTreeSet<SocketId> = records.listeners.keys().copied().collect();
     match known.iter().find(|id| supervisor.socket(**id).is_none()) {
         Some(id) => Err(format!("its socket {} is of no unit", id.0)),
-        None => Ok(()),
+        None => Ok(count),
     }
 }

@@ -260,6 +260,7 @@ fn start(
         exits_left: false,
         trim: Some(now + TRIM_AFTER),
         finished: None,
+        is_wary: false,
     })
 }
 
