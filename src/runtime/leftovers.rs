@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-/// Shortest time between two searches for strays.
+/// Shortest time between two searches for strays, and how much longer it is for each child that there is to look at: so
+/// the work grows with the processes that end, and not with all that there are beside each of them.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
+const SWEEP_PAUSE_FOR_EACH: Duration = Duration::from_micros(20);
 
 /// What is left of ended processes.
 #[derive(Default)]
@@ -24,7 +26,8 @@ pub struct Leftovers {
     strays: HashMap<Pid, ProcId>,
     /// Those whose group is empty and whose strays are to be looked for.
     unswept: Vec<ProcId>,
-    last_sweep: Time,
+    /// When they may be looked for again.
+    sweep_at: Time,
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
     foster: Option<Pid>,
@@ -112,7 +115,7 @@ impl Leftovers {
     /// When [`Leftovers::sweep`] is due.
     pub fn next_sweep(&self) -> Option<Time> {
         let is_watched = self.foster.is_some() && !self.of.is_empty();
-        (is_watched || !self.unswept.is_empty()).then(|| self.last_sweep + SWEEP_PAUSE)
+        (is_watched || !self.unswept.is_empty()).then_some(self.sweep_at)
     }
 
     /// Those whose record has changed since the last call.
@@ -163,21 +166,14 @@ impl Leftovers {
 
     /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
     pub fn kill_unknown(&self, processes: &Processes) {
-        for pid in self.candidates(processes) {
-            let Some([watcher, wid, generation]) = process::environ_of(
-                pid,
-                ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"],
-            ) else {
+        for pid in self.orphans(processes).1 {
+            let Some((watcher, wid, generation)) = worker_of(pid) else {
                 continue;
             };
-            let (Ok(wid), Ok(generation)) = (wid.parse(), generation.parse()) else {
-                continue;
-            };
-            let is_left = self.of.values().any(|leftover| {
-                let ended = &leftover.ended;
-                (ended.watcher.as_str(), ended.wid, ended.generation)
-                    == (watcher.as_str(), wid, generation)
-            });
+            let is_left = self
+                .of
+                .values()
+                .any(|leftover| leftover.ended.worker() == (watcher.as_str(), wid, generation));
             if !is_left && !processes.has(&watcher, wid, generation) {
                 log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
                 let _ = process::kill_group(pid, libc::SIGKILL);
@@ -186,21 +182,22 @@ impl Leftovers {
         }
     }
 
-    /// Orphans that may have been left behind.
-    fn candidates(&self, processes: &Processes) -> Vec<Pid> {
+    /// Orphans that may have been left behind, and how many children were looked at to find them.
+    fn orphans(&self, processes: &Processes) -> (u32, Vec<Pid>) {
         // Without /proc nobody can be found.
         let mut children = process::children().unwrap_or_default();
         let mut others = self
             .foster
             .and_then(|foster| process::children_of(foster).ok())
             .unwrap_or_default();
+        let looked_at = u32::try_from(children.len() + others.len()).unwrap_or(u32::MAX);
         for pids in [&mut children, &mut others] {
             pids.retain(|pid| *pid != Pid::own() && !processes.is_main(*pid));
         }
         // systemd is the foster of other managers' workers too, which may be called the same.
         others.retain(|pid| process::shares_cgroups(*pid));
         children.append(&mut others);
-        children
+        (looked_at, children)
     }
 
     /// Looks for strays and kills them, if it is time. The answer names the processes of which nothing is left now.
@@ -208,7 +205,6 @@ impl Leftovers {
         if self.next_sweep().is_none_or(|at| at > now) {
             return Vec::new();
         }
-        self.last_sweep = now;
         if self.foster.is_some() {
             for proc in self.ids() {
                 self.look(proc);
@@ -222,22 +218,16 @@ impl Leftovers {
             }
         }
         let unswept = std::mem::take(&mut self.unswept);
-        let unknown = self.candidates(processes);
+        let (looked_at, orphans) = self.orphans(processes);
+        self.sweep_at = now + SWEEP_PAUSE + SWEEP_PAUSE_FOR_EACH * looked_at;
+        if !orphans.is_empty() {
+            self.kill_strays(&unswept, &orphans);
+        }
         let mut gone = Vec::new();
         for proc in unswept {
-            let Some(leftover) = self.of.get_mut(&proc) else {
+            let Some(leftover) = self.of.get(&proc) else {
                 continue;
             };
-            for pid in &unknown {
-                if leftover.has_stray(*pid) {
-                    log::info!(
-                        target: &format!("watcher.{}", leftover.ended.watcher),
-                        "pid {pid}, left behind by worker {}, is killed", leftover.ended.wid
-                    );
-                    let _ = process::kill(*pid, libc::SIGKILL);
-                    leftover.strays += usize::from(self.strays.insert(*pid, proc).is_none());
-                }
-            }
             if leftover.strays == 0 {
                 self.of.remove(&proc);
                 self.dirty.insert(proc);
@@ -246,21 +236,35 @@ impl Leftovers {
         }
         gone
     }
+
+    /// Kills what of `orphans` was left behind by one of `unswept`.
+    fn kill_strays(&mut self, unswept: &[ProcId], orphans: &[Pid]) {
+        let by_worker: HashMap<(&str, u32, u64), ProcId> = (unswept.iter())
+            .filter_map(|proc| Some((self.of.get(proc)?.ended.worker(), *proc)))
+            .collect();
+        let left_by = |pid: &Pid| {
+            let (watcher, wid, generation) = worker_of(*pid)?;
+            let proc = by_worker.get(&(watcher.as_str(), wid, generation))?;
+            Some((*pid, *proc))
+        };
+        let found: Vec<(Pid, ProcId)> = orphans.iter().filter_map(left_by).collect();
+        for (pid, proc) in found {
+            let Some(leftover) = self.of.get_mut(&proc) else {
+                continue;
+            };
+            log::info!(
+                target: &format!("watcher.{}", leftover.ended.watcher),
+                "pid {pid}, left behind by worker {}, is killed", leftover.ended.wid
+            );
+            let _ = process::kill(pid, libc::SIGKILL);
+            leftover.strays += usize::from(self.strays.insert(pid, proc).is_none());
+        }
+    }
 }
 
-impl Leftover {
-    fn has_stray(&self, pid: Pid) -> bool {
-        let (wid, generation) = (
-            self.ended.wid.to_string(),
-            self.ended.generation.to_string(),
-        );
-        process::environ_has(
-            pid,
-            &[
-                ("TENTPOLE_WATCHER", &self.ended.watcher),
-                ("TENTPOLE_WID", &wid),
-                ("TENTPOLE_GENERATION", &generation),
-            ],
-        )
-    }
+/// The worker that a process was started for: its watcher, wid and generation.
+fn worker_of(pid: Pid) -> Option<(String, u32, u64)> {
+    let names = ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"];
+    let [watcher, wid, generation] = process::environ_of(pid, names)?;
+    Some((watcher, wid.parse().ok()?, generation.parse().ok()?))
 }

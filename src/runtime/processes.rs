@@ -95,6 +95,13 @@ pub struct Ended {
     pub generation: u64,
 }
 
+impl Ended {
+    /// Its watcher, wid and generation.
+    pub fn worker(&self) -> (&str, u32, u64) {
+        (&self.watcher, self.wid, self.generation)
+    }
+}
+
 impl Processes {
     pub fn new(
         spawner: Spawner,

@@ -279,21 +279,24 @@ pub fn descendants(pid: Pid) -> io::Result<Vec<Pid>> {
 /// the same twice, a few times at most, and what was seen at any time counts.
 fn listed_children(pid: Pid) -> io::Result<Vec<Pid>> {
     const READS: usize = 4;
-    let mut seen = BTreeSet::new();
+    let mut seen = Vec::new();
     let mut before = None;
     for _ in 0..READS {
-        let mut now = BTreeSet::new();
+        let mut now = Vec::new();
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let list = fs::read_to_string(task?.path().join("children"))?;
             now.extend(list.split_ascii_whitespace().filter_map(parse_pid));
         }
-        seen.extend(now.iter().copied());
+        now.sort_unstable();
         if before.as_ref() == Some(&now) {
             break;
         }
+        seen.extend_from_slice(&now);
         before = Some(now);
     }
-    Ok(seen.into_iter().collect())
+    seen.sort_unstable();
+    seen.dedup();
+    Ok(seen)
 }
 
 /// Every process's children, in order of number.
@@ -415,18 +418,16 @@ pub fn name_of(pid: Pid) -> Option<String> {
     )
 }
 
-/// Whether the process was started with all of these variables in its environment. Needs /proc and the right to read
-/// that process; where that is missing, it has not. At most the first MiB is looked at. A process in the middle of its
-/// exec has none for a moment, which a program just [spawned](super::spawn::Spawner::spawn) may be.
-pub fn environ_has(pid: Pid, variables: &[(&str, &str)]) -> bool {
-    environ(pid).is_ok_and(|text| environment_has(&text, variables))
+/// The values of these variables in the environment that a process was started with, if it has all of them. Needs /proc
+/// and the right to read that process; where that is missing, it has none. At most the first MiB is looked at. A process
+/// in the middle of its exec has none for a moment, which a program just [spawned](super::spawn::Spawner::spawn) may be.
+pub fn environ_of<const N: usize>(pid: Pid, names: [&str; N]) -> Option<[String; N]> {
+    values_of(&environ(pid).ok()?, names)
 }
 
-/// The values of these variables in the environment that a process was started with, if it has all of them.
-pub fn environ_of<const N: usize>(pid: Pid, names: [&str; N]) -> Option<[String; N]> {
-    let text = environ(pid).ok()?;
+fn values_of<const N: usize>(environment: &[u8], names: [&str; N]) -> Option<[String; N]> {
     let value = |name: &str| {
-        let entry = text.split(|byte| *byte == 0).find_map(|entry| {
+        let entry = environment.split(|byte| *byte == 0).find_map(|entry| {
             let rest = entry.strip_prefix(name.as_bytes())?;
             rest.strip_prefix(b"=")
         });
@@ -442,17 +443,6 @@ fn environ(pid: Pid) -> io::Result<Vec<u8>> {
     let file = fs::File::open(format!("/proc/{pid}/environ"))?;
     file.take(LIMIT).read_to_end(&mut text)?;
     Ok(text)
-}
-
-fn environment_has(environment: &[u8], variables: &[(&str, &str)]) -> bool {
-    variables.iter().all(|(key, value)| {
-        environment.split(|&byte| byte == 0).any(|entry| {
-            entry
-                .strip_prefix(key.as_bytes())
-                .and_then(|rest| rest.strip_prefix(b"="))
-                == Some(value.as_bytes())
-        })
-    })
 }
 
 /// Orphaned descendants become children of this process from now on.
@@ -754,25 +744,22 @@ mod tests {
             .env("TENTPOLE_WID=12")
             .spawn_with_output();
         fs::File::from(output).read_exact(&mut [0; 3]).unwrap();
-        assert!(environ_has(child.pid, &[("TENTPOLE_WID", "12")]));
-        assert!(!environ_has(child.pid, &[("TENTPOLE_WID", "1")]));
-        assert!(!environ_has(
-            child.pid,
-            &[("TENTPOLE_WID", "12"), ("OTHER", "")]
-        ));
+        let value = environ_of(child.pid, ["TENTPOLE_WID"]);
+        assert_eq!(value, Some(["12".to_string()]));
+        assert_eq!(environ_of(child.pid, ["TENTPOLE_WID", "OTHER"]), None);
         kill(child.pid, libc::SIGKILL).unwrap();
         wait_for_end(&child);
         reap(child.pid).unwrap();
-        assert!(!environ_has(child.pid, &[]));
+        assert_eq!(environ_of(child.pid, []), None);
     }
 
     #[test]
     fn a_variable_is_matched_whole() {
         let environment = b"A=1\0AB=2\0C=x=y\0";
-        assert!(environment_has(environment, &[("A", "1"), ("C", "x=y")]));
-        assert!(!environment_has(environment, &[("A", "")]));
-        assert!(!environment_has(environment, &[("B", "2")]));
-        assert!(!environment_has(environment, &[("C", "x")]));
+        let values = |names: [&str; 2]| values_of(environment, names);
+        assert_eq!(values(["A", "C"]), Some(["1", "x=y"].map(String::from)));
+        assert_eq!(values(["A", "B"]), None);
+        assert_eq!(values_of(b"", ["A"]), None);
     }
 
     #[test]
