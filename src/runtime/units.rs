@@ -88,7 +88,7 @@ impl Manager {
         let plan = examined
             .plan
             .ok_or(Failure::InvalidUnits { findings: errors })?;
-        let changes = plan::diff(&self.supervisor.plan(), &plan);
+        let changes = self.supervisor.changes_to(&plan);
         Ok(News { plan, changes })
     }
 

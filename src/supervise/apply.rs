@@ -40,6 +40,35 @@ impl Supervisor {
         socket.is_some_and(|socket| matches!(socket.binding, Binding::Bound))
     }
 
+    /// What has to be done so that everything is as `plan` has it. More than differs between the plans: a watcher that
+    /// has kept its old definition, since its reload failed, may have kept a socket with it that is in the plan no more.
+    pub fn changes_to(&self, plan: &Plan) -> Vec<Change> {
+        let mut changes = plan::diff(&self.plan(), plan);
+        let has_old_socket = |name: &str| {
+            let sockets = |id: WatcherId| &*self.watcher(id).newest().sockets;
+            let mut ids = self.names.get(name).into_iter().flat_map(|id| sockets(*id));
+            ids.any(|id| self.sockets.get(id).is_some_and(|socket| socket.retired))
+        };
+        for spec in plan.watchers.iter().filter(|it| has_old_socket(it.name())) {
+            let unit = Unit::Watcher(spec.name().to_owned());
+            let action = Action::Reload;
+            match changes.iter_mut().find(|change| change.unit == unit) {
+                Some(change) if change.action == Action::Scale => {
+                    change.action = action;
+                    change.keys.push("sockets".into());
+                }
+                Some(_) => {}
+                None => {
+                    let keys = vec!["sockets".into()];
+                    let last = changes.iter().rposition(|it| it.action != Action::Remove);
+                    let place = last.map_or(0, |last| last + 1);
+                    changes.insert(place, Change { unit, action, keys });
+                }
+            }
+        }
+        changes
+    }
+
     /// Why there can't be an apply now, if so.
     pub fn refuse_apply(&self) -> Result<(), Refusal> {
         if self.is_stopping() {

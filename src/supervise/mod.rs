@@ -38,20 +38,29 @@
 //! the slot leave room for the next. What has no live process is started from the new definition as it would be
 //! anyhow, a backoff ending at once. A `singleton` is stopped first and started then.
 //!
-//! A replacement that fails (it can't be made, it ends before it is ready or before the reload is over, it is late)
-//! ends the reload: other replacements on their way are stopped, and workers that came from a *changed* definition are
-//! replaced by ones of the old, in the same way. What fails in going back is logged, and stays. A process of the old
-//! definition that dies while its replacement is on its way is followed by that. Until the reload has succeeded the old
-//! definition is the watcher's own.
+//! A replacement that fails (it can't be made, it ends before it is ready or badly before the reload is over, it is
+//! late) ends the reload: other replacements on their way are stopped, and workers that came from a *changed*
+//! definition are replaced by ones of the old, in the same way. What fails in going back is logged, and stays. A process
+//! of the old definition that dies while its replacement is on its way is followed by that, if `restart` has it followed
+//! at all. Until the reload has succeeded the old definition is the watcher's own: it says how its workers are restarted
+//! and when it is given up, but each process is started, judged ready, aged and stopped by the one that it came from.
 //!
-//! A reload during a reload waits for its end. A stop or restart of the watcher ends a reload; the new definition stays.
+//! A reload during a reload waits for its end, and several that wait are one. A stop or restart of the watcher ends a
+//! reload, and so does its failure; the new definition stays. A worker whose reload for its age came to nothing is
+//! looked at again after `restart_max_delay`.
+//!
+//! A reload by signal is over when it is sent; with `type = "notify"` when each worker has said RELOADING=1 and READY=1
+//! or was asked to end, and has failed if one ends instead or `start_timeout` is over. One that is asked for meanwhile
+//! is the same.
 //!
 //! # The rules of an apply
 //!
 //! The sockets of the new plan are bound already when `Apply` comes. New watchers start if they are to start by
 //! themselves; those that are left out are stopped, then forgotten; others are scaled, or reloaded if they are up. One
-//! that is down gets its new definition at once (and starts if it had failed). A socket that no definition refers to any
-//! more is closed when nothing runs that was started with it. One apply at a time.
+//! that is down gets its new definition at once (and starts if it had failed). A oneshot that is up too, and its workers
+//! are left to end; what becomes one is restarted. A socket that no definition refers to any more is closed when nothing
+//! runs that was started with it; what could not be bound yet and is in the plan no more is not tried again. One apply at
+//! a time; the parent is told of it unless it waits for the manager's start anyhow.
 //!
 //! # The rules of a socket
 //!
@@ -255,7 +264,7 @@ pub enum Event {
         request: RequestId,
         /// Everything that is to run.
         plan: Box<Plan>,
-        /// How it differs from [`Supervisor::plan`].
+        /// What [`Supervisor::changes_to`] says of it.
         changes: Vec<plan::Change>,
         /// Optional sockets that could not be bound, each with the reason.
         unbound: Vec<(String, String)>,

@@ -144,13 +144,12 @@ impl Supervisor {
         if self.watcher(id).goal != Goal::Queued {
             return;
         }
+        let mut waits = false;
         for (other, requires) in self.watcher(id).dependencies.clone() {
             let name = self.watcher(other).name();
             match self.watcher(other).goal {
-                Goal::Queued | Goal::Up { complete: false } => {
-                    self.startable.remove(&(self.watcher(id).rank, id));
-                    return;
-                }
+                // Another may still be a reason to give up.
+                Goal::Queued | Goal::Up { complete: false } => waits = true,
                 Goal::Up { complete: true } | Goal::Ended => {}
                 // Traffic starts it when somebody needs it.
                 Goal::Waiting => {}
@@ -183,7 +182,12 @@ impl Supervisor {
                 }
             }
         }
-        self.startable.insert((self.watcher(id).rank, id));
+        let place = (self.watcher(id).rank, id);
+        if waits {
+            self.startable.remove(&place);
+        } else {
+            self.startable.insert(place);
+        }
     }
 
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.

@@ -957,13 +957,6 @@ impl Kernel {
             self.add(now + delay, Happening::Traffic(port));
         }
     }
-
-    /// The slots that have something ordered, alive or waited for, each once for every such process.
-    pub fn occupied(&self) -> Vec<(WatcherId, u32)> {
-        self.busy()
-            .map(|process| (process.watcher, process.wid))
-            .collect()
-    }
 }
 
 impl Process {

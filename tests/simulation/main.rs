@@ -18,7 +18,7 @@ use rules::{Rules, brief};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use tentpole::plan::{self, Plan};
+use tentpole::plan::Plan;
 use tentpole::supervise::{
     Amount, Command, Effect, Event, Key, ParentNotice, ProcId, Refusal, RequestId, Settings,
     Supervisor, Time, View, WatcherId, WatcherState, WorkerState,
@@ -193,6 +193,7 @@ struct Run<'a> {
     /// Requests that wait for an answer.
     open: BTreeMap<RequestId, Asked>,
     next_request: u64,
+    has_begun: bool,
     is_stopping: bool,
     is_over: bool,
     told: BTreeSet<&'static str>,
@@ -258,6 +259,7 @@ impl<'a> Run<'a> {
             parent,
             open: BTreeMap::new(),
             next_request: 1,
+            has_begun: false,
             is_stopping: false,
             is_over: false,
             told: BTreeSet::new(),
@@ -432,7 +434,7 @@ impl<'a> Run<'a> {
     fn apply(&mut self) -> Result<(), String> {
         self.units = self.units.changed(&mut self.random);
         let plan = units::plan_of(&self.units.text());
-        let changes = plan::diff(&self.supervisor.plan(), &plan);
+        let changes = self.supervisor.changes_to(&plan);
         let random = &mut self.random;
         let unbound: Vec<(String, String)> = (plan.sockets.iter())
             .filter(|socket| socket.unit.optional && random.chance(40))
@@ -506,7 +508,7 @@ impl<'a> Run<'a> {
             self.trace.line(|| format!("            {}", brief(effect)));
         }
         self.rules.resume(self.now, !crash, &effects)?;
-        self.finish_turn(None, effects, false)
+        self.finish_turn(effects, false)
     }
 
     /// Keeps what would be left of the manager up to date.
@@ -577,20 +579,16 @@ impl<'a> Run<'a> {
             self.check_levels(&event, &effects)?;
         }
         self.check_gaps(&event, &effects)?;
-        self.finish_turn(Some(&event), effects, is_tick)?;
-        if !self.is_over && self.random.below(1000) < self.restarts {
+        self.finish_turn(effects, is_tick)?;
+        self.has_begun |= matches!(event, Event::Begin);
+        if !self.is_over && self.has_begun && self.random.below(1000) < self.restarts {
             self.restart()?;
         }
         Ok(())
     }
 
     /// What holds after every event, and after a restart of the manager.
-    fn finish_turn(
-        &mut self,
-        event: Option<&Event>,
-        effects: Vec<Effect>,
-        is_tick: bool,
-    ) -> Result<(), String> {
+    fn finish_turn(&mut self, effects: Vec<Effect>, is_tick: bool) -> Result<(), String> {
         let now = self.now;
         self.check_truth(&effects)?;
         self.rules.check_plan(&self.supervisor.plan())?;
@@ -605,7 +603,7 @@ impl<'a> Run<'a> {
                 if !self.rules.is_beyond_force() {
                     check_answer(outcome, &asked, &view, &self.kernel)?;
                     if let (Ok(_), What::Apply(plan), false) = (outcome, &asked.what, asked.no_wait)
-                        && let Some(change) = plan::diff(&self.supervisor.plan(), plan).first()
+                        && let Some(change) = self.supervisor.changes_to(plan).first()
                     {
                         return Err(format!("an apply is said to be done, and not: {change:?}"));
                     }
@@ -641,7 +639,6 @@ impl<'a> Run<'a> {
                 .extend(spec.map(|spec| (watcher.id, spec.level)));
         }
         check_seats(&view)?;
-        let _ = event;
         drop(view);
         for effect in &effects {
             self.kernel.execute(now, effect)?;
@@ -845,10 +842,6 @@ impl<'a> Run<'a> {
         }
         let view = self.supervisor.view(self.now);
         for ((id, wid), proc) in &self.serving {
-            let ends = |effect: &Effect| match effect {
-                Effect::Signal { proc: of, .. } | Effect::Kill { proc: of } => of == proc,
-                _ => false,
-            };
             let Some(watcher) = view.watchers.iter().find(|watcher| watcher.id == *id) else {
                 continue;
             };
@@ -862,6 +855,15 @@ impl<'a> Run<'a> {
                 continue;
             };
             let unit = &process.spec.unit;
+            // The watchdog asks nobody.
+            let ends = |effect: &Effect| match effect {
+                Effect::Signal {
+                    proc: of, signal, ..
+                } => of == proc && signal.0 != 18 && *signal != unit.watchdog_signal,
+                _ => false,
+            };
+            let by_itself = matches!(event, Event::Notified { proc: of, message, .. }
+                if of == proc && (message.stopping || message.watchdog.is_some()));
             let another = (watcher.workers.iter()).any(|worker| {
                 let serves = matches!(worker.state, WorkerState::Ready | WorkerState::Reloading);
                 worker.wid == *wid && worker.proc != *proc && serves
@@ -872,8 +874,7 @@ impl<'a> Run<'a> {
                 && effects.iter().any(ends)
                 && !another
                 && !unit.singleton
-                && unit.watchdog.is_none()
-                && !matches!(event, Event::Notified { message, .. } if message.watchdog.is_some())
+                && !by_itself
                 && !self.is_single(watcher.name)
             {
                 return Err(format!(

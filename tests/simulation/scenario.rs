@@ -6,7 +6,6 @@ use crate::rules::Rules;
 use crate::units::plan_of;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
-use tentpole::plan;
 use tentpole::supervise::notify::Message;
 use tentpole::supervise::{
     Command, Effect, Event, Exit, ParentNotice, Pid, ProcId, Refusal, RequestId, Sender, Settings,
@@ -101,7 +100,7 @@ impl Scenario {
         let unbound: Vec<(String, String)> = (unbound.iter())
             .map(|name| (name.to_string(), "bind: no such address".to_owned()))
             .collect();
-        let changes = plan::diff(&self.supervisor.plan(), &plan);
+        let changes = self.supervisor.changes_to(&plan);
         let request = RequestId(self.next_request);
         self.next_request += 1;
         self.event(Event::Apply {
@@ -120,7 +119,7 @@ impl Scenario {
 
     /// Whether an apply of these units would change nothing.
     pub fn is_as(&self, text: &str) -> bool {
-        plan::diff(&self.supervisor.plan(), &plan_of(text)).is_empty()
+        self.supervisor.changes_to(&plan_of(text)).is_empty()
     }
 
     /// A new manager goes on from the records of this one; those who wait for answers are there still, or not.

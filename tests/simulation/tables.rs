@@ -1,6 +1,10 @@
 //! The named rules, each as a schedule that a reader can follow. Every event in them is held against
 //! [`crate::rules::Rules`] too.
 
+mod apply;
+mod record;
+mod reload;
+
 use crate::scenario::Scenario;
 use std::time::Duration;
 use tentpole::supervise::notify::{Message, Watchdog};

@@ -108,6 +108,19 @@ impl Rules {
         }
         self.warmup_delay = plan.manager.warmup_delay;
         self.shutdown_timeout = plan.manager.shutdown_timeout;
+        for watcher in self.watchers.values() {
+            let is_old = |socket: &usize| self.sockets[socket].retired;
+            let name = watcher.own.spec.name();
+            let has_old = !watcher.retired && watcher.newest().sockets.iter().any(is_old);
+            let is_of_it = |change: &Change| {
+                change.unit == Unit::Watcher(name.to_owned())
+                    && matches!(change.action, Action::Reload | Action::Remove)
+            };
+            assert!(
+                !has_old || changes.iter().any(is_of_it),
+                "watcher `{name}` is left with a socket that is in no plan"
+            );
+        }
         for change in changes {
             if let Unit::Socket(name) = &change.unit {
                 self.change_socket(plan, name, change.action, unbound);

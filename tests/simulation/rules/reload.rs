@@ -200,6 +200,8 @@ impl Rules {
         }
         if is_over {
             self.end_reload(id);
+            // Of the one that waited for it.
+            self.advance_reload(id);
         }
         moved || is_over
     }

@@ -1,0 +1,454 @@
+//! Other units than before.
+
+use super::*;
+
+/// The watcher `a`, with another command for another number.
+fn a(number: u32, lines: &str) -> String {
+    format!("[watcher.a]\ncmd = \"program {number}\"\n{lines}\n")
+}
+
+/// Begun, and its first workers spawned.
+fn run_of(text: &str) -> Scenario {
+    let mut run = Scenario::of(text);
+    let mut words = run.begin();
+    while let Some(word) = words.pop() {
+        if let Some(slot) = word.strip_prefix("spawn ") {
+            words.extend(run.spawned(slot));
+        }
+    }
+    run
+}
+
+fn port(number: u32, lines: &str) -> String {
+    format!("[socket.s]\nlisten = \"127.0.0.1:{number}\"\n{lines}\n")
+}
+
+#[test]
+fn nothing_is_touched_where_nothing_has_changed() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&text);
+    assert_eq!(
+        run.apply(&text),
+        [
+            "tell the parent: reloading",
+            "tell the parent: ready",
+            "answer 1: done: nothing has changed"
+        ]
+    );
+}
+
+#[test]
+fn another_definition_replaces_the_workers() {
+    let mut run = run_of(&a(1, ""));
+    assert_eq!(
+        run.apply(&a(2, "")),
+        ["tell the parent: reloading", "spawn a/1'"]
+    );
+    assert_eq!(run.spawned("a/1'"), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(
+        run.ends("a/1"),
+        [
+            "kill leftovers of a/1",
+            "answer 1: done",
+            "tell the parent: ready"
+        ]
+    );
+    assert!(run.is_as(&a(2, "")));
+}
+
+#[test]
+fn a_replacement_that_fails_brings_back_what_was_replaced_already() {
+    let (old, new) = (a(1, "numprocesses = 2"), a(2, "numprocesses = 2"));
+    let mut run = run_of(&old);
+    run.apply(&new);
+    run.spawned("a/1'");
+    run.ends("a/1");
+    assert_eq!(
+        run.spawn_failed("a/2'"),
+        ["spawn a/1"],
+        "by the old definition"
+    );
+    assert_eq!(run.spawned("a/1"), ["TERM to a/1'", "CONT to a/1'"]);
+    let words = run.ends("a/1'");
+    assert!(
+        words[1].contains("failed: watcher `a`: the replacement of worker 2"),
+        "{words:?}"
+    );
+    assert_eq!(words[2], "tell the parent: ready");
+    assert!(run.is_as(&old), "until the next apply");
+    assert_eq!(run.watcher("a").restarts, 0);
+    run.apply(&new);
+    assert_eq!(run.state("a"), "reloading");
+}
+
+#[test]
+fn what_can_not_be_put_back_stays() {
+    let (old, new) = (a(1, "numprocesses = 2"), a(2, "numprocesses = 2"));
+    let mut run = run_of(&old);
+    run.apply(&new);
+    run.spawned("a/1'");
+    run.ends("a/1");
+    run.spawn_failed("a/2'");
+    let words = run.spawn_failed("a/1");
+    assert!(
+        words[0].contains("failed: watcher `a`: the replacement of worker 2"),
+        "{words:?}"
+    );
+    assert_eq!(run.watcher("a").ready, 2);
+    assert!(
+        run.log
+            .iter()
+            .any(|line| line.contains("worker 1 could not be put back"))
+    );
+    assert!(run.is_as(&old));
+}
+
+#[test]
+fn the_age_limit_of_a_new_definition_counts_for_its_first_workers() {
+    let mut run = run_of(&a(1, ""));
+    run.apply(&a(1, "max_age = 10\nmax_age_variance = 0"));
+    run.spawned("a/1'");
+    run.ends("a/1");
+    assert_eq!(run.after(9.999), NOTHING);
+    assert_eq!(run.after(0.001), ["spawn a/1"]);
+}
+
+#[test]
+fn a_new_definition_waits_for_the_reload_under_way_and_is_not_forgotten() {
+    let mut run = run_of(&a(1, ""));
+    run.reload(&["a"]);
+    assert_eq!(run.apply(&a(2, "")), ["tell the parent: reloading"]);
+    assert!(run.is_as(&a(2, "")), "it is what will be");
+    // One without a definition must not take its place.
+    run.reload(&["a"]);
+    run.spawned("a/1'");
+    run.ends("a/1");
+    run.spawned("a/1");
+    run.ends("a/1'");
+    assert_eq!(run.state("a"), "running");
+    assert!(run.is_as(&a(2, "")));
+}
+
+#[test]
+fn a_stop_in_the_middle_keeps_the_new_definition() {
+    let mut run = run_of(&a(1, ""));
+    run.apply(&a(2, ""));
+    let words = run.stop(&["a"]);
+    assert!(
+        words.contains(&"answer 1: a superseded by stop".to_owned()),
+        "{words:?}"
+    );
+    assert!(run.is_as(&a(2, "")));
+}
+
+#[test]
+fn the_number_of_workers_alone_only_scales() {
+    let mut run = run_of(&a(1, ""));
+    assert_eq!(
+        run.apply(&a(1, "numprocesses = 2")),
+        ["tell the parent: reloading", "spawn a/2"]
+    );
+    assert_eq!(
+        run.spawned("a/2"),
+        ["answer 1: done", "tell the parent: ready"]
+    );
+}
+
+#[test]
+fn a_scaling_in_the_middle_of_a_reload_is_not_undone_by_its_end() {
+    let mut run = run_of(&a(1, ""));
+    run.reload(&["a"]);
+    run.apply(&a(1, "numprocesses = 2"));
+    assert!(run.is_as(&a(1, "numprocesses = 2")));
+    run.all_spawned(&["a/1'", "a/2"]);
+    run.ends("a/1");
+    assert!(run.is_as(&a(1, "numprocesses = 2")));
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn a_new_watcher_starts_and_one_that_is_left_out_is_stopped_and_forgotten() {
+    let mut run = run_of(&watcher("a", ""));
+    assert_eq!(
+        run.apply(&watcher("b", "")),
+        [
+            "tell the parent: reloading",
+            "TERM to a/1",
+            "CONT to a/1",
+            "spawn b/1"
+        ]
+    );
+    assert_eq!(run.state("a"), "stopping");
+    for words in [run.start(&["a"]), run.restart(&["a"])] {
+        assert!(
+            words[0].contains("refused: watcher `a` is in the units no more"),
+            "{words:?}"
+        );
+    }
+    assert_eq!(run.spawned("b/1"), NOTHING);
+    assert_eq!(
+        run.ends("a/1"),
+        [
+            "kill leftovers of a/1",
+            "answer 1: done",
+            "tell the parent: ready"
+        ]
+    );
+    assert_eq!(run.view().watchers.len(), 1);
+    assert_eq!(run.start(&["a"]), ["answer 4: no watcher a"]);
+}
+
+#[test]
+fn what_is_removed_is_stopped_in_reverse_order() {
+    let text = watcher("a", "") + &watcher("b", "after = [\"a\"]");
+    let mut run = run_of(&text);
+    assert_eq!(
+        run.apply(""),
+        ["tell the parent: reloading", "TERM to b/1", "CONT to b/1"]
+    );
+    assert_eq!(
+        run.ends("b/1"),
+        ["kill leftovers of b/1", "TERM to a/1", "CONT to a/1"]
+    );
+    run.ends("a/1");
+    assert!(run.view().watchers.is_empty());
+}
+
+#[test]
+fn a_second_apply_is_refused_until_the_first_is_done() {
+    let mut run = run_of(&a(1, ""));
+    run.apply(&a(2, ""));
+    let words = run.apply(&a(3, ""));
+    assert_eq!(
+        words,
+        ["answer 2: refused: another apply is under way; try again when it is done"]
+    );
+    // Whoever waits for it.
+    let request = RequestId(1);
+    run.event(Event::Abandoned { request });
+    assert!(run.apply(&a(3, ""))[0].contains("refused"));
+    run.spawned("a/1'");
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "tell the parent: ready"]
+    );
+    assert_eq!(run.apply(&a(3, ""))[1], "spawn a/1");
+}
+
+#[test]
+fn another_address_is_bound_before_and_left_after() {
+    let of = |number| port(number, "") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&of(80));
+    assert_eq!(
+        run.apply(&of(81)),
+        ["tell the parent: reloading", "open s", "spawn a/1'"]
+    );
+    assert_eq!(run.view().sockets.len(), 2);
+    run.spawned("a/1'");
+    assert_eq!(run.exits("a/1", TERM), ["kill leftovers of a/1"]);
+    assert_eq!(
+        run.gone("a/1"),
+        ["answer 1: done", "tell the parent: ready", "close s"]
+    );
+    assert_eq!(run.view().sockets.len(), 1);
+}
+
+#[test]
+fn an_address_that_the_new_workers_fail_on_is_not_left() {
+    let of = |number| port(number, "") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&of(80));
+    run.apply(&of(81));
+    run.spawn_failed("a/1'");
+    assert_eq!(run.view().sockets.len(), 2, "what runs has it still");
+    assert_eq!(run.watcher("a").ready, 1);
+    assert!(!run.is_as(&of(81)), "though all units are written so");
+    // The next attempt does not bind it again.
+    let words = run.apply(&of(81));
+    assert_eq!(words, ["tell the parent: reloading", "spawn a/1'"]);
+    run.spawned("a/1'");
+    run.ends("a/1");
+    assert!(run.is_as(&of(81)));
+}
+
+#[test]
+fn what_can_be_changed_in_place_keeps_its_socket() {
+    let of = |lines| port(80, lines) + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&of(""));
+    let before = run.view().sockets[0].id;
+    assert_eq!(
+        run.apply(&of("backlog = 7")),
+        [
+            "tell the parent: reloading",
+            "change s",
+            "tell the parent: ready",
+            "answer 1: done"
+        ]
+    );
+    assert_eq!(run.view().sockets[0].id, before);
+}
+
+#[test]
+fn a_socket_that_nothing_has_is_closed_at_once() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = run_of(&text);
+    assert_eq!(
+        run.apply(&watcher("a", "")),
+        [
+            "tell the parent: reloading",
+            "unwatch s",
+            "close s",
+            "spawn a/1"
+        ]
+    );
+}
+
+#[test]
+fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_removed() {
+    let of = |number| port(number, "optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&watcher("a", ""));
+    assert_eq!(
+        run.apply_with_unbound(&of(80), &["s"]),
+        ["tell the parent: reloading", "open s", "spawn a/1'"]
+    );
+    run.spawned("a/1'");
+    run.ends("a/1");
+    assert_eq!(run.after(0.1), ["bind s"]);
+    let socket = run.socket("s");
+    let error = "bind: no such address".to_owned();
+    run.event(Event::BindFailed { socket, error });
+    run.apply(&of(81));
+    assert_eq!(
+        run.after(100.0),
+        NOTHING,
+        "the old address is not wanted any more"
+    );
+    assert_eq!(run.event(Event::Bound { socket }), NOTHING);
+}
+
+#[test]
+fn a_watcher_that_had_failed_is_tried_again_with_what_it_is_now() {
+    let mut run = Scenario::of(&a(1, "max_retry = 1"));
+    run.begin();
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "failed");
+    run.apply(&a(2, "max_retry = 1"));
+    assert_eq!(run.state("a"), "starting");
+    run.spawned("a/1");
+    // One that was stopped stays so.
+    run.stop(&["a"]);
+    run.ends("a/1");
+    run.apply(&a(3, ""));
+    assert_eq!(run.state("a"), "stopped");
+    assert!(run.is_as(&a(3, "")));
+}
+
+#[test]
+fn what_waits_for_its_turn_may_wait_for_others_than_before() {
+    let text = |after: &str| watcher("a", "type = \"notify\"") + &watcher("b", after);
+    let mut run = Scenario::of(&text("after = [\"a\"]"));
+    assert_eq!(run.begin(), ["spawn a/1"]);
+    assert_eq!(run.apply(&text("")), ["spawn b/1"]);
+
+    let mut run = run_of(&(watcher("a", "") + &watcher("b", "after = [\"a\"]")));
+    assert_eq!(run.stop(&[]), ["TERM to b/1", "CONT to b/1"]);
+    let words = run.apply(&(watcher("a", "") + &watcher("b", "")));
+    assert!(words.contains(&"TERM to a/1".to_owned()), "{words:?}");
+}
+
+#[test]
+fn a_required_watcher_that_is_stopped_fails_what_waits_for_others_too() {
+    let text = |requires: &str| {
+        watcher("a", "type = \"notify\"")
+            + &watcher("b", "autostart = false")
+            + &watcher("c", requires)
+    };
+    let mut run = Scenario::of(&text("requires = [\"a\"]"));
+    run.begin();
+    run.apply(&text("requires = [\"a\", \"b\"]"));
+    assert_eq!(run.state("c"), "failed");
+}
+
+#[test]
+fn an_apply_while_it_starts_is_nothing_that_the_parent_is_told_of() {
+    let mut run = Scenario::of(&a(1, "type = \"notify\""));
+    run.begin();
+    run.spawned("a/1");
+    assert_eq!(run.apply(&a(2, "type = \"notify\"")), ["spawn a/1'"]);
+    run.spawned("a/1'");
+    assert_eq!(
+        run.says_ready("a/1'"),
+        ["TERM to a/1", "CONT to a/1", "tell the parent: ready"]
+    );
+    assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "answer 1: done"]);
+}
+
+#[test]
+fn what_becomes_a_oneshot_is_run_once_and_what_was_one_starts() {
+    let once = "type = \"oneshot\"";
+    let mut run = run_of(&a(1, ""));
+    assert_eq!(
+        run.apply(&a(1, once)),
+        ["tell the parent: reloading", "TERM to a/1", "CONT to a/1"]
+    );
+    run.ends("a/1");
+    run.spawned("a/1");
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        [
+            "kill leftovers of a/1",
+            "answer 1: done",
+            "tell the parent: ready"
+        ]
+    );
+    assert_eq!(run.state("a"), "stopped");
+
+    let mut run = run_of(&a(1, once));
+    run.apply(&a(1, ""));
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "spawn a/1"]
+    );
+    run.spawned("a/1");
+    assert_eq!(
+        run.watcher("a")
+            .error
+            .as_deref()
+            .unwrap_or_default()
+            .contains("failed"),
+        false
+    );
+}
+
+#[test]
+fn shards_of_what_is_removed_are_closed_with_it() {
+    let text =
+        port(80, "so_reuseport = true") + &watcher("a", "sockets = [\"s\"]\nnumprocesses = 2");
+    let mut run = run_of(&text);
+    run.apply("");
+    run.ends("a/1");
+    let words = run.ends("a/2");
+    assert_eq!(
+        words[1..],
+        [
+            "answer 1: done",
+            "tell the parent: ready",
+            "close shards a/2",
+            "close shards a/1",
+            "close s"
+        ]
+    );
+}
+
+#[test]
+fn the_manager_may_end_in_the_middle() {
+    let mut run = run_of(&a(1, ""));
+    run.apply(&a(2, ""));
+    let words = run.terminate();
+    assert_eq!(
+        words.last().map(String::as_str),
+        Some("answer 1: shutting down")
+    );
+    assert_eq!(run.apply(&a(3, "")), ["answer 2: shutting down"]);
+    run.spawn_cancelled("a/1'");
+    assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "finish 0"]);
+}
