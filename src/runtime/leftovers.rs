@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Shortest time between two searches for strays.
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 
+/// What an earlier manager was making when it died is executed by then, on a machine that is not out of its mind.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
 /// What is left of ended processes.
 #[derive(Default)]
 pub struct Leftovers {
@@ -28,6 +31,9 @@ pub struct Leftovers {
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
     foster: Option<Pid>,
+    /// When to look once more for processes that nothing is known of: one that was being made when another manager died
+    /// may not show yet whose it is.
+    second_look: Option<Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
 }
@@ -112,7 +118,8 @@ impl Leftovers {
     /// When [`Leftovers::sweep`] is due.
     pub fn next_sweep(&self) -> Option<Time> {
         let is_watched = self.foster.is_some() && !self.of.is_empty();
-        (is_watched || !self.unswept.is_empty()).then(|| self.last_sweep + SWEEP_PAUSE)
+        let sweep = (is_watched || !self.unswept.is_empty()).then(|| self.last_sweep + SWEEP_PAUSE);
+        [sweep, self.second_look].into_iter().flatten().min()
     }
 
     /// Those whose record has changed since the last call.
@@ -162,7 +169,12 @@ impl Leftovers {
     }
 
     /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
-    pub fn kill_unknown(&self, processes: &Processes) {
+    pub fn kill_unknown(&mut self, processes: &Processes, now: Time) {
+        self.second_look = Some(now + SECOND_LOOK);
+        self.kill_all_unknown(processes);
+    }
+
+    fn kill_all_unknown(&self, processes: &Processes) {
         for pid in self.candidates(processes) {
             let Some([watcher, wid, generation]) = process::environ_of(
                 pid,
@@ -209,6 +221,9 @@ impl Leftovers {
             return Vec::new();
         }
         self.last_sweep = now;
+        if self.second_look.take_if(|at| *at <= now).is_some() {
+            self.kill_all_unknown(processes);
+        }
         if self.foster.is_some() {
             for proc in self.ids() {
                 self.look(proc);
