@@ -31,8 +31,9 @@ pub struct Leftovers {
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
     foster: Option<Pid>,
-    /// When to look once more for processes that nothing is known of: one that was being made when another manager died
-    /// may not show yet whose it is.
+    /// Orphans that do not show whose they are, and when to look at them once more: they may be being made, in which case
+    /// another one has been made in their place since then.
+    suspects: BTreeSet<Pid>,
     second_look: Option<Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
@@ -171,18 +172,9 @@ impl Leftovers {
     /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
     pub fn kill_unknown(&mut self, processes: &Processes, now: Time) {
         self.second_look = Some(now + SECOND_LOOK);
-        self.kill_all_unknown(processes);
-    }
-
-    fn kill_all_unknown(&self, processes: &Processes) {
         for pid in self.candidates(processes) {
-            let Some([watcher, wid, generation]) = process::environ_of(
-                pid,
-                ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"],
-            ) else {
-                continue;
-            };
-            let (Ok(wid), Ok(generation)) = (wid.parse(), generation.parse()) else {
+            let Some((watcher, wid, generation)) = owner(pid) else {
+                self.suspects.insert(pid);
                 continue;
             };
             let is_left = self.of.values().any(|leftover| {
@@ -191,9 +183,22 @@ impl Leftovers {
                     == (watcher.as_str(), wid, generation)
             });
             if !is_left && !processes.has(&watcher, wid, generation) {
-                log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
-                let _ = process::kill_group(pid, libc::SIGKILL);
-                let _ = process::kill(pid, libc::SIGKILL);
+                kill_unknown(pid, &watcher);
+            }
+        }
+    }
+
+    /// Kills those that show now that they are workers.
+    fn kill_suspects(&mut self, processes: &Processes) {
+        let suspects = std::mem::take(&mut self.suspects);
+        if suspects.is_empty() {
+            return;
+        }
+        for pid in self.candidates(processes) {
+            if suspects.contains(&pid)
+                && let Some((watcher, ..)) = owner(pid)
+            {
+                kill_unknown(pid, &watcher);
             }
         }
     }
@@ -222,7 +227,7 @@ impl Leftovers {
         }
         self.last_sweep = now;
         if self.second_look.take_if(|at| *at <= now).is_some() {
-            self.kill_all_unknown(processes);
+            self.kill_suspects(processes);
         }
         if self.foster.is_some() {
             for proc in self.ids() {
@@ -261,6 +266,19 @@ impl Leftovers {
         }
         gone
     }
+}
+
+/// The watcher, wid and generation that a process was started with.
+fn owner(pid: Pid) -> Option<(String, u32, u64)> {
+    let names = ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"];
+    let [watcher, wid, generation] = process::environ_of(pid, names)?;
+    Some((watcher, wid.parse().ok()?, generation.parse().ok()?))
+}
+
+fn kill_unknown(pid: Pid, watcher: &str) {
+    log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
+    let _ = process::kill_group(pid, libc::SIGKILL);
+    let _ = process::kill(pid, libc::SIGKILL);
 }
 
 impl Leftover {
