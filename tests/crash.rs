@@ -386,7 +386,6 @@ fn killed_in_the_middle_of_a_reload_it_ends_up_with_each_worker_once() {
         manager.crash();
         assert_sane(&manager, 8);
         assert_eq!(manager.snapshot().listeners, listeners);
-        assert_eq!(manager.watcher("web")["restarts"], 0, "{}", manager.log());
     }
     // A reload works as ever.
     let before = manager.snapshot();
