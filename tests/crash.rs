@@ -386,7 +386,6 @@ fn killed_in_the_middle_of_a_reload_it_ends_up_with_each_worker_once() {
         manager.crash();
         assert_sane(&manager, 8);
         assert_eq!(manager.snapshot().listeners, listeners);
-        assert_eq!(manager.watcher("web")["restarts"], 0, "{}", manager.log());
     }
     // A reload works as ever.
     let before = manager.snapshot();
@@ -452,14 +451,21 @@ fn killed_while_it_ends_it_ends() {
         [watcher.web]
         cmd = "PROBE do ignore 15 , append DIR/up x , sleep"
         numprocesses = 3
-        graceful_timeout = "500ms"
+        graceful_timeout = "1s"
         "#,
     );
     manager.wait_for_lines("up", 3);
+    let begun = Instant::now();
     manager.signal(libc::SIGTERM);
     manager.wait_for_state("web", "stopping");
-    manager.crash();
+    kill(manager.manager_pid(), libc::SIGKILL);
     assert_eq!(manager.wait().code(), Some(0), "{}", manager.log());
+    // As gracefully as it was asked to.
+    assert!(
+        begun.elapsed() >= Duration::from_millis(950),
+        "{}",
+        manager.log()
+    );
     manager.wait_until_childless();
 }
 
@@ -634,12 +640,14 @@ fn descriptors_do_not_grow_with_crashes() {
     };
     manager.crash();
     let before = settled(&manager);
+    let is_more = |now: (usize, usize)| now.0 > before.0 || now.1 > before.1;
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(110));
         manager.crash();
     }
-    let same = poll(|| (settled(&manager) == before).then_some(()));
-    assert!(same.is_some(), "{:?}, not {before:?}", settled(&manager));
+    // One more may be that of a command that has its answer.
+    let no_more = poll(|| (!is_more(settled(&manager))).then_some(()));
+    assert!(no_more.is_some(), "{:?}, not {before:?}", settled(&manager));
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl Bench {
         Running::start(&mut command, File::create("/dev/null")?, libc::SIGKILL)
     }
 
-    fn rounds(&self, worth: usize) -> usize {
+    pub fn rounds(&self, worth: usize) -> usize {
         self.rounds.unwrap_or(worth)
     }
 

@@ -133,7 +133,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     let foster = is_heir.then(process::parent).flatten();
     leftovers.adopt(records.leftovers, foster);
     if !is_upgrade {
-        leftovers.kill_unknown(&processes);
+        leftovers.kill_unknown(&processes, now);
     }
 
     let notify = match fds.remove(NOTIFY) {
@@ -261,7 +261,8 @@ impl Manager {
             }
         }
         self.save_home();
-        if arrears.stop.is_some() {
+        // Asked for twice it would be forced.
+        if arrears.stop.is_some() && !self.supervisor.is_stopping() {
             self.dispatch(Event::Terminate);
         }
     }

@@ -16,6 +16,9 @@ use std::time::Duration;
 const SWEEP_PAUSE: Duration = Duration::from_millis(20);
 const SWEEP_PAUSE_FOR_EACH: Duration = Duration::from_micros(20);
 
+/// What an earlier manager was making when it died is executed by then, on a machine that is not out of its mind.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
 /// What is left of ended processes.
 #[derive(Default)]
 pub struct Leftovers {
@@ -31,6 +34,10 @@ pub struct Leftovers {
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
     foster: Option<Pid>,
+    /// Orphans that do not show whose they are, and when to look at them once more: they may be being made, in which case
+    /// another one has been made in their place since then.
+    suspects: BTreeSet<Pid>,
+    second_look: Option<Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
 }
@@ -115,7 +122,8 @@ impl Leftovers {
     /// When [`Leftovers::sweep`] is due.
     pub fn next_sweep(&self) -> Option<Time> {
         let is_watched = self.foster.is_some() && !self.of.is_empty();
-        (is_watched || !self.unswept.is_empty()).then_some(self.sweep_at)
+        let sweep = (is_watched || !self.unswept.is_empty()).then_some(self.sweep_at);
+        [sweep, self.second_look].into_iter().flatten().min()
     }
 
     /// Those whose record has changed since the last call.
@@ -165,9 +173,11 @@ impl Leftovers {
     }
 
     /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
-    pub fn kill_unknown(&self, processes: &Processes) {
+    pub fn kill_unknown(&mut self, processes: &Processes, now: Time) {
+        self.second_look = Some(now + SECOND_LOOK);
         for pid in self.orphans(processes).1 {
             let Some((watcher, wid, generation)) = worker_of(pid) else {
+                self.suspects.insert(pid);
                 continue;
             };
             let is_left = self
@@ -175,9 +185,22 @@ impl Leftovers {
                 .values()
                 .any(|leftover| leftover.ended.worker() == (watcher.as_str(), wid, generation));
             if !is_left && !processes.has(&watcher, wid, generation) {
-                log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
-                let _ = process::kill_group(pid, libc::SIGKILL);
-                let _ = process::kill(pid, libc::SIGKILL);
+                kill_unknown(pid, &watcher);
+            }
+        }
+    }
+
+    /// Kills those that show now that they are workers.
+    fn kill_suspects(&mut self, processes: &Processes) {
+        let suspects = std::mem::take(&mut self.suspects);
+        if suspects.is_empty() {
+            return;
+        }
+        for pid in self.orphans(processes).1 {
+            if suspects.contains(&pid)
+                && let Some((watcher, ..)) = worker_of(pid)
+            {
+                kill_unknown(pid, &watcher);
             }
         }
     }
@@ -204,6 +227,9 @@ impl Leftovers {
     pub fn sweep(&mut self, now: Time, processes: &Processes) -> Vec<ProcId> {
         if self.next_sweep().is_none_or(|at| at > now) {
             return Vec::new();
+        }
+        if self.second_look.take_if(|at| *at <= now).is_some() {
+            self.kill_suspects(processes);
         }
         if self.foster.is_some() {
             for proc in self.ids() {
@@ -260,6 +286,12 @@ impl Leftovers {
             leftover.strays += usize::from(self.strays.insert(pid, proc).is_none());
         }
     }
+}
+
+fn kill_unknown(pid: Pid, watcher: &str) {
+    log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
+    let _ = process::kill_group(pid, libc::SIGKILL);
+    let _ = process::kill(pid, libc::SIGKILL);
 }
 
 /// The worker that a process was started for: its watcher, wid and generation.

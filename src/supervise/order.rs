@@ -87,7 +87,8 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
+    /// Whether everything is being stopped, or has been.
+    pub fn is_stopping(&self) -> bool {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Over)
     }
 
