@@ -33,7 +33,7 @@
 //! of each state lives; what follows from a state (is the listener watched? which deadline is next?) is computed from it.
 //! Inside the loop an error is an event: a failed spawn or bind comes back as a fact like any other.
 //!
-//! # Three walks
+//! # Four walks
 //!
 //! - *A connection on an armed socket*: epoll, [`runtime`] reports `Traffic`, [`supervise`] counts it against the trigger
 //!   limit and makes the slots due, `Spawn` comes out, [`sys::spawn`] makes the process.
@@ -41,6 +41,20 @@
 //!   policy says comes out, what the process left behind is killed, and only then it is reaped.
 //! - *A command*: [`cli`] sends a Varlink call, [`runtime`] makes a `Command` of it, [`supervise`] remembers who asked, and
 //!   answers when it is done or has failed, however long that takes; other commands go on meanwhile.
+//!
+//! - *A reload*: [`cli`] sends it, [`supervise`] gives a slot a second seat, `Spawn` comes out for the replacement, and when
+//!   that is ready the two change places and the old one is stopped. An *apply* goes the same way, but that [`runtime`] first
+//!   reads and plans the units anew, takes [`plan::diff`] of what runs and what is to run, and binds the new sockets: until
+//!   then nothing has changed.
+//!
+//! # What outlives the manager
+//!
+//! [`supervise`] hands out its state as records, each of one thing; `runtime/record.rs` adds what the runtime knows of
+//! processes and sockets, and commits what has changed to a ledger in memory once a turn. The ledger and all descriptors
+//! are held by the keeper (the process that was started, and the manager's parent) or by systemd. From there two ways lead
+//! to `runtime/adopt.rs`: a new manager in place of a dead one, which receives the descriptors by name; and an upgrade,
+//! where the manager executes another program in its own place, which finds them by number. The units are in the records:
+//! nobody reads the files again.
 //!
 //! # Where to add what
 //!
@@ -50,6 +64,8 @@
 //!   (what it means, and when it is done).
 //! - A system call: a wrapper in [`sys`], which says why it is sound.
 //! - A rule of supervision: `supervise`, and an invariant in `tests/simulation` that would notice its absence.
+//! - Something that must survive an upgrade or a crash: if it is the supervisor's, a field of its state; else a field of the
+//!   records in `runtime`. A field that older versions did not write needs a default (`#[serde(default)]`).
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

@@ -654,7 +654,7 @@ fn without_descriptors_a_start_fails_clearly_and_recovers() {
     }
     assert!(cpu_ticks(manager.pid()) - busy < 40, "it spins");
     assert!(asked > 3);
-    limit_descriptors(manager.pid(), Some(all));
+    limit_descriptors(pid, Some(all));
     manager.wait_for("many", "came up", |status| status["ready"] == 40);
     assert_eq!(manager.pids("web"), web);
 }

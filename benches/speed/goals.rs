@@ -1,5 +1,6 @@
 //! The benchmarks, each with its goal.
 
+use super::lives;
 use super::manager::{Control, Manager, PROGRAM, wait_for};
 use super::pairs::{Found, Row, alternate, seconds};
 use super::process::{Running, kill, now};
@@ -34,6 +35,9 @@ pub const ALL: &[(&str, Measure)] = &[
     ("idle", idle),
     ("memory", memory),
     ("size", size),
+    ("stall", lives::stall),
+    ("upgrade1000", lives::upgrade1000),
+    ("state", lives::state),
 ];
 
 /// Noise that a comparison of two long runs may have beyond its goal.

@@ -5,6 +5,7 @@
 //! exit code is 1 if a goal is missed.
 
 mod goals;
+mod lives;
 mod manager;
 mod pairs;
 mod process;

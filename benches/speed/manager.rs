@@ -66,13 +66,7 @@ impl Manager {
 
     /// Connects to the control socket as soon as it is there.
     pub fn control(&self) -> Result<Control> {
-        let path = self.dir.path().join("control");
-        let stream = wait_for("the control socket", || UnixStream::connect(&path).ok())?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        Ok(Control {
-            stream: BufReader::new(stream),
-            reply: Vec::new(),
-        })
+        Control::at(&self.dir.path().join("control"))
     }
 
     /// Where the kernel shows what it does.
@@ -102,6 +96,16 @@ pub struct Control {
 }
 
 impl Control {
+    /// Connects to a control socket as soon as it is there.
+    pub fn at(path: &Path) -> Result<Control> {
+        let stream = wait_for("the control socket", || UnixStream::connect(path).ok())?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        Ok(Control {
+            stream: BufReader::new(stream),
+            reply: Vec::new(),
+        })
+    }
+
     pub fn send(&mut self, method: &str, parameters: &str) -> Result<()> {
         let message = format!(
             "{{\"method\":\"io.tentpole.Manager.{method}\",\"parameters\":{parameters}}}\0"

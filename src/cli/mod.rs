@@ -158,7 +158,8 @@ fn obey(order: Order, surroundings: &Surroundings, out: &mut dyn Write) -> Resul
             definition()
                 .try_get_matches_from(arguments)
                 .map_err(|error| Error::Refused(format!("its arguments: {error}")))?;
-            runtime::probe(fd).map_err(Error::Refused)?;
+            let answer = runtime::probe(fd).map_err(Error::Refused)?;
+            writeln!(out, "{answer}")?;
             Ok(ExitCode::SUCCESS)
         }
         Task::NotBuilt(name) => Err(Error::Refused(format!("`{name}` is not built yet"))),

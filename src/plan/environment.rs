@@ -10,7 +10,7 @@ pub(super) const DEFAULT_PATH: &str =
 
 /// What the manager says to each worker anew, and must not hand on from its own parent: sd_listen_fds(3), sd_notify(3),
 /// sd_watchdog_enabled(3). The last is the keeper's word to a manager.
-const PROTOCOL: [&str; 9] = [
+const PROTOCOL: [&str; 10] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -20,6 +20,7 @@ const PROTOCOL: [&str; 9] = [
     "WATCHDOG_PID",
     "FDSTORE",
     "TENTPOLE_KEEPER",
+    "TENTPOLE_UPGRADE",
 ];
 
 /// Who a worker is.

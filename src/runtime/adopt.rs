@@ -3,11 +3,12 @@
 use super::ledger::Ledger;
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
+use super::node::Node;
 use super::parent::Parent;
 use super::processes::Processes;
 use super::record::{CONTROL, Home, Keeping, LEDGER, NOTIFY, Records};
 use super::server::Server;
-use super::start::{Base, StartError, failed};
+use super::start::{Base, StartError, failed, listen_control};
 use super::vault::Vault;
 use super::{Manager, clock, logger, upgrade};
 use crate::control::call::Reply;
@@ -140,12 +141,23 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         None => NotifySocket::bind_autobind(),
     };
     let notify = notify.map_err(|error| failed("the notify socket", &error))?;
-    let (_, node) = records.home.control.clone().unzip();
-    let control = fds.remove(CONTROL).map(|fd| (fd, node.flatten()));
-    if control.is_none() && records.home.control.is_some() {
-        log::error!(target: "manager", "the control socket was not held: no command reaches this manager");
-    }
     let gid = supervisor.control_gid();
+    let mut home = records.home;
+    let control = match (fds.remove(CONTROL), &mut home.control) {
+        (Some(fd), Some((_, node))) => Some((fd, node.clone())),
+        // Its manager died before it had handed it over.
+        (None, Some((path, node))) => match listen_control(path, settings.control_mode.0, gid) {
+            Ok(bound) => {
+                *node = Node::made_at(path);
+                Some((bound.fd, node.clone()))
+            }
+            Err(error) => {
+                log::error!(target: "manager", "the control socket: {error}; no command reaches this manager");
+                None
+            }
+        },
+        (_, None) => None,
+    };
     let server = Server::adopt(&epoll, control, gid, handover.server, &mut fds);
 
     let held = listeners.ids().into_iter().map(|id| {
@@ -173,7 +185,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
             version: env!("CARGO_PKG_VERSION").into(),
             nofile,
             is_heir,
-            ..records.home
+            ..home
         },
         program: base.program,
         upgrade: None,
@@ -191,6 +203,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         exits_left: true,
         trim: Some(now),
         finished: None,
+        is_wary: !is_upgrade,
     };
     let arrears = Arrears {
         gone,
@@ -254,14 +267,16 @@ impl Manager {
     }
 }
 
-/// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why.
-pub fn probe(state: super::ledger::State) -> Result<(), String> {
+/// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why. The answer is
+/// how many records there are, which shows that it was read.
+pub fn probe(state: super::ledger::State) -> Result<usize, String> {
+    let count = state.len();
     let records = Records::read(state)?;
     let mut records = records.ok_or("there is no state in it")?;
     let supervisor = restore(&mut records, false)?;
     let known: BTreeSet<SocketId> = records.listeners.keys().copied().collect();
     match known.iter().find(|id| supervisor.socket(**id).is_none()) {
         Some(id) => Err(format!("its socket {} is of no unit", id.0)),
-        None => Ok(()),
+        None => Ok(count),
     }
 }

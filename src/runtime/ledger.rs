@@ -53,6 +53,9 @@ const SLACK: u64 = 64 << 10;
 /// Keys and their values, as of the last commit.
 pub type State = BTreeMap<String, Vec<u8>>;
 
+/// A key, and its value if it has one.
+type Record = (String, Option<Vec<u8>>);
+
 /// The record. One process writes to it at a time.
 #[derive(Debug)]
 pub struct Ledger {
@@ -310,7 +313,7 @@ fn checksum(bytes: &[u8]) -> u64 {
     sum
 }
 
-fn apply(state: &mut State, records: impl IntoIterator<Item = (String, Option<Vec<u8>>)>) {
+fn apply(state: &mut State, records: impl IntoIterator<Item = Record>) {
     for (key, value) in records {
         match value {
             Some(value) => state.insert(key, value),
@@ -423,7 +426,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn record(&mut self) -> Option<(String, Option<Vec<u8>>)> {
+    fn record(&mut self) -> Option<Record> {
         let (key, value) = (self.number()?, self.number()?);
         let key = std::str::from_utf8(self.bytes(usize::try_from(key).ok()?)?).ok()?;
         let value = match value {
@@ -435,7 +438,7 @@ impl<'a> Reader<'a> {
 }
 
 impl Transaction<'_> {
-    fn records(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, Unreadable> {
+    fn records(&self) -> Result<Vec<Record>, Unreadable> {
         let mut reader = Reader(self.records);
         let mut records = Vec::new();
         while !reader.0.is_empty() {

@@ -186,11 +186,17 @@ impl Leftovers {
     fn orphans(&self, processes: &Processes) -> (u32, Vec<Pid>) {
         // Without /proc nobody can be found.
         let mut children = process::children().unwrap_or_default();
-        if let Some(foster) = self.foster {
-            children.extend(process::children_of(foster).unwrap_or_default());
+        let mut others = self
+            .foster
+            .and_then(|foster| process::children_of(foster).ok())
+            .unwrap_or_default();
+        let looked_at = u32::try_from(children.len() + others.len()).unwrap_or(u32::MAX);
+        for pids in [&mut children, &mut others] {
+            pids.retain(|pid| *pid != Pid::own() && !processes.is_main(*pid));
         }
-        let looked_at = u32::try_from(children.len()).unwrap_or(u32::MAX);
-        children.retain(|pid| *pid != Pid::own() && !processes.is_main(*pid));
+        // systemd is the foster of other managers' workers too, which may be called the same.
+        others.retain(|pid| process::shares_cgroups(*pid));
+        children.append(&mut others);
         (looked_at, children)
     }
 

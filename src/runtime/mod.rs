@@ -143,6 +143,8 @@ struct Manager {
     /// When to give back the memory that only starting, or answering a command, needs.
     trim: Option<Time>,
     finished: Option<i32>,
+    /// An earlier manager may have died of the next notification.
+    is_wary: bool,
 }
 
 fn clock() -> Time {
@@ -165,6 +167,7 @@ impl Manager {
         match beginning {
             Beginning::Fresh => {
                 self.dispatch(Event::Begin);
+                // Before anything is made: of a worker that is in no record nobody knows.
                 self.save_home();
             }
             Beginning::Again(arrears) => self.go_on(arrears),
@@ -222,6 +225,8 @@ impl Manager {
         {
             self.dispatch(Event::Tick);
         }
+        // Spawning takes its time, and what has been done so far can't be done again.
+        self.save();
         self.spawn_some();
         // Reading /proc for what the dead have left behind can wait until their successors run.
         self.sweep_leftovers();
@@ -452,6 +457,8 @@ impl Manager {
                     exit: processes::exit(exit),
                 });
             }
+            // Nobody else could tell how it ended.
+            self.save();
             if let Err(error) = process::reap(pid) {
                 log::error!(target: "manager", "pid {pid} could not be reaped: {error}");
                 return;
@@ -485,6 +492,7 @@ impl Manager {
                     exit: processes::exit(told.exit),
                 });
             }
+            self.save();
             self.keeping.vault.reap(told.pid);
             self.leftovers.reaped(told.pid, told.group);
         }
@@ -504,44 +512,63 @@ impl Manager {
 
     fn take_notifications(&mut self) {
         for _ in 0..FACTS_PER_TURN {
-            let received = match survive("receiving a notification", self.notify.receive()) {
-                Some(Message::Received(received)) => received,
-                Some(Message::Anonymous) => {
-                    log::debug!(target: "manager", "a notification without a sender is ignored");
-                    continue;
-                }
-                None => return,
+            let Some(message) = survive("receiving a notification", self.notify.receive()) else {
+                return;
             };
-            // Descriptors that came along are closed here: which is what a barrier waits for.
-            let Some((proc, sender)) = self.processes.sender(received.sender) else {
-                log::debug!(target: "manager", "a notification of pid {} is ignored: it is of no worker", received.sender);
-                continue;
-            };
-            let parsed = if received.truncated {
-                Err(notify::Reject::TooLong)
+            // It is recorded before it is gone, so that the next manager sees it if this one dies. But what an earlier one
+            // may have died of is not looked at twice.
+            if std::mem::take(&mut self.is_wary) {
+                self.notification_taken();
+                self.take_notification(message);
             } else {
-                notify::parse(&received.text)
-            };
-            match parsed {
-                Ok(message) if message.barrier => {}
-                Ok(mut message) => {
-                    message.main_pid = message
-                        .main_pid
-                        .filter(|pid| self.processes.may_follow(proc, *pid, received.uid == 0));
-                    self.dispatch(Event::Notified {
-                        proc,
-                        sender,
-                        message,
-                    });
-                }
-                Err(reject) => {
-                    let why = match reject {
-                        notify::Reject::TooLong => "is longer than 4096 bytes",
-                        notify::Reject::EmbeddedNul => "holds a NUL byte",
-                    };
-                    let name = self.processes.name(proc);
-                    log::warn!(target: &name, "a notification of pid {} is dropped: it {why}", received.sender);
-                }
+                self.take_notification(message);
+                self.save();
+                self.notification_taken();
+            }
+        }
+    }
+
+    fn notification_taken(&mut self) {
+        survive("receiving a notification", self.notify.taken().map(Some));
+    }
+
+    fn take_notification(&mut self, message: Message) {
+        let received = match message {
+            Message::Received(received) => received,
+            Message::Anonymous => {
+                log::debug!(target: "manager", "a notification without a sender is ignored");
+                return;
+            }
+        };
+        // Descriptors that came along are closed when it is taken: which is what a barrier waits for.
+        let Some((proc, sender)) = self.processes.sender(received.sender) else {
+            log::debug!(target: "manager", "a notification of pid {} is ignored: it is of no worker", received.sender);
+            return;
+        };
+        let parsed = if received.truncated {
+            Err(notify::Reject::TooLong)
+        } else {
+            notify::parse(&received.text)
+        };
+        match parsed {
+            Ok(message) if message.barrier => {}
+            Ok(mut message) => {
+                message.main_pid = message
+                    .main_pid
+                    .filter(|pid| self.processes.may_follow(proc, *pid, received.uid == 0));
+                self.dispatch(Event::Notified {
+                    proc,
+                    sender,
+                    message,
+                });
+            }
+            Err(reject) => {
+                let why = match reject {
+                    notify::Reject::TooLong => "is longer than 4096 bytes",
+                    notify::Reject::EmbeddedNul => "holds a NUL byte",
+                };
+                let name = self.processes.name(proc);
+                log::warn!(target: &name, "a notification of pid {} is dropped: it {why}", received.sender);
             }
         }
     }

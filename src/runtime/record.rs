@@ -206,12 +206,13 @@ impl Manager {
         }
     }
 
-    /// Records what is recorded once.
+    /// Records what is recorded once, with everything else, and hands over what is held once.
     pub(super) fn save_home(&mut self) {
         let Some(ledger) = &mut self.keeping.ledger else {
             return;
         };
         ledger.put(HOME, content(&self.home));
+        self.save();
         let mut fds: Vec<(&str, BorrowedFd<'_>)> = vec![(NOTIFY, self.notify.as_fd())];
         fds.extend(self.server.listener().map(|fd| (CONTROL, fd)));
         self.keeping.vault.hold(&fds);

@@ -16,8 +16,8 @@ use crate::plan::{self, Host, Plan};
 use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
-use crate::sys::signals::SignalFd;
-use crate::sys::socket::{self, Address, Bound, Cause, Kind, Listen};
+use crate::sys::signals::{self, SignalFd};
+use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
 use crate::sys::{fork, output, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
@@ -25,7 +25,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Signals that the manager takes as events; the ones it has no use for are among them, since their default would kill it.
@@ -127,6 +127,9 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     let mut vault = vault.map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
     logger::init(LogLevel::Info, LogFormat::Text);
+
+    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
+    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
     let nofile = match process::raise_fd_limit() {
@@ -257,6 +260,7 @@ fn start(
         exits_left: false,
         trim: Some(now + TRIM_AFTER),
         finished: None,
+        is_wary: false,
     })
 }
 
@@ -278,21 +282,7 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
         .or_else(|| plan.manager.control.as_ref().map(|path| path.value.clone()));
     let required = asked.is_some();
     let path = asked.unwrap_or_else(|| options.default_control.clone());
-    let bound = socket::listen(&Listen {
-        address: &Address::Path(path.clone()),
-        kind: Kind::Stream,
-        backlog: 128,
-        interface: None,
-        reuseport: false,
-        blocking: false,
-        umask: None,
-        mode: Some(plan.manager.control_mode.0),
-        uid: None,
-        gid: plan.control_gid,
-        directory_mode: 0o755,
-        replace: true,
-    });
-    match bound {
+    match listen_control(&path, plan.manager.control_mode.0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
         Err(error) if required || matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(
             format!("the control socket: {error}; another manager needs another `--control PATH`"),
@@ -302,6 +292,24 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
             Ok(None)
         }
     }
+}
+
+/// Binds the control socket at a path, in place of one that nobody listens on.
+pub fn listen_control(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound, BindError> {
+    socket::listen(&Listen {
+        address: &Address::Path(path.to_path_buf()),
+        kind: Kind::Stream,
+        backlog: 128,
+        interface: None,
+        reuseport: false,
+        blocking: false,
+        umask: None,
+        mode: Some(mode),
+        uid: None,
+        gid,
+        directory_mode: 0o755,
+        replace: true,
+    })
 }
 
 pub fn failed(what: &str, error: &io::Error) -> StartError {

@@ -34,8 +34,9 @@ const PROBE_FD: i32 = 3;
 /// How long the probe may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Most of what a probe says that is passed on, in bytes.
-const LONGEST_ANSWER: u64 = 2048;
+/// Most of what a probe says that is read, in bytes, and passed on, in characters.
+const LONGEST_ANSWER: u64 = 4096;
+const MOST_TOLD: usize = 400;
 
 /// An upgrade that has begun.
 pub struct Upgrade {
@@ -45,6 +46,8 @@ pub struct Upgrade {
     probe: Pid,
     /// What the probe says.
     answer: File,
+    /// What it says if it can go on.
+    expected: String,
     until: Time,
 }
 
@@ -90,6 +93,9 @@ impl Manager {
             .map_err(|error| format!("the state can't be written: {error}"))?;
         let answer = memory::file(c"tentpole-answer")
             .map_err(|error| format!("the new program can't be asked: {error}"))?;
+        let expected = Ledger::look(state.fd())
+            .map(|state| has_read(state.len()))
+            .map_err(|error| format!("the state can't be read again: {error}"))?;
         let path = CString::new(program.as_os_str().as_bytes())
             .map_err(|_| String::from("a NUL byte in the program's path"))?;
         let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
@@ -103,7 +109,7 @@ impl Manager {
         let env = environment(&[]);
         let fds = [
             (null.as_fd(), 0),
-            (null.as_fd(), 1),
+            (answer.as_fd(), 1),
             (answer.as_fd(), 2),
             (state.fd(), PROBE_FD),
         ];
@@ -123,6 +129,7 @@ impl Manager {
             program,
             probe,
             answer,
+            expected,
             until: clock() + PATIENCE,
         });
         Ok(())
@@ -148,7 +155,9 @@ impl Manager {
             return false;
         };
         match exit {
-            Exit::Code(0) => self.executing = Some(upgrade),
+            Exit::Code(0) if upgrade.answer().trim() == upgrade.expected => {
+                self.executing = Some(upgrade);
+            }
             exit => {
                 let reason = upgrade.why_not(exit);
                 self.refuse_upgrade(upgrade.request, reason);
@@ -240,21 +249,30 @@ impl Manager {
 }
 
 impl Upgrade {
-    /// Why the probe has not said yes.
-    fn why_not(&self, exit: Exit) -> String {
-        let mut text = String::new();
+    /// What the probe has said.
+    fn answer(&self) -> String {
+        let mut bytes = Vec::new();
         let mut answer = &self.answer;
         let read = answer
             .rewind()
-            .and_then(|()| answer.take(LONGEST_ANSWER).read_to_string(&mut text));
-        let said = match read {
-            Ok(_) => text.trim(),
-            Err(_) => "",
-        };
+            .and_then(|()| answer.take(LONGEST_ANSWER).read_to_end(&mut bytes));
+        // What it has said so far, if there is no more to be had.
+        read.map_or_else(
+            |_| String::new(),
+            |_| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// Why the probe has not said yes.
+    fn why_not(&self, exit: Exit) -> String {
+        let text = self.answer();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let said: String = words.join(" ").chars().take(MOST_TOLD).collect();
         let end = match exit {
             _ if self.until == Time::NEVER => {
                 format!("was killed, since it took more than {PATIENCE:?}")
             }
+            Exit::Code(0) => "is another program, which exited without an answer".into(),
             Exit::Code(code) => format!("exited with code {code}"),
             Exit::Signal { signal, .. } => format!("was ended by signal {signal}"),
         };
@@ -285,11 +303,17 @@ pub fn handed(records: &Records) -> BTreeMap<String, OwnedFd> {
         .collect()
 }
 
-/// Whether this program can go on from the state in descriptor `fd`; if not, the reason.
-pub fn probe(fd: i32) -> Result<(), String> {
+/// Whether this program can go on from the state in descriptor `fd`; if not, the reason. The answer is to be said on
+/// stdout: another program may exit with 0 as well.
+pub fn probe(fd: i32) -> Result<String, String> {
     let fd = inherit::take(fd).ok_or("there is no such descriptor")?;
     let state = Ledger::look(&fd).map_err(|error| error.to_string())?;
-    adopt::probe(state)
+    adopt::probe(state).map(has_read)
+}
+
+/// What a probe says that has read so many records.
+fn has_read(records: usize) -> String {
+    format!("{records} records are read")
 }
 
 /// Our own environment, with these variables besides.

@@ -1,5 +1,6 @@
 //! Other units than before: what becomes of each. The rules stand at the head of [`super`].
 
+use super::order::Phase;
 use super::request::{Begun, Want};
 use super::state::{Binding, Edition, Goal, Watcher};
 use super::time::Due;
@@ -8,7 +9,7 @@ use super::{
     new_watcher,
 };
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::unit::LogLevel;
+use crate::unit::{self, LogLevel, WatcherKind};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -60,7 +61,11 @@ impl Supervisor {
         unbound: &[(String, String)],
     ) -> Result<Begun, Refusal> {
         self.refuse_apply()?;
-        turn.effects.push(Effect::Parent(ParentNotice::Reloading));
+        // As long as it starts, the parent waits for the end of that and for nothing else.
+        let told = matches!(self.phase, Phase::Running);
+        if told {
+            turn.effects.push(Effect::Parent(ParentNotice::Reloading));
+        }
         turn.effects.push(Effect::Log {
             level: LogLevel::Info,
             unit: "manager".into(),
@@ -125,6 +130,11 @@ impl Supervisor {
             }
             self.touched.insert(id);
         }
+        // What waits for its turn to start or to stop may wait for others than before.
+        for id in self.watcher_ids() {
+            self.queue_if_startable(turn, id);
+            self.touched.insert(id);
+        }
         self.users_stale = true;
         let message = match changes.len() {
             0 => Some("nothing has changed".into()),
@@ -132,19 +142,20 @@ impl Supervisor {
         };
         let begun = Begun {
             apply: true,
+            told,
             awaited,
             message,
             ..Begun::default()
         };
         if begun.awaited.is_empty() {
-            self.applied(turn);
+            self.applied(turn, told);
         }
         Ok(begun)
     }
 
-    /// An apply is over.
-    pub(super) fn applied(&mut self, turn: &mut Turn<'_>) {
-        if !self.is_stopping() {
+    /// An apply is over, whose beginning the parent was told, or not.
+    pub(super) fn applied(&mut self, turn: &mut Turn<'_>, told: bool) {
+        if told && !self.is_stopping() {
             turn.effects.push(Effect::Parent(ParentNotice::Ready));
         }
     }
@@ -176,9 +187,7 @@ impl Supervisor {
             let known = before.get(name.as_str()).copied();
             match (change.action, spec) {
                 (Action::Add | Action::Rebind, Some(spec)) => {
-                    if let Some(socket) = known.and_then(|id| self.socket_mut(id)) {
-                        socket.retired = true;
-                    }
+                    self.retire_socket(known);
                     let error = unbound.iter().find(|(unbound, _)| unbound == name);
                     let error = error.map(|(_, error)| error.clone());
                     let id = self.add_socket(spec, error.as_ref());
@@ -190,11 +199,7 @@ impl Supervisor {
                         self.retry_bind(turn, id, error, 0);
                     }
                 }
-                (Action::Remove, _) => {
-                    if let Some(socket) = known.and_then(|id| self.socket_mut(id)) {
-                        socket.retired = true;
-                    }
-                }
+                (Action::Remove, _) => self.retire_socket(known),
                 (_, Some(spec)) => {
                     if let Some(id) = known
                         && let Some(socket) = self.socket_mut(id)
@@ -211,6 +216,17 @@ impl Supervisor {
         }
     }
 
+    /// It is in the plan no more: what has it keeps it, but it is not bound any more if it is not yet.
+    fn retire_socket(&mut self, known: Option<SocketId>) {
+        let Some((id, socket)) = known.and_then(|id| Some((id, self.socket_mut(id)?))) else {
+            return;
+        };
+        socket.retired = true;
+        if let Binding::Failed { .. } = socket.binding {
+            self.timers.set(Due::Socket(id), None);
+        }
+    }
+
     /// A watcher of which nothing but the number of workers is another.
     fn rescale(
         &mut self,
@@ -221,7 +237,14 @@ impl Supervisor {
         let sockets = Rc::clone(&self.watcher(id).edition.sockets);
         let edition = self.new_edition(id, Rc::clone(spec), sockets);
         let number = edition.number;
-        self.watcher_mut(id).others.push(edition);
+        let watcher = self.watcher_mut(id);
+        watcher.others.push(edition);
+        // A reload that brings no other definition goes on with this one, or it would bring the former back.
+        if let Some(reload) = &mut watcher.reload
+            && reload.to == watcher.edition.number
+        {
+            reload.to = number;
+        }
         self.adopt_edition(id, number);
         let wanted = spec.unit.numprocesses.value;
         self.scale_watcher(turn, id, wanted);
@@ -242,14 +265,20 @@ impl Supervisor {
         let edition = self.new_edition(id, Rc::clone(spec), passed);
         let rescaled = (before != numprocesses).then_some(numprocesses);
         let goal = self.watcher(id).goal;
-        if matches!(goal, Goal::Up { .. }) && self.refuse_reload(id).is_ok() {
+        let is_up = matches!(goal, Goal::Up { .. });
+        let is_oneshot = |unit: &unit::Watcher| unit.kind == WatcherKind::Oneshot;
+        let was_oneshot = is_oneshot(self.watcher(id).unit());
+        if is_up && !was_oneshot && !is_oneshot(&spec.unit) {
             let serial = self.reload_watcher(turn, id, Some(edition));
             if let Some(wanted) = rescaled {
                 self.scale_watcher(turn, id, wanted);
             }
             return Some(Want::Reloaded(serial));
         }
-        // Nothing runs that would have to be replaced; or it is a oneshot, whose workers are left to end.
+        // Nothing runs that would have to be replaced; or it is a oneshot, whose workers are left to end, or becomes one.
+        if is_up {
+            self.cancel_reload(turn, id);
+        }
         let number = edition.number;
         self.watcher_mut(id).others.push(edition);
         self.adopt_edition(id, number);
@@ -270,6 +299,11 @@ impl Supervisor {
                 Some(Want::Up)
             }
             Goal::Queued => Some(Want::Up),
+            // None of its workers would ever end, and a replacement that ends is none.
+            Goal::Up { .. } if !was_oneshot => {
+                self.restart_watcher(turn, id);
+                Some(Want::Up)
+            }
             Goal::Up { .. } | Goal::Stopped { .. } | Goal::Ended => None,
         }
     }

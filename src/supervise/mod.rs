@@ -629,11 +629,12 @@ impl Supervisor {
         loop {
             if let Some(id) = self.touched.pop_first() {
                 self.settle_watcher(turn, id);
-            } else if let Some(id) = self.stirred.pop_first() {
-                self.settle_socket(turn, id);
             } else if std::mem::take(&mut self.users_stale) {
+                // Before sockets, which else would ask watchers that are forgotten.
                 self.rebuild_users();
                 self.close_unused(turn);
+            } else if let Some(id) = self.stirred.pop_first() {
+                self.settle_socket(turn, id);
             } else if !self.start_next(turn) && !self.advance_phase(turn) {
                 break;
             }

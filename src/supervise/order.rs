@@ -237,7 +237,7 @@ impl Supervisor {
             return;
         }
         self.set_goal(id, Goal::Stopped { held: true });
-        self.cancel_reload(id);
+        self.cancel_reload(turn, id);
         for (dependent, requires) in self.watcher(id).dependents.clone() {
             let goal = self.watcher(dependent).goal;
             if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
@@ -268,19 +268,21 @@ impl Supervisor {
             self.stop_posts(turn, id);
         }
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
+            let watcher = self.watcher(id);
+            if watcher.goal == (Goal::Up { complete: false }) && watcher.has_all() {
+                self.set_goal(id, Goal::Up { complete: true });
+            }
             self.advance_reload(turn, id);
             self.launch_due(turn, id);
             let watcher = self.watcher(id);
             if watcher.tally.busy() == 0 && watcher.wanted > 0 {
                 self.ran_out(turn, id);
-            } else if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
-                self.set_goal(id, Goal::Up { complete: true });
             }
         } else {
             self.timers.set(Due::Watcher(id), None);
         }
-        self.trim_slots(turn, id);
         self.forget_editions(id);
+        self.trim_slots(turn, id);
         self.tell_state(turn, id);
         self.answer_requests(turn, id);
         if self.watcher(id).retired && self.watcher(id).tally.busy() == 0 {
@@ -350,10 +352,15 @@ impl Supervisor {
         }
         let idle = self.watcher(id).tally.live() == 0;
         let level = self.watcher(id).level;
-        let is_settled = !matches!(
-            state,
-            WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping
-        );
+        let is_settled = match state {
+            WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping => false,
+            // It may be one of workers that have never been ready.
+            WatcherState::Reloading => self.watcher(id).goal == (Goal::Up { complete: true }),
+            WatcherState::Stopped
+            | WatcherState::Waiting
+            | WatcherState::Running
+            | WatcherState::Failed => true,
+        };
         if is_settled && self.watcher(id).booting {
             self.watcher_mut(id).booting = false;
             if let Phase::Booting { unsettled } = &mut self.phase {
@@ -445,7 +452,7 @@ impl Supervisor {
                 Goal::Up { .. } | Goal::Queued | Goal::Waiting
             ) {
                 self.set_goal(id, Goal::Stopped { held: true });
-                self.cancel_reload(id);
+                self.cancel_reload(turn, id);
                 self.stop_what_does_not_run(turn, id);
             }
             if self.watcher(id).tally.live() > 0 {
@@ -551,6 +558,17 @@ impl Supervisor {
 }
 
 impl Watcher {
+    /// All workers that are to serve do, whatever goes on beside them.
+    pub fn has_all(&self) -> bool {
+        if self.tally.busy() == 0 {
+            return self.wanted == 0;
+        }
+        if self.tally.beside == 0 {
+            return self.is_quiet();
+        }
+        (self.slots.iter()).all(|slot| matches!(slot.main, State::Vacant | State::Ready { .. }))
+    }
+
     /// Nothing is on its way to anywhere.
     pub fn is_quiet(&self) -> bool {
         let tally = self.tally;

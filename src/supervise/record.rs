@@ -259,7 +259,11 @@ impl Supervisor {
             census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
-            dirty: Dirty::default(),
+            // The bound of process numbers that was recorded has been reached: the next must be, before any is used.
+            dirty: Dirty {
+                manager: true,
+                ..Dirty::default()
+            },
             users_stale: false,
             told_status: String::new(),
         };
@@ -270,12 +274,19 @@ impl Supervisor {
     /// Everything that is in no record.
     fn derive(&mut self) -> Result<(), Unreadable> {
         self.settings.log_level = self.manager.log_level;
+        // From here on numbers are given up to a new bound; with the old one the next manager would give them again.
+        self.dirty.manager = true;
         self.rebuild_dependents();
         self.rebuild_users();
         self.stirred = self.sockets.keys().copied().collect();
         self.touched = self.watchers.keys().copied().collect();
+        let is_stopping = self.is_stopping();
+        let is_new = matches!(self.phase, Phase::New);
         for (id, socket) in &self.sockets {
             let due = match socket.binding {
+                // It is not tried yet, or not any more.
+                _ if is_stopping || is_new => None,
+                Binding::Failed { .. } if socket.retired => None,
                 Binding::Failed { retry, .. } => Some(retry),
                 _ => socket.trigger.paused,
             };
@@ -326,7 +337,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Goes on where the records end: asks again for what was asked for and had not been answered. `connected` says
+    /// Goes on where the records end: begins if that had not happened, and asks again for what was asked for and had not been answered. `connected` says
     /// whether those who gave commands are still there to be answered.
     pub fn resume(&mut self, now: Time, connected: bool, effects: &mut Vec<Effect>) {
         let turn = &mut Turn {
@@ -339,6 +350,8 @@ impl Supervisor {
         }
         if self.settings.parent {
             match self.phase {
+                // It still waits for the end of that.
+                Phase::Running if self.pending.values().any(|it| it.told) => {}
                 Phase::Running => turn.effects.push(Effect::Parent(ParentNotice::Ready)),
                 Phase::Stopping { .. } => {
                     turn.effects.push(Effect::Parent(ParentNotice::Stopping));
@@ -348,13 +361,16 @@ impl Supervisor {
             self.extend_parent(turn);
         }
         for (id, socket) in &self.sockets {
-            if matches!(socket.binding, Binding::Trying { .. }) {
+            let is_needed = !socket.retired && !self.is_stopping();
+            if is_needed && matches!(socket.binding, Binding::Trying { .. }) {
                 turn.effects.push(Effect::Bind { socket: *id });
             }
             if socket.watched {
                 turn.effects.push(Effect::Watch { socket: *id });
             }
         }
+        // Whoever was to say so is gone.
+        self.begin(turn);
         for id in self.watcher_ids() {
             for wid in 1..=self.watcher(id).slots.len() as u32 {
                 self.resume_post(turn, Post::main(id, wid));

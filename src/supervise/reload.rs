@@ -22,6 +22,8 @@ pub(super) struct Reload {
     pub since: ProcId,
     /// Wids that are still to be replaced.
     pub todo: BTreeSet<u32>,
+    /// Of a reload because of age: all wids that it is about. What starts in others meanwhile is none of its replacements.
+    pub aged: Option<BTreeSet<u32>>,
     /// Why it has failed: then `to` is what it goes back to.
     pub failure: Option<String>,
 }
@@ -54,13 +56,15 @@ impl Supervisor {
     ) -> u64 {
         let watcher = self.watcher_mut(id);
         if watcher.reload.is_some() {
-            let serial = match watcher.queued.take() {
-                Some(queued) => queued.serial,
+            let (serial, before) = match watcher.queued.take() {
+                Some(queued) => (queued.serial, queued.edition),
                 None => {
                     watcher.reloads += 1;
-                    watcher.reloads
+                    (watcher.reloads, None)
                 }
             };
+            // One without a new definition must not make that of another forgotten.
+            let edition = edition.or(before);
             watcher.queued = Some(Box::new(Queued { serial, edition }));
             self.users_stale = true;
             return serial;
@@ -98,6 +102,7 @@ impl Supervisor {
             to,
             since,
             todo,
+            aged: None,
             failure: None,
         }));
         self.users_stale |= has_edition;
@@ -108,34 +113,65 @@ impl Supervisor {
     /// A worker has reached its `max_age`.
     pub(super) fn expire_worker(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
         let since = ProcId(self.next_proc);
+        let is_wanted = self.is_wanted(id, wid);
+        let later = turn.now + self.age_pause(id);
         let watcher = self.watcher_mut(id);
         match &mut watcher.reload {
-            Some(reload) if reload.to == watcher.edition.number && reload.failure.is_none() => {
+            Some(reload)
+                if is_wanted && reload.to == watcher.edition.number && reload.failure.is_none() =>
+            {
                 reload.todo.insert(wid);
+                if let Some(aged) = &mut reload.aged {
+                    aged.insert(wid);
+                }
             }
-            // It replaces this one too, or goes back: then it is looked at again.
-            Some(_) => return,
-            None => {
+            None if is_wanted => {
                 watcher.reloads += 1;
                 watcher.reload = Some(Box::new(Reload {
                     serial: watcher.reloads,
                     to: watcher.edition.number,
                     since,
                     todo: BTreeSet::from([wid]),
+                    aged: Some(BTreeSet::from([wid])),
                     failure: None,
                 }));
             }
+            // The reload replaces this one too, or goes back; or the worker is to end anyhow, or kept for others.
+            Some(_) | None => {
+                self.set_expiry(id, wid, Some(later));
+                return;
+            }
         }
+        // It is going to be replaced; if that comes to nothing, `look_at_ages` sees that no age is set.
+        self.set_expiry(id, wid, None);
         self.touched.insert(id);
         self.log(turn, LogLevel::Info, id, || {
             format!("worker {wid} is replaced: it has reached its `max_age`")
         });
     }
 
-    /// Whether a process is one that the reload under way has brought.
-    pub(super) fn is_replacement(&self, id: WatcherId, proc: ProcId) -> bool {
+    fn set_expiry(&mut self, id: WatcherId, wid: u32, expires: Option<Time>) {
+        let main = Post::main(id, wid);
+        let mut state = self.take_state(main);
+        if let Some(worker) = state.worker_mut() {
+            worker.expires = expires;
+        }
+        self.set_state(main, state);
+    }
+
+    /// How long it takes until a worker that is too old is looked at again.
+    fn age_pause(&self, id: WatcherId) -> Duration {
+        let pause = self.watcher(id).unit().restart_max_delay;
+        pause.max(SHORTEST_AGE_RETRY)
+    }
+
+    /// Whether a process of this wid is one that the reload under way has brought.
+    pub(super) fn is_replacement(&self, id: WatcherId, wid: u32, proc: ProcId) -> bool {
         let reload = &self.watcher(id).reload;
-        reload.as_ref().is_some_and(|reload| proc >= reload.since)
+        reload.as_ref().is_some_and(|reload| {
+            let is_meant = reload.aged.as_ref().is_none_or(|aged| aged.contains(&wid));
+            proc >= reload.since && is_meant
+        })
     }
 
     /// Takes the next steps of the reload that is under way.
@@ -148,9 +184,7 @@ impl Supervisor {
         let (surge, singleton) = (unit.reload_surge.max(1), unit.singleton);
         for wid in reload.todo.clone() {
             let watcher = self.watcher(id);
-            if watcher.tally.beside >= surge {
-                break;
-            }
+            let has_room = watcher.tally.beside < surge;
             let slot = watcher.slots.get(wid as usize - 1);
             let Some(slot) = slot.filter(|_| wid <= watcher.wanted) else {
                 self.replaced(id, wid);
@@ -171,7 +205,7 @@ impl Supervisor {
                 {
                     if singleton {
                         self.stop_post(turn, Post::main(id, wid), Why::Asked);
-                    } else if slot.beside.is_none() {
+                    } else if slot.beside.is_none() && has_room {
                         self.set_state(Post::beside(id, wid), State::Due);
                     }
                 }
@@ -183,6 +217,8 @@ impl Supervisor {
         let is_over = (watcher.reload.as_ref()).is_some_and(|reload| reload.todo.is_empty());
         if is_over && watcher.tally.beside == 0 {
             self.finish_reload(turn, id);
+            // Of the one that waited for it.
+            self.advance_reload(turn, id);
         }
     }
 
@@ -294,27 +330,25 @@ impl Supervisor {
         watcher.failed_reload = Some((serial, failure));
     }
 
-    /// Timers of workers that became too old while nothing could be done about it.
+    /// Workers that became too old, and whose replacement came to nothing, are looked at again after a while.
     fn look_at_ages(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        let pause = self.watcher(id).unit().restart_max_delay;
+        let later = turn.now + self.age_pause(id);
         for wid in 1..=self.watcher(id).slots.len() as u32 {
-            let State::Ready { worker, .. } = &mut self.slot_mut(id, wid).main else {
-                continue;
-            };
-            if let Some(expires) = &mut worker.expires
-                && *expires <= turn.now
+            let main = Post::main(id, wid);
+            if let State::Ready { worker, .. } = self.state(main)
+                && worker.expires.is_none()
+                && self.unit_at(main).max_age.is_some()
             {
-                *expires = turn.now + pause.max(SHORTEST_AGE_RETRY);
-                let state = self.take_state(Post::main(id, wid));
-                self.set_state(Post::main(id, wid), state);
+                self.set_expiry(id, wid, Some(later));
             }
         }
     }
 
     /// The watcher is stopped or started as a whole, which leaves nothing to replace; its newest definition is what counts.
-    pub(super) fn cancel_reload(&mut self, id: WatcherId) {
+    pub(super) fn cancel_reload(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         self.end_signalled(id);
         let watcher = self.watcher_mut(id);
+        let was_reloading = watcher.reload.is_some();
         let queued = watcher.queued.take().and_then(|queued| queued.edition);
         if let Some(reload) = watcher.reload.take() {
             match reload.failure {
@@ -326,6 +360,9 @@ impl Supervisor {
             let number = edition.number;
             self.watcher_mut(id).others.push(edition);
             self.adopt_edition(id, number);
+        }
+        if was_reloading {
+            self.look_at_ages(turn, id);
         }
         self.forget_editions(id);
         self.touched.insert(id);
@@ -393,7 +430,6 @@ impl Supervisor {
         id: WatcherId,
         signal: Signal,
     ) -> u64 {
-        self.end_signalled(id);
         let watcher = self.watcher(id);
         let answers = watcher.unit().kind == WatcherKind::Notify;
         let until = (watcher.unit().start_timeout).map(|timeout| turn.now + timeout);
@@ -417,18 +453,22 @@ impl Supervisor {
             format!("is reloaded by {name} to {} workers", procs.len())
         });
         let watcher = self.watcher_mut(id);
-        watcher.reloads += 1;
-        let serial = watcher.reloads;
-        if answers && !procs.is_empty() {
-            watcher.signalled = Some(Box::new(Signalled {
-                serial,
-                awaited: procs,
-                problems: Vec::new(),
-                until,
-            }));
-            self.timers.set(Due::Signalled(id), until);
-        }
-        self.touched.insert(id);
+        // Who waits for one that is under way waits for this one too.
+        let (serial, problems) = match watcher.signalled.take() {
+            Some(before) => (before.serial, before.problems),
+            None => {
+                watcher.reloads += 1;
+                (watcher.reloads, Vec::new())
+            }
+        };
+        watcher.signalled = Some(Box::new(Signalled {
+            serial,
+            awaited: if answers { procs } else { BTreeSet::new() },
+            problems,
+            until,
+        }));
+        self.timers.set(Due::Signalled(id), until);
+        self.end_signalled_if_done(id);
         serial
     }
 
@@ -441,7 +481,12 @@ impl Supervisor {
             return;
         }
         signalled.problems.extend(problem);
-        if signalled.awaited.is_empty() {
+        self.end_signalled_if_done(id);
+    }
+
+    fn end_signalled_if_done(&mut self, id: WatcherId) {
+        let signalled = &self.watcher(id).signalled;
+        if signalled.as_ref().is_some_and(|it| it.awaited.is_empty()) {
             self.end_signalled(id);
         }
         self.touched.insert(id);
@@ -475,7 +520,8 @@ impl Supervisor {
     /// When a worker that is ready now is too old: `max_age` and up to `max_age_variance` more, so that workers that were
     /// started together do not end together.
     pub(super) fn expiry(&self, post: Post, proc: ProcId, now: Time) -> Option<Time> {
-        let unit = &self.watcher(post.watcher).unit();
+        // Of the definition that the worker has, which in a reload is not the watcher's own yet.
+        let unit = self.unit_at(post);
         let max_age = unit.max_age?;
         // The core has no randomness of its own; spread evenly is what counts (the step is 2^64 over the golden ratio).
         let mixed = (proc.0 ^ u64::from(post.watcher.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);

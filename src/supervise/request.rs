@@ -82,6 +82,8 @@ pub(super) struct Pending {
     over: bool,
     /// It changes what there is.
     pub apply: bool,
+    /// The parent was told of its beginning.
+    pub told: bool,
     /// Nobody waits for the answer any more.
     abandoned: bool,
     /// Watchers that it still waits for.
@@ -116,6 +118,7 @@ pub(super) enum Want {
 pub(super) struct Begun {
     pub over: bool,
     pub apply: bool,
+    pub told: bool,
     pub awaited: Vec<(WatcherId, Want)>,
     pub message: Option<String>,
 }
@@ -167,6 +170,7 @@ impl Supervisor {
         let Begun {
             over,
             apply,
+            told,
             awaited,
             message,
         } = begun;
@@ -192,6 +196,7 @@ impl Supervisor {
         let pending = Pending {
             over,
             apply,
+            told,
             abandoned: no_wait,
             open,
             problems: Vec::new(),
@@ -207,9 +212,11 @@ impl Supervisor {
         match command {
             Command::Start(names) => {
                 let ids = self.select(&names, |supervisor, id| {
-                    supervisor.watcher(id).unit().autostart
+                    let watcher = supervisor.watcher(id);
+                    watcher.unit().autostart && !watcher.retired
                 })?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&ids)?;
                 for id in &ids {
                     self.start_watcher(turn, *id);
                 }
@@ -231,6 +238,7 @@ impl Supervisor {
                     matches!(supervisor.watcher(id).goal, Goal::Up { .. } | Goal::Queued)
                 })?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&ids)?;
                 for id in &ids {
                     self.restart_watcher(turn, *id);
                 }
@@ -255,6 +263,7 @@ impl Supervisor {
             Command::Scale { name, to } => {
                 let id = self.find(&name)?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&[id])?;
                 self.scale(turn, id, to)?;
                 Ok(Begun::of(vec![id], Want::Scaled))
             }
@@ -322,6 +331,18 @@ impl Supervisor {
         }
     }
 
+    /// What an apply has left out would come up with nobody to know of it.
+    fn refuse_removed(&self, ids: &[WatcherId]) -> Result<(), Refusal> {
+        let mut watchers = ids.iter().map(|id| self.watcher(*id));
+        match watchers.find(|watcher| watcher.retired) {
+            Some(watcher) => Err(Refusal::Refused(format!(
+                "watcher `{}` is in the units no more, and is being removed",
+                watcher.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
         let mut names: Vec<&str> = (ids.iter())
             .flat_map(|id| &self.watcher(*id).edition.spec.listens)
@@ -341,10 +362,10 @@ impl Supervisor {
         }
     }
 
-    fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+    pub(super) fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         match self.watcher(id).goal {
             Goal::Up { .. } => {
-                self.cancel_reload(id);
+                self.cancel_reload(turn, id);
                 self.stop_posts(turn, id);
                 self.want_slots(id, 1);
             }
@@ -586,7 +607,7 @@ impl Supervisor {
             turn.effects.push(Effect::Reply { request, outcome });
         }
         if pending.apply {
-            self.applied(turn);
+            self.applied(turn, pending.told);
         }
     }
 

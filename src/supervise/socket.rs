@@ -136,7 +136,8 @@ impl Supervisor {
             attempts,
             retry,
         };
-        if !self.is_stopping() {
+        let retired = socket.retired;
+        if !self.is_stopping() && !retired {
             self.timers.set(Due::Socket(id), Some(retry));
         }
     }
@@ -151,6 +152,9 @@ impl Supervisor {
         socket.binding = Binding::Bound;
         self.log_socket(turn, LogLevel::Info, id, || "is bound now".into());
         self.stirred.insert(id);
+        if self.sockets.get(&id).is_some_and(|socket| socket.retired) {
+            return;
+        }
         // Workers that run without it are replaced by some that have it.
         for watcher in self.users(id) {
             if matches!(self.watcher(watcher).goal, Goal::Up { .. })

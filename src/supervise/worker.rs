@@ -26,6 +26,8 @@ struct End {
     succeeded: bool,
     /// There was a process at all.
     lived: bool,
+    /// It was one that is to end.
+    is_oneshot: bool,
     /// When it became ready.
     ready: Option<Time>,
     proc: ProcId,
@@ -33,7 +35,7 @@ struct End {
 }
 
 impl End {
-    fn of(exit: Exit, worker: &Worker) -> End {
+    fn of(exit: Exit, worker: &Worker, is_oneshot: bool) -> End {
         let errno = worker
             .errno
             .map(|errno| format!(", ERRNO={errno}"))
@@ -48,6 +50,7 @@ impl End {
             clean: exit.is_clean(),
             succeeded: exit == Exit::Code(0),
             lived: true,
+            is_oneshot,
             ready: worker.ready,
             proc: worker.proc,
             exit_code: exit.as_exit_code(),
@@ -222,6 +225,7 @@ impl Supervisor {
                     clean: false,
                     succeeded: false,
                     lived: false,
+                    is_oneshot: false,
                     ready: None,
                     proc,
                     exit_code: failure.exit_code,
@@ -344,7 +348,7 @@ impl Supervisor {
                 return;
             };
             worker.since = turn.now;
-            let proc = worker.proc;
+            let (proc, was_ready) = (worker.proc, worker.ready.is_some());
             let stopping = State::Stopping {
                 worker,
                 why: Why::Itself,
@@ -354,7 +358,8 @@ impl Supervisor {
             self.log(turn, LogLevel::Info, id, || {
                 format!("worker {wid} says that it is stopping")
             });
-            if self.is_replacement(id, proc) {
+            // One that was ready may end well: that shows when it has.
+            if !was_ready && self.is_replacement(id, wid, proc) {
                 self.replacement_failed(turn, id, wid, "says that it is stopping");
             }
         } else if ready
@@ -416,7 +421,7 @@ impl Supervisor {
     /// A worker is about to be stopped because it failed: if the reload has brought it, that has failed too.
     fn fail_replacement_at(&mut self, turn: &mut Turn<'_>, post: Post, text: &str) {
         let proc = self.state(post).proc();
-        if proc.is_some_and(|proc| self.is_replacement(post.watcher, proc)) {
+        if proc.is_some_and(|proc| self.is_replacement(post.watcher, post.wid, proc)) {
             self.replacement_failed(turn, post.watcher, post.wid, text);
         }
     }
@@ -453,8 +458,6 @@ impl Supervisor {
                     let text = format!("sent no WATCHDOG=1 for {interval:?}");
                     self.watchdog_ran_out(turn, post, text);
                 } else {
-                    // Its age must not make the watchdog forgotten.
-                    self.timers.set(Due::Post(post), *watchdog);
                     self.expire_worker(turn, id, wid);
                 }
             }
@@ -631,14 +634,22 @@ impl Supervisor {
         };
         let (id, wid) = (post.watcher, post.wid);
         self.log(turn, LogLevel::Debug, id, || format!("worker {wid} {exit}"));
-        let problem = format!("worker {wid} {exit}");
-        self.reloaded_itself(id, proc, Some(problem));
+        let was_asked = matches!(
+            self.state(post),
+            State::Draining { .. }
+                | State::Stopping {
+                    why: Why::Asked,
+                    ..
+                }
+        );
+        let problem = (!was_asked).then(|| format!("worker {wid} {exit}"));
+        self.reloaded_itself(id, proc, problem);
         match self.take_state(post) {
             State::Starting { worker, .. } | State::Settling { worker, .. }
                 if post.seat == Seat::Beside =>
             {
                 turn.effects.push(Effect::KillLeftovers { proc });
-                let end = End::of(exit, &worker);
+                let end = self.end_of(id, exit, &worker);
                 // What it left behind must be gone before the next process has its place.
                 let leaving = State::Leaving {
                     worker,
@@ -656,7 +667,7 @@ impl Supervisor {
             {
                 // Nobody waits for these leftovers: they are killed and the slot goes on.
                 turn.effects.push(Effect::KillLeftovers { proc });
-                let end = End::of(exit, &worker);
+                let end = self.end_of(id, exit, &worker);
                 self.ended(turn, id, wid, end);
             }
             State::Starting { worker, .. }
@@ -719,7 +730,7 @@ impl Supervisor {
             Why::Asked => self.replace_or_vacate(post),
             _ if post.seat == Seat::Beside => self.vacate(post),
             Why::Itself if self.is_wanted(id, wid) => {
-                let end = End::of(exit, &worker);
+                let end = self.end_of(id, exit, &worker);
                 self.ended(turn, id, wid, end);
             }
             Why::Failed(text) if self.is_wanted(id, wid) => {
@@ -727,7 +738,7 @@ impl Supervisor {
                     text,
                     clean: false,
                     succeeded: false,
-                    ..End::of(exit, &worker)
+                    ..self.end_of(id, exit, &worker)
                 };
                 self.ended(turn, id, wid, end);
             }
@@ -807,6 +818,11 @@ impl Supervisor {
         is_coming
     }
 
+    fn end_of(&self, id: WatcherId, exit: Exit, worker: &Worker) -> End {
+        let unit = &self.watcher(id).edition(worker.edition).spec.unit;
+        End::of(exit, worker, unit.kind == WatcherKind::Oneshot)
+    }
+
     /// A process ended that nobody asked to. Its post has been taken.
     fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: End) {
         let main = Post::main(id, wid);
@@ -816,18 +832,19 @@ impl Supervisor {
             self.vacate(main);
             return;
         }
-        let done = unit.kind == WatcherKind::Oneshot && end.succeeded;
+        let done = end.is_oneshot && end.succeeded;
         let failed_start = end.ready.is_none() && !done;
         let failed = failed_start || !end.clean;
         let again = match unit.restart {
-            _ if done => false,
+            // What was a oneshot and is none any more is yet to start.
+            _ if done => unit.kind != WatcherKind::Oneshot,
             // The traffic decides when it runs again.
             _ if unit.on_demand.value && !failed => false,
             Restart::Always => true,
             Restart::OnFailure => failed,
             Restart::Never => false,
         };
-        if failed && self.is_replacement(id, end.proc) {
+        if failed && self.is_replacement(id, wid, end.proc) {
             self.replacement_failed(turn, id, wid, &end.text);
         }
 
@@ -944,12 +961,11 @@ impl Supervisor {
 
     /// All workers of a watcher have ended and none is to follow.
     pub(super) fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        self.cancel_reload(turn, id);
         let watcher = self.watcher(id);
         let unit = watcher.unit();
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
         let critical = unit.critical;
-        self.cancel_reload(id);
-        let watcher = self.watcher(id);
         if watcher.unit().on_demand.value && !(critical && once) {
             self.set_goal(id, Goal::Waiting);
             return;
@@ -1000,7 +1016,7 @@ impl Supervisor {
         watcher.mishap = Some(mishap);
         watcher.failures_ever += 1;
         self.set_goal(id, Goal::Failed);
-        self.cancel_reload(id);
+        self.cancel_reload(turn, id);
         self.stop_posts(turn, id);
         let name = self.watcher(id).name().to_owned();
         if self.watcher(id).unit().critical {

@@ -91,7 +91,8 @@ impl NotifySocket {
         &self.name
     }
 
-    /// The next message; `None` when there is none.
+    /// The next message; `None` when there is none. It stays the next one until [`NotifySocket::taken`], so that who dies
+    /// over it leaves it to whoever holds the socket then. Its descriptors are copies.
     pub fn receive(&mut self) -> io::Result<Option<Message>> {
         let mut part = libc::iovec {
             iov_base: self.text.as_mut_ptr().cast(),
@@ -112,7 +113,7 @@ impl NotifySocket {
                 libc::recvmsg(
                     self.fd.as_raw_fd(),
                     &mut header,
-                    libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC,
+                    libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC | libc::MSG_PEEK,
                 )
             } {
                 -1 => {}
@@ -140,6 +141,26 @@ impl NotifySocket {
             fds,
             truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
         })))
+    }
+}
+
+impl NotifySocket {
+    /// Takes the next message off the queue, and closes the descriptors that came with it.
+    pub fn taken(&mut self) -> io::Result<()> {
+        loop {
+            // SAFETY: nothing is written to the buffer, which has no length. Descriptors that nobody asks for are closed.
+            let length =
+                unsafe { libc::recv(self.fd.as_raw_fd(), self.text.as_mut_ptr().cast(), 0, 0) };
+            if length >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(()),
+                io::ErrorKind::Interrupted => {}
+                _ => return Err(error),
+            }
+        }
     }
 }
 
@@ -249,9 +270,34 @@ mod tests {
 
     fn receive(socket: &mut NotifySocket) -> Received {
         match socket.receive().unwrap() {
-            Some(Message::Received(received)) => received,
+            Some(Message::Received(received)) => {
+                socket.taken().unwrap();
+                received
+            }
             other => panic!("expected a message, not {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_message_is_there_until_it_is_taken() {
+        let mut socket = NotifySocket::bind_autobind().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        send(&socket, b"one", &[writer.as_raw_fd()]);
+        send(&socket, b"two", &[]);
+        drop(writer);
+        for _ in 0..2 {
+            match socket.receive().unwrap() {
+                Some(Message::Received(received)) => {
+                    assert_eq!((&received.text[..], received.fds.len()), (&b"one"[..], 1));
+                }
+                other => panic!("expected a message, not {other:?}"),
+            }
+        }
+        socket.taken().unwrap();
+        // Whoever waits for the descriptor to be closed does not wait any longer.
+        assert_eq!(io::Read::read(&mut reader, &mut [0]).unwrap(), 0);
+        assert_eq!(receive(&mut socket).text, b"two");
+        socket.taken().unwrap();
     }
 
     #[test]

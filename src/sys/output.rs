@@ -1,12 +1,15 @@
 //! Files as a worker's stdin, stdout and stderr, and whether a write would block.
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::time::TimeSpec;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// Opens `path` for appending, and makes it with `mode` (less the umask) if it does not exist.
 ///
@@ -68,6 +71,25 @@ pub fn writable_now(fd: impl AsFd) -> bool {
 pub fn readable_now(fd: impl AsFd) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Waits until one of the descriptors is readable, or writable where that is said too, or has failed; `None` waits for ever.
+/// A signal ends the wait as well. For few descriptors; many are for [`super::epoll`].
+pub fn wait_for(fds: &[(BorrowedFd<'_>, bool)], timeout: Option<Duration>) -> io::Result<()> {
+    let flags = |writable| match writable {
+        true => PollFlags::POLLIN | PollFlags::POLLOUT,
+        false => PollFlags::POLLIN,
+    };
+    let fds = fds.iter();
+    let mut fds: Vec<PollFd<'_>> = fds
+        .map(|(fd, writable)| PollFd::new(*fd, flags(*writable)))
+        .collect();
+    // The kernel refuses more seconds than it can count.
+    let timeout = timeout.map(|timeout| timeout.min(Duration::from_secs(i32::MAX as u64)));
+    match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// One of our own standard descriptors, 0 to 2; `None` if it is closed.
@@ -181,6 +203,20 @@ mod tests {
             open_read(Path::new("/nonexistent")).unwrap_err().kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    #[test]
+    fn a_wait_ends_with_what_is_waited_for() {
+        use std::os::unix::net::UnixStream;
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let start = std::time::Instant::now();
+        let short = Duration::from_micros(2500);
+        wait_for(&[(near.as_fd(), false)], Some(short)).unwrap();
+        assert!(start.elapsed() >= short);
+        wait_for(&[(near.as_fd(), true)], None).unwrap();
+        far.write_all(b"x").unwrap();
+        wait_for(&[(near.as_fd(), false)], None).unwrap();
+        wait_for(&[(near.as_fd(), false)], Some(Duration::MAX)).unwrap();
     }
 
     #[test]

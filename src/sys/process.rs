@@ -235,6 +235,12 @@ pub fn children_of(pid: Pid) -> io::Result<Vec<Pid>> {
     }
 }
 
+/// Whether a process is in the same control groups as we are, as far as that can be told. Needs /proc.
+pub fn shares_cgroups(pid: Pid) -> bool {
+    let of = |pid: Pid| fs::read(format!("/proc/{pid}/cgroup")).ok();
+    of(pid) == of(Pid::own())
+}
+
 /// Our parent; `None` if it is in an outer pid namespace.
 pub fn parent() -> Option<Pid> {
     Pid::new(nix::unistd::getppid().as_raw())

@@ -2,7 +2,7 @@
 //! makes events of what its programs do. Knows what is true, and says so when an effect could not be carried out.
 
 use crate::random::Random;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 use tentpole::plan::{self, Plan};
@@ -10,7 +10,7 @@ use tentpole::supervise::notify::{Message, Watchdog};
 use tentpole::supervise::{
     Effect, Event, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Time, WatcherId,
 };
-use tentpole::unit::{Signal, WatcherKind};
+use tentpole::unit::{Reload, Signal, WatcherKind};
 
 pub struct Kernel {
     random: Random,
@@ -18,9 +18,11 @@ pub struct Kernel {
     queue: BTreeMap<(Time, u64), Happening>,
     order: u64,
     pub procs: BTreeMap<ProcId, Process>,
-    ports: Vec<Port>,
-    specs: Vec<Rc<plan::Watcher>>,
-    temper: Vec<Temper>,
+    ports: BTreeMap<u32, Port>,
+    /// What programs are like, by watcher and command.
+    temper: HashMap<(WatcherId, String), Temper>,
+    /// Names of sockets that could not be bound for the latest apply.
+    unbound: Vec<String>,
     /// Nothing goes wrong any more.
     pub calm: bool,
     /// Clients have stopped coming.
@@ -42,12 +44,22 @@ enum Happening {
     Notify(ProcId, Sender, Message),
     Feed(ProcId),
     Drained(ProcId),
-    Connect(usize),
-    Traffic(usize),
-    Accept(usize),
-    Bind(usize),
+    /// It ended while there was no manager, and the new one finds that out.
+    Found(ProcId, Exit),
+    Connect(u32),
+    Traffic(u32),
+    Accept(u32),
+    Bind(u32),
     /// An event that nothing here depends on, such as a command.
     Event(Event),
+    Apply,
+}
+
+/// What the manager hears of.
+pub enum Arrival {
+    Event(Event),
+    /// Somebody has changed the units, and wants them applied.
+    Apply,
 }
 
 /// What a process is, whatever the supervisor believes.
@@ -55,6 +67,10 @@ enum Happening {
 pub struct Process {
     pub watcher: WatcherId,
     pub wid: u32,
+    /// What it was started from, and with.
+    pub spec: Rc<plan::Watcher>,
+    pub sockets: Rc<[SocketId]>,
+    temper: Temper,
     pub stage: Stage,
     /// Something of it is alive beside its main process.
     pub leftovers: bool,
@@ -76,6 +92,8 @@ pub enum Stage {
     /// As above, but a cancellation has reached it in time.
     Cancelled,
     Alive,
+    /// It has exited and nobody knows yet.
+    Zombie,
     /// It has exited and that was reported.
     Dead,
     /// It was never made.
@@ -88,11 +106,10 @@ struct Port {
     is_watched: bool,
     is_bound: bool,
     traffic_queued: bool,
-    watchers: Vec<usize>,
 }
 
 /// What the programs of a watcher are inclined to do, in percent.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Temper {
     unspawnable: u64,
     early_exit: u64,
@@ -160,43 +177,46 @@ impl Temper {
 }
 
 impl Kernel {
-    pub fn new(plan: &Plan, unbound: &[(String, String)], mut random: Random) -> Kernel {
-        let mut ports: Vec<Port> = Vec::new();
-        for socket in &plan.sockets {
-            let watchers = (0..plan.watchers.len()).filter(|index| {
-                plan.watchers[*index]
-                    .listens
-                    .iter()
-                    .any(|n| n == socket.name())
-            });
-            ports.push(Port {
-                is_bound: unbound.iter().all(|(name, _)| name != socket.name()),
-                watchers: watchers.collect(),
-                ..Port::default()
-            });
-        }
-        let temper = (plan.watchers.iter())
-            .map(|_| Temper::random(&mut random))
-            .collect();
+    pub fn new(plan: &Plan, unbound: &[(String, String)], random: Random) -> Kernel {
         let mut kernel = Kernel {
             random,
             queue: BTreeMap::new(),
             order: 0,
             procs: BTreeMap::new(),
-            ports,
-            specs: plan.watchers.clone(),
-            temper,
+            ports: BTreeMap::new(),
+            temper: HashMap::new(),
+            unbound: unbound.iter().map(|(name, _)| name.clone()).collect(),
             calm: false,
             is_quiet: false,
             next_pid: 100,
             is_over: false,
         };
-        for port in 0..kernel.ports.len() {
-            let at = Time::ZERO + kernel.random.millis(8000);
-            kernel.add(at, Happening::Connect(port));
-            kernel.add(at, Happening::Accept(port));
+        for (port, socket) in (0..).zip(&plan.sockets) {
+            kernel.open(Time::ZERO, port, socket.name());
         }
         kernel
+    }
+
+    /// These sockets can't be bound for the apply that comes now.
+    pub fn begin_apply(&mut self, unbound: &[(String, String)]) {
+        self.unbound = unbound.iter().map(|(name, _)| name.clone()).collect();
+    }
+
+    fn open(&mut self, now: Time, port: u32, name: &str) {
+        let is_bound = self.unbound.iter().all(|unbound| unbound != name);
+        let new = Port {
+            is_bound,
+            ..Port::default()
+        };
+        self.ports.insert(port, new);
+        let at = now + self.random.millis(8000);
+        self.add(at, Happening::Connect(port));
+        self.add(at, Happening::Accept(port));
+    }
+
+    /// Lets somebody apply other units at `at`.
+    pub fn plan_apply(&mut self, at: Time) {
+        self.add(at, Happening::Apply);
     }
 
     /// Lets `event` happen at `at`.
@@ -217,9 +237,22 @@ impl Kernel {
     }
 
     /// Lets the next thing happen; it is an event if the supervisor hears of it.
-    pub fn step(&mut self, now: Time) -> Option<Event> {
+    pub fn step(&mut self, now: Time) -> Option<Arrival> {
         let (_, happening) = self.queue.pop_first()?;
         match happening {
+            Happening::Apply => Some(Arrival::Apply),
+            other => self.happen(now, other).map(Arrival::Event),
+        }
+    }
+
+    fn happen(&mut self, now: Time, happening: Happening) -> Option<Event> {
+        match happening {
+            Happening::Apply => None,
+            Happening::Found(proc, exit) => {
+                let process = self.procs.get_mut(&proc)?;
+                process.stage = Stage::Dead;
+                Some(Event::Exited { proc, exit })
+            }
             Happening::Event(event) => Some(event),
             Happening::Made(proc) => {
                 let process = self.procs.get_mut(&proc)?;
@@ -248,10 +281,7 @@ impl Kernel {
                     return None;
                 }
                 process.stage = Stage::Dead;
-                if process.leftovers && (self.calm || self.random.chance(50)) {
-                    let delay = self.random.millis(5000);
-                    self.add(now + delay, Happening::LeftoversEnd(proc));
-                }
+                self.leave_behind(now, proc);
                 Some(Event::Exited { proc, exit })
             }
             Happening::LeftoversEnd(proc) => {
@@ -286,7 +316,7 @@ impl Kernel {
             }
             Happening::Connect(port) => {
                 if !self.is_quiet {
-                    self.ports[port].pending += 1;
+                    self.ports.get_mut(&port)?.pending += 1;
                     let pause = Duration::from_millis(self.random.pick(&[1, 30, 700, 9000]));
                     self.add(now + pause, Happening::Connect(port));
                     self.look_at(now, port);
@@ -294,31 +324,35 @@ impl Kernel {
                 None
             }
             Happening::Traffic(port) => {
-                self.ports[port].traffic_queued = false;
+                self.ports.get_mut(&port)?.traffic_queued = false;
                 self.look_at(now, port);
-                let port_ = &self.ports[port];
-                (port_.is_watched && port_.pending > 0).then_some(Event::Traffic {
-                    socket: SocketId(port as u32),
+                let it = &self.ports[&port];
+                (it.is_watched && it.pending > 0).then_some(Event::Traffic {
+                    socket: SocketId(port),
                 })
             }
             Happening::Accept(port) => {
                 let accepts = |process: &Process| {
-                    let watcher = process.watcher.0 as usize;
                     process.stage == Stage::Alive
-                        && self.ports[port].watchers.contains(&watcher)
-                        && (self.calm || self.temper[watcher].accepts)
+                        && process.sockets.contains(&SocketId(port))
+                        && (self.calm || process.temper.accepts)
                 };
-                if self.procs.values().any(accepts) {
-                    self.ports[port].pending = 0;
+                let is_accepted = self.procs.values().any(accepts);
+                let it = self.ports.get_mut(&port)?;
+                if is_accepted {
+                    it.pending = 0;
                 }
                 let pause = 1 + self.random.below(500);
                 self.add(now + Duration::from_millis(pause), Happening::Accept(port));
                 None
             }
             Happening::Bind(port) => {
-                let socket = SocketId(port as u32);
+                let socket = SocketId(port);
                 if self.calm || self.random.chance(40) {
-                    self.ports[port].is_bound = true;
+                    // It may have been closed meanwhile.
+                    if let Some(it) = self.ports.get_mut(&port) {
+                        it.is_bound = true;
+                    }
                     self.look_at(now, port);
                     return Some(Event::Bound { socket });
                 }
@@ -335,9 +369,33 @@ impl Kernel {
         }
         match effect {
             Effect::Spawn {
-                proc, watcher, wid, ..
-            } => self.spawn(now, *proc, *watcher, *wid)?,
-            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => {}
+                proc,
+                watcher,
+                wid,
+                spec,
+                sockets,
+                ..
+            } => self.spawn(now, *proc, (*watcher, *wid), spec, sockets)?,
+            Effect::Open { socket, spec } => {
+                if self.ports.contains_key(&socket.0) {
+                    return Err("a socket is opened twice".into());
+                }
+                self.open(now, socket.0, spec.name());
+            }
+            Effect::Change { socket, .. } => {
+                self.port(*socket, "changed")?;
+            }
+            Effect::Close { socket } => {
+                let has_it =
+                    |process: &&Process| process.is_busy() && process.sockets.contains(socket);
+                if let Some(process) = self.procs.values().find(has_it) {
+                    return Err(format!("a socket is closed while {process:?} has it"));
+                }
+                if self.port(*socket, "closed")?.is_watched {
+                    return Err("a socket is closed while it is watched".into());
+                }
+                self.ports.remove(&socket.0);
+            }
             Effect::CancelSpawn { proc } => {
                 let process = self.known(*proc)?;
                 if process.stage == Stage::Ordered && self.random.chance(60) {
@@ -390,7 +448,7 @@ impl Kernel {
                 }
             }
             Effect::Watch { socket } => {
-                let port = &mut self.ports[socket.0 as usize];
+                let port = self.port(*socket, "watched")?;
                 if port.is_watched {
                     return Err("a socket is watched twice".into());
                 }
@@ -398,21 +456,21 @@ impl Kernel {
                     return Err("a socket is watched that is not bound".into());
                 }
                 port.is_watched = true;
-                self.look_at(now, socket.0 as usize);
+                self.look_at(now, socket.0);
             }
             Effect::Unwatch { socket } => {
-                let port = &mut self.ports[socket.0 as usize];
+                let port = self.port(*socket, "unwatched")?;
                 if !port.is_watched {
                     return Err("a socket is unwatched that is not watched".into());
                 }
                 port.is_watched = false;
             }
             Effect::Bind { socket } => {
-                if self.ports[socket.0 as usize].is_bound {
+                if self.port(*socket, "bound")?.is_bound {
                     return Err("a socket is bound twice".into());
                 }
                 let delay = self.random.millis(50);
-                self.add(now + delay, Happening::Bind(socket.0 as usize));
+                self.add(now + delay, Happening::Bind(socket.0));
             }
             Effect::Finish { .. } => self.is_over = true,
             Effect::Reply { .. }
@@ -449,18 +507,17 @@ impl Kernel {
             process.feeds = true;
             process.deaf = false;
             process.stuck = false;
-            let watcher = process.watcher.0 as usize;
             if process.is_ending {
                 self.add(now, Happening::Exit(proc, Exit::Code(0)));
             }
-            self.behave(now, proc, watcher);
+            self.behave(now, proc);
         }
     }
 
     /// From now on no client comes, and those that wait have gone.
     pub fn fall_quiet(&mut self) {
         self.is_quiet = true;
-        for port in &mut self.ports {
+        for port in self.ports.values_mut() {
             port.pending = 0;
         }
     }
@@ -468,6 +525,12 @@ impl Kernel {
     /// Something that was ordered and has not come to its end.
     pub fn busy(&self) -> impl Iterator<Item = &Process> {
         self.procs.values().filter(|process| process.is_busy())
+    }
+
+    fn port(&mut self, socket: SocketId, what: &str) -> Result<&mut Port, String> {
+        self.ports
+            .get_mut(&socket.0)
+            .ok_or_else(|| format!("{socket:?} is {what}, and it is not open"))
     }
 
     fn known(&mut self, proc: ProcId) -> Result<&mut Process, String> {
@@ -479,7 +542,7 @@ impl Kernel {
     fn alive(&mut self, proc: ProcId, what: &str) -> Result<&mut Process, String> {
         let process = self.known(proc)?;
         match process.stage {
-            Stage::Alive => Ok(process),
+            Stage::Alive | Stage::Zombie => Ok(process),
             stage => Err(format!("{proc:?} {what}, and it is {stage:?}")),
         }
     }
@@ -496,13 +559,24 @@ impl Kernel {
         &mut self,
         now: Time,
         proc: ProcId,
-        watcher: WatcherId,
-        wid: u32,
+        (watcher, wid): (WatcherId, u32),
+        spec: &Rc<plan::Watcher>,
+        sockets: &Rc<[SocketId]>,
     ) -> Result<(), String> {
-        let temper = self.temper[watcher.0 as usize];
+        for socket in sockets.iter() {
+            self.port(*socket, "passed on")?;
+        }
+        // Another command is another program.
+        let program = (watcher, format!("{:?}", spec.unit.cmd.value));
+        let random = &mut self.random;
+        let temper = self.temper.entry(program);
+        let temper = *temper.or_insert_with(|| Temper::random(random));
         let process = Process {
             watcher,
             wid,
+            spec: Rc::clone(spec),
+            sockets: Rc::clone(sockets),
+            temper,
             stage: Stage::Ordered,
             leftovers: false,
             stuck: !self.calm && self.random.chance(3),
@@ -536,18 +610,15 @@ impl Kernel {
         let Some(process) = self.procs.get_mut(&proc) else {
             return;
         };
-        let watcher = process.watcher.0 as usize;
-        let temper = self.temper[watcher];
+        let temper = process.temper;
         if self.calm {
             // It may have been ordered before.
             (process.deaf, process.stuck) = (false, false);
-            return self.behave(now, proc, watcher);
+            return self.behave(now, proc);
         }
         process.leftovers = self.random.chance(temper.leaves);
-        let (kind, limit) = (
-            self.specs[watcher].unit.kind,
-            self.specs[watcher].unit.start_timeout,
-        );
+        let unit = &process.spec.unit;
+        let (kind, limit) = (unit.kind, unit.start_timeout);
         let limit = limit.unwrap_or(Duration::from_secs(2)).as_millis() as u64;
         if self.random.chance(temper.early_exit) {
             let at = now + self.random.millis(40);
@@ -607,8 +678,8 @@ impl Kernel {
     }
 
     /// The life of a process when nothing goes wrong.
-    fn behave(&mut self, now: Time, proc: ProcId, watcher: usize) {
-        let unit = &self.specs[watcher].unit;
+    fn behave(&mut self, now: Time, proc: ProcId) {
+        let unit = &self.procs[&proc].spec.unit;
         let limit = unit.start_timeout.unwrap_or(Duration::from_secs(1));
         let at = now + (limit / 3).min(Duration::from_millis(500));
         match unit.kind {
@@ -616,6 +687,8 @@ impl Kernel {
             WatcherKind::Notify | WatcherKind::Exec => {
                 let ready = Message {
                     ready: true,
+                    // Somebody may wait for it.
+                    reloading: matches!(unit.reload, Reload::Signal(_)),
                     ..Message::default()
                 };
                 self.add(at, Happening::Notify(proc, Sender::Main, ready));
@@ -673,7 +746,7 @@ impl Kernel {
 
     fn feed(&mut self, now: Time, proc: ProcId) -> Option<Event> {
         let process = self.procs.get(&proc)?;
-        let interval = self.specs[process.watcher.0 as usize].unit.watchdog?;
+        let interval = process.spec.unit.watchdog?;
         if process.stage != Stage::Alive || !process.feeds {
             return None;
         }
@@ -706,6 +779,16 @@ impl Kernel {
         group: bool,
     ) -> Result<(), String> {
         let process = self.alive(proc, "gets a signal")?;
+        if process.stage == Stage::Zombie {
+            return Ok(());
+        }
+        if process.spec.unit.reload == Reload::Signal(signal)
+            && (self.calm || self.random.chance(80))
+        {
+            self.reload(now, proc);
+            return Ok(());
+        }
+        let process = self.alive(proc, "gets a signal")?;
         let (deaf, stuck, leftovers) = (process.deaf, process.stuck, process.leftovers);
         process.is_ending |= !matches!(signal.0, 18 | 28);
         match signal.0 {
@@ -737,6 +820,117 @@ impl Kernel {
         Ok(())
     }
 
+    /// It reloads by itself, and mostly says so.
+    fn reload(&mut self, now: Time, proc: ProcId) {
+        let says = |reloading, ready| Message {
+            reloading,
+            ready,
+            ..Message::default()
+        };
+        let mut at = now + self.random.millis(300);
+        let parts: &[Message] = match self.random.below(8) {
+            _ if self.calm => &[says(true, false), says(false, true)],
+            0 => &[],
+            1 => &[says(true, false)],
+            2 => &[says(false, true)],
+            3 => &[says(true, true)],
+            _ => &[says(true, false), says(false, true)],
+        };
+        for part in parts {
+            self.add(at, Happening::Notify(proc, Sender::Main, part.clone()));
+            // In calm it is in time whatever the limit is.
+            let longest = if self.calm { 2 } else { 1200 };
+            at = at + Duration::from_millis(1) + self.random.millis(longest);
+        }
+    }
+
+    /// What a process that has exited leaves behind may end by itself.
+    fn leave_behind(&mut self, now: Time, proc: ProcId) {
+        let leaves = self
+            .procs
+            .get(&proc)
+            .is_some_and(|process| process.leftovers);
+        if leaves && (self.calm || self.random.chance(50)) {
+            let delay = self.random.millis(5000);
+            self.add(now + delay, Happening::LeftoversEnd(proc));
+        }
+    }
+
+    /// There is no manager until `until`; then there is a new one, which has to ask again for everything. What
+    /// happens meanwhile is only heard of as far as it can be found out afterwards.
+    pub fn restart(&mut self, until: Time, crash: bool) {
+        if crash {
+            for (at, happening) in self.take_until(until) {
+                self.miss(at, until, happening);
+            }
+        }
+        // Nobody is left who was about to do these.
+        self.queue.retain(|_, happening| {
+            use Happening::{Bind, Drained, Made, NotMade, Traffic};
+            let is_lost = matches!(
+                happening,
+                Made(_) | NotMade(..) | Drained(_) | Bind(_) | Traffic(_)
+            );
+            !is_lost
+        });
+        self.procs
+            .retain(|_, process| !matches!(process.stage, Stage::Ordered | Stage::Cancelled));
+        for process in self.procs.values_mut() {
+            process.is_awaited = false;
+        }
+        for port in self.ports.values_mut() {
+            (port.is_watched, port.traffic_queued) = (false, false);
+        }
+    }
+
+    fn take_until(&mut self, until: Time) -> Vec<(Time, Happening)> {
+        let later = self.queue.split_off(&(until, u64::MAX));
+        let sooner = std::mem::replace(&mut self.queue, later);
+        (sooner.into_iter())
+            .map(|((at, _), happening)| (at, happening))
+            .collect()
+    }
+
+    /// Something happens that no manager hears of.
+    fn miss(&mut self, at: Time, until: Time, happening: Happening) {
+        match happening {
+            Happening::Crash(proc, exit) | Happening::Exit(proc, exit) => {
+                let process = self.procs.get_mut(&proc);
+                let Some(process) = process.filter(|it| it.stage == Stage::Alive) else {
+                    return;
+                };
+                process.stage = Stage::Zombie;
+                self.leave_behind(at, proc);
+                let exit = if self.random.chance(20) {
+                    Exit::Unknown
+                } else {
+                    exit
+                };
+                let found = until + self.random.millis(20);
+                self.add(found, Happening::Found(proc, exit));
+            }
+            Happening::Notify(..) if self.random.chance(50) => {}
+            Happening::LeftoversEnd(proc) => {
+                if let Some(process) = self.procs.get_mut(&proc) {
+                    process.leftovers = false;
+                }
+            }
+            Happening::Event(Event::Terminate)
+            | Happening::Notify(..)
+            | Happening::Feed(_)
+            | Happening::Found(..)
+            | Happening::Connect(_)
+            | Happening::Accept(_) => self.add(until, happening),
+            Happening::Made(_)
+            | Happening::NotMade(..)
+            | Happening::Drained(_)
+            | Happening::Traffic(_)
+            | Happening::Bind(_) => {}
+            // Who asks finds nobody.
+            Happening::Event(_) | Happening::Apply => {}
+        }
+    }
+
     fn dying_takes(&mut self, stuck: bool) -> Duration {
         match stuck {
             true => Duration::from_secs(5 + self.random.below(60)),
@@ -753,8 +947,10 @@ impl Kernel {
     }
 
     /// Level triggered: as long as somebody waits on a watched socket, there is traffic again and again.
-    fn look_at(&mut self, now: Time, port: usize) {
-        let it = &mut self.ports[port];
+    fn look_at(&mut self, now: Time, port: u32) {
+        let Some(it) = self.ports.get_mut(&port) else {
+            return;
+        };
         if it.is_watched && it.pending > 0 && !it.traffic_queued {
             it.traffic_queued = true;
             let delay = self.random.millis(5);
@@ -774,7 +970,7 @@ impl Process {
     /// Ordered, alive, or its end is waited for.
     fn is_busy(&self) -> bool {
         match self.stage {
-            Stage::Ordered | Stage::Cancelled | Stage::Alive => true,
+            Stage::Ordered | Stage::Cancelled | Stage::Alive | Stage::Zombie => true,
             Stage::Dead | Stage::Never => false,
         }
     }

@@ -12,18 +12,19 @@ mod scenario;
 mod tables;
 mod units;
 
-use kernel::Kernel;
+use kernel::{Arrival, Kernel};
 use random::Random;
 use rules::{Rules, brief};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use tentpole::plan::Plan;
+use tentpole::plan::{self, Plan};
 use tentpole::supervise::{
-    Amount, Command, Effect, Event, ParentNotice, Refusal, RequestId, Settings, Supervisor, Time,
-    View, WatcherId, WatcherState,
+    Amount, Command, Effect, Event, Key, ParentNotice, ProcId, Refusal, RequestId, Settings,
+    Supervisor, Time, View, WatcherId, WatcherState, WorkerState,
 };
-use tentpole::unit::{LogLevel, Signal};
+use tentpole::unit::{LogLevel, Reload, Signal};
+use units::Units;
 
 /// How many seeds are run where `TENTPOLE_SEEDS` does not say it.
 const SEEDS: u64 = 6_000;
@@ -133,7 +134,7 @@ fn report(seed: u64, lines: usize) -> String {
 }
 
 fn random_text(seed: u64) -> String {
-    units::random_text(&mut Random::new(seed).fork())
+    Units::random(&mut Random::new(seed).fork()).text()
 }
 
 /// Where lines of the trace go; putting them into words costs more than all the rest.
@@ -168,8 +169,24 @@ struct Run<'a> {
     supervisor: Supervisor,
     kernel: Kernel,
     rules: Rules,
+    /// The units as somebody has written them, applied or not.
+    units: Units,
+    settings: Settings,
+    /// The plan of the last apply that was not refused.
+    plan: Plan,
     /// The start level of each watcher.
-    levels: Vec<u32>,
+    levels: BTreeMap<WatcherId, u32>,
+    /// How many of a thousand events are followed by the end of the manager, and a new one.
+    restarts: u64,
+    /// What would be left of the manager, were it killed now.
+    records: BTreeMap<Key, Vec<u8>>,
+    /// Records are looked at after every event.
+    is_audited: bool,
+    /// Ready workers that were shown after the last turn: by watcher and wid.
+    serving: BTreeMap<(WatcherId, u32), ProcId>,
+    /// The watchers that a reload was under way of.
+    reloading: BTreeSet<WatcherId>,
+    may_tell_ready: bool,
     trace: Trace<'a>,
     now: Time,
     parent: bool,
@@ -191,16 +208,24 @@ struct Run<'a> {
 
 #[derive(Debug)]
 struct Asked {
-    command: Command,
+    what: What,
     no_wait: bool,
     progress: bool,
+    /// The workers that there were.
+    procs: BTreeSet<ProcId>,
+}
+
+#[derive(Debug)]
+enum What {
+    Command(Command),
+    Apply(Box<Plan>),
 }
 
 impl<'a> Run<'a> {
     fn new(seed: u64, trace: Trace<'a>) -> Run<'a> {
         let mut random = Random::new(seed);
-        let text = units::random_text(&mut random.fork());
-        let plan = units::plan_of(&text);
+        let units = Units::random(&mut random.fork());
+        let plan = units::plan_of(&units.text());
         let unbound: Vec<(String, String)> = (plan.sockets.iter())
             .filter(|socket| socket.unit.optional && random.chance(60))
             .map(|socket| (socket.name().to_owned(), "bind: no such address".to_owned()))
@@ -212,11 +237,21 @@ impl<'a> Run<'a> {
             _ => LogLevel::Trace,
         };
         let settings = Settings { log_level, parent };
+        let restarts = random.pick(&[0, 0, 3, 30, 100]);
         let mut run = Run {
-            supervisor: Supervisor::new(&plan, &unbound, settings),
+            supervisor: Supervisor::new(&plan, &unbound, settings.clone()),
             kernel: Kernel::new(&plan, &unbound, random.fork()),
             rules: Rules::new(&plan, &unbound, parent),
-            levels: plan.watchers.iter().map(|w| w.level).collect(),
+            units,
+            settings,
+            plan: plan.clone(),
+            levels: BTreeMap::new(),
+            restarts,
+            records: BTreeMap::new(),
+            is_audited: restarts > 0 && seed.is_multiple_of(7),
+            serving: BTreeMap::new(),
+            reloading: BTreeSet::new(),
+            may_tell_ready: true,
             random,
             trace,
             now: Time::ZERO + Duration::from_secs(1000),
@@ -277,6 +312,9 @@ impl<'a> Run<'a> {
         let spread = self.random.pick(&[300, 5000, 60_000]);
         let mut at = self.now;
         for _ in 0..commands {
+            if self.random.chance(18) {
+                self.kernel.plan_apply(at);
+            }
             // A quarter come at the same time as the one before.
             if self.random.chance(75) {
                 at = self.now + self.random.millis(spread);
@@ -318,7 +356,8 @@ impl<'a> Run<'a> {
             let count = random.pick(&[0, 1, 1, 1, 2, 3]);
             (0..count).map(|_| one(random)).collect()
         };
-        match random.below(12) {
+        match random.below(18) {
+            12.. => Command::Reload(several(random)),
             0..3 => Command::Start(several(random)),
             3..6 => Command::Stop(several(random)),
             6..8 => Command::Restart(several(random)),
@@ -362,8 +401,12 @@ impl<'a> Run<'a> {
             self.pass(next);
             if ticks {
                 self.turn(Event::Tick)?;
-            } else if let Some(event) = self.kernel.step(self.now) {
-                self.turn(event)?;
+            } else {
+                match self.kernel.step(self.now) {
+                    Some(Arrival::Event(event)) => self.turn(event)?,
+                    Some(Arrival::Apply) => self.apply()?,
+                    None => {}
+                }
             }
         }
         self.now = self.now.max(end);
@@ -382,6 +425,121 @@ impl<'a> Run<'a> {
                 _ => self.random.millis(3),
             };
             self.now = self.now + late;
+        }
+    }
+
+    /// Somebody has written other units, and applies them.
+    fn apply(&mut self) -> Result<(), String> {
+        self.units = self.units.changed(&mut self.random);
+        let plan = units::plan_of(&self.units.text());
+        let changes = plan::diff(&self.supervisor.plan(), &plan);
+        let random = &mut self.random;
+        let unbound: Vec<(String, String)> = (plan.sockets.iter())
+            .filter(|socket| socket.unit.optional && random.chance(40))
+            .map(|socket| (socket.name().to_owned(), "bind: no such address".to_owned()))
+            .collect();
+        self.trace.line(|| {
+            let lines = changes.iter().map(|change| {
+                format!(
+                    "            {} {} {:?}",
+                    change.unit, change.action, change.keys
+                )
+            });
+            let lines: Vec<String> = lines.collect();
+            format!("*** other units are applied\n{}", lines.join("\n"))
+        });
+        self.kernel.begin_apply(&unbound);
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        let event = Event::Apply {
+            request,
+            plan: Box::new(plan),
+            changes,
+            unbound,
+            no_wait: self.random.chance(15),
+            progress: self.random.chance(40),
+        };
+        self.turn(event)
+    }
+
+    /// The manager ends at once, and a new one goes on from what it has recorded: of itself for an upgrade, or while it
+    /// ran for the case that it is killed.
+    fn restart(&mut self) -> Result<(), String> {
+        // When nothing goes wrong any more, nothing is missed either.
+        let crash = !self.kernel.calm && self.random.chance(50);
+        let pause = match crash {
+            true => self.random.pick(&[0, 1, 5, 40, 300]),
+            false => self.random.pick(&[0, 0, 1, 40]),
+        };
+        let until = self.now + self.random.millis(pause + 1);
+        self.trace.line(|| {
+            let how = if crash {
+                "is killed"
+            } else {
+                "executes itself"
+            };
+            format!("*** the manager {how}")
+        });
+        let before = format!("{:?}", self.supervisor.view(self.now));
+        let records = match crash {
+            true => self.records.clone(),
+            false => all_records(&mut self.supervisor),
+        };
+        let settings = self.settings.clone();
+        let restored = Supervisor::restore(records, settings);
+        self.supervisor = restored.map_err(|error| format!("not restored: {error}"))?;
+        let after = format!("{:?}", self.supervisor.view(self.now));
+        if before != after {
+            return Err(format!("before {before}\nafter {after}"));
+        }
+        self.kernel.restart(until, crash);
+        self.now = until;
+        self.told.clear();
+        self.status.clear();
+        self.may_tell_ready = true;
+        if crash {
+            self.open.clear();
+        }
+        let mut effects = Vec::new();
+        self.supervisor.resume(self.now, !crash, &mut effects);
+        for effect in &effects {
+            self.trace.line(|| format!("            {}", brief(effect)));
+        }
+        self.rules.resume(self.now, !crash, &effects)?;
+        self.finish_turn(None, effects, false)
+    }
+
+    /// Keeps what would be left of the manager up to date.
+    fn record(&mut self) -> Result<(), String> {
+        if self.restarts == 0 {
+            return Ok(());
+        }
+        let records = &mut self.records;
+        self.supervisor.record(&mut |key, content| {
+            match content {
+                Some(content) => records.insert(key, content),
+                None => records.remove(&key),
+            };
+        });
+        if !self.is_audited {
+            return Ok(());
+        }
+        let mut all = all_records(&mut self.supervisor);
+        // A slot that was never used has none.
+        all.retain(|key, content| {
+            let unused = matches!(key, Key::Slot(..)) && content.starts_with(b"{\"generation\":0,");
+            !unused || self.records.contains_key(key)
+        });
+        if let Some(key) = all.keys().find(|key| self.records.get(key) != all.get(key)) {
+            let text = |content: Option<&Vec<u8>>| {
+                content.map(|content| String::from_utf8_lossy(content).into_owned())
+            };
+            let (is, must) = (text(self.records.get(key)), text(all.get(key)));
+            return Err(format!("record `{key}` is {is:?} and must be {must:?}"));
+        }
+        match self.records.keys().find(|key| !all.contains_key(key)) {
+            Some(key) => Err(format!("record `{key}` is of nothing")),
+            None => Ok(()),
         }
     }
 
@@ -407,11 +565,35 @@ impl<'a> Run<'a> {
         }
 
         self.note_request(&event);
+        if let Event::Apply { request, plan, .. } = &event {
+            let refuses = |effect: &Effect| matches!(effect, Effect::Reply { request: of, outcome: Err(Refusal::Refused(_) | Refusal::ShuttingDown) } if of == request);
+            if !effects.iter().any(refuses) {
+                self.plan = *plan.clone();
+                self.may_tell_ready = true;
+            }
+        }
         self.rules.turn(now, &event, &effects)?;
-        self.check_truth(&effects)?;
         if !was_due {
             self.check_levels(&event, &effects)?;
         }
+        self.check_gaps(&event, &effects)?;
+        self.finish_turn(Some(&event), effects, is_tick)?;
+        if !self.is_over && self.random.below(1000) < self.restarts {
+            self.restart()?;
+        }
+        Ok(())
+    }
+
+    /// What holds after every event, and after a restart of the manager.
+    fn finish_turn(
+        &mut self,
+        event: Option<&Event>,
+        effects: Vec<Effect>,
+        is_tick: bool,
+    ) -> Result<(), String> {
+        let now = self.now;
+        self.check_truth(&effects)?;
+        self.rules.check_plan(&self.supervisor.plan())?;
         let view = self.supervisor.view(now);
         self.rules.check_view(&view)?;
         check_progress(&view, &effects, &self.open, &mut self.shown)?;
@@ -422,12 +604,44 @@ impl<'a> Run<'a> {
                 };
                 if !self.rules.is_beyond_force() {
                     check_answer(outcome, &asked, &view, &self.kernel)?;
+                    if let (Ok(_), What::Apply(plan), false) = (outcome, &asked.what, asked.no_wait)
+                        && let Some(change) = plan::diff(&self.supervisor.plan(), plan).first()
+                    {
+                        return Err(format!("an apply is said to be done, and not: {change:?}"));
+                    }
                 }
             }
         }
         if !self.is_over {
             check_status(&view, &effects, self.parent, &mut self.status)?;
         }
+        self.serving = (view.watchers.iter())
+            .flat_map(|watcher| {
+                watcher
+                    .workers
+                    .iter()
+                    .map(move |worker| (watcher.id, worker))
+            })
+            .filter(|(_, worker)| {
+                matches!(worker.state, WorkerState::Ready | WorkerState::Reloading)
+            })
+            .map(|(id, worker)| ((id, worker.wid), worker.proc))
+            .collect();
+        self.reloading = (view.watchers.iter())
+            .filter(|watcher| watcher.state == WatcherState::Reloading)
+            .map(|watcher| watcher.id)
+            .collect();
+        for watcher in &view.watchers {
+            let spec = self
+                .plan
+                .watchers
+                .iter()
+                .find(|spec| spec.name() == watcher.name);
+            self.levels
+                .extend(spec.map(|spec| (watcher.id, spec.level)));
+        }
+        check_seats(&view)?;
+        let _ = event;
         drop(view);
         for effect in &effects {
             self.kernel.execute(now, effect)?;
@@ -440,6 +654,7 @@ impl<'a> Run<'a> {
         }
         self.effects = effects;
         self.check_slots()?;
+        self.record()?;
         self.check_deadlines(is_tick)
     }
 
@@ -452,9 +667,25 @@ impl<'a> Run<'a> {
                 progress,
             } => {
                 let asked = Asked {
-                    command: command.clone(),
+                    what: What::Command(command.clone()),
                     no_wait: *no_wait,
                     progress: *progress,
+                    procs: self.serving.values().copied().collect(),
+                };
+                self.open.insert(*request, asked);
+            }
+            Event::Apply {
+                request,
+                plan,
+                no_wait,
+                progress,
+                ..
+            } => {
+                let asked = Asked {
+                    what: What::Apply(plan.clone()),
+                    no_wait: *no_wait,
+                    progress: *progress,
+                    procs: BTreeSet::new(),
                 };
                 self.open.insert(*request, asked);
             }
@@ -483,8 +714,11 @@ impl<'a> Run<'a> {
                     if self.is_stopping {
                         return Err("the parent hears READY=1 after STOPPING=1".into());
                     }
-                    self.tell("READY=1")?;
+                    if !std::mem::take(&mut self.may_tell_ready) {
+                        return Err("the parent hears READY=1 once too often".into());
+                    }
                 }
+                Effect::Parent(ParentNotice::Reloading) => self.may_tell_ready = true,
                 Effect::Finish { .. } => {
                     self.is_over = true;
                     if !self.rules.is_beyond_force() && self.kernel.busy().next().is_some() {
@@ -526,22 +760,26 @@ impl<'a> Run<'a> {
         let (true, Some(from)) = (is_stop, from) else {
             return Ok(());
         };
-        let level = |watcher: WatcherId| self.levels[watcher.0 as usize];
+        let level = |watcher: WatcherId| self.levels.get(&watcher).copied();
         let highest = self
             .kernel
             .busy()
-            .map(|process| level(process.watcher))
-            .max();
+            .filter_map(|process| level(process.watcher))
+            .max()
+            .map(Some)
+            .unwrap_or_default();
         for effect in &effects[from..] {
             let Effect::Signal { proc, .. } = effect else {
                 continue;
             };
-            let own = self
-                .kernel
-                .procs
-                .get(proc)
-                .map(|process| level(process.watcher));
-            if own < highest {
+            let process = self.kernel.procs.get(proc);
+            // A replacement is none of those that others depend on.
+            let slot = |process: &kernel::Process| (process.watcher, process.wid);
+            let of_slot = |other: &&kernel::Process| Some(slot(other)) == process.map(slot);
+            if self.kernel.busy().filter(of_slot).count() > 1 {
+                continue;
+            }
+            if process.is_some_and(|process| level(process.watcher) < highest) {
                 return Err(format!("{proc:?} is asked to end before its turn"));
             }
         }
@@ -569,14 +807,88 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A slot has two processes at most, and no more slots of a watcher have two than it may ever have had beside others.
     fn check_slots(&self) -> Result<(), String> {
-        let mut seen = BTreeSet::new();
-        for slot in self.kernel.occupied() {
-            if !seen.insert(slot) {
-                return Err(format!("{slot:?} has two processes"));
+        let mut seen: BTreeMap<(WatcherId, u32), u32> = BTreeMap::new();
+        let mut surge: BTreeMap<WatcherId, u32> = BTreeMap::new();
+        for process in self.kernel.busy() {
+            let slot = (process.watcher, process.wid);
+            let count = seen.entry(slot).or_default();
+            *count += 1;
+            if *count > 2 {
+                return Err(format!("{slot:?} has {count} processes"));
+            }
+        }
+        // Definitions of which nothing runs any more count too: a stop may have left some of theirs beside others.
+        for process in self.kernel.procs.values() {
+            let most = surge.entry(process.watcher).or_default();
+            *most = (*most).max(process.spec.unit.reload_surge);
+        }
+        for (watcher, surge) in surge {
+            let doubles = (seen.iter()).filter(|((of, _), count)| *of == watcher && **count > 1);
+            let doubles = doubles.count();
+            if doubles > surge as usize {
+                return Err(format!("{doubles} slots of {watcher:?} have two processes"));
             }
         }
         Ok(())
+    }
+
+    /// In a rolling reload a worker that serves is only asked to end when another of its wid serves.
+    fn check_gaps(&self, event: &Event, effects: &[Effect]) -> Result<(), String> {
+        // What somebody asks for may well make a gap.
+        if matches!(
+            event,
+            Event::Command { .. } | Event::Apply { .. } | Event::Terminate | Event::Bound { .. }
+        ) {
+            return Ok(());
+        }
+        let view = self.supervisor.view(self.now);
+        for ((id, wid), proc) in &self.serving {
+            let ends = |effect: &Effect| match effect {
+                Effect::Signal { proc: of, .. } | Effect::Kill { proc: of } => of == proc,
+                _ => false,
+            };
+            let Some(watcher) = view.watchers.iter().find(|watcher| watcher.id == *id) else {
+                continue;
+            };
+            let is_reloading =
+                watcher.state == WatcherState::Reloading || self.reloading.contains(id);
+            let stays = matches!(
+                watcher.state,
+                WatcherState::Reloading | WatcherState::Running
+            );
+            let Some(process) = self.kernel.procs.get(proc) else {
+                continue;
+            };
+            let unit = &process.spec.unit;
+            let another = (watcher.workers.iter()).any(|worker| {
+                let serves = matches!(worker.state, WorkerState::Ready | WorkerState::Reloading);
+                worker.wid == *wid && worker.proc != *proc && serves
+            });
+            if is_reloading
+                && stays
+                && *wid <= watcher.wanted
+                && effects.iter().any(ends)
+                && !another
+                && !unit.singleton
+                && unit.watchdog.is_none()
+                && !matches!(event, Event::Notified { message, .. } if message.watchdog.is_some())
+                && !self.is_single(watcher.name)
+            {
+                return Err(format!(
+                    "worker {wid} of watcher `{}` is asked to end in a reload, and no other serves",
+                    watcher.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_single(&self, name: &str) -> bool {
+        let plan = self.supervisor.plan();
+        let spec = plan.watchers.iter().find(|spec| spec.name() == name);
+        spec.is_none_or(|spec| spec.unit.singleton)
     }
 
     fn check_deadlines(&mut self, is_tick: bool) -> Result<(), String> {
@@ -600,8 +912,43 @@ impl<'a> Run<'a> {
     }
 }
 
+fn all_records(supervisor: &mut Supervisor) -> BTreeMap<Key, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    supervisor.record_all(&mut |key, content| {
+        all.extend(content.map(|content| (key, content)));
+    });
+    all
+}
+
+/// Of one wid no two serve; and outside a reload no two are there, but for those that end.
+fn check_seats(view: &View<'_>) -> Result<(), String> {
+    for watcher in &view.watchers {
+        for worker in &watcher.workers {
+            let is_other = |other: &&tentpole::supervise::WorkerView<'_>| {
+                other.wid == worker.wid
+                    && other.proc != worker.proc
+                    && other.state != WorkerState::Stopping
+            };
+            let others: Vec<_> = watcher.workers.iter().filter(is_other).collect();
+            let serves = |state| matches!(state, WorkerState::Ready | WorkerState::Reloading);
+            let both_serve = serves(worker.state) && others.iter().any(|it| serves(it.state));
+            let both_stay = worker.state != WorkerState::Stopping
+                && !others.is_empty()
+                && watcher.state != WatcherState::Reloading;
+            if both_serve || both_stay {
+                let (wid, name) = (worker.wid, watcher.name);
+                return Err(format!("worker {wid} of watcher `{name}` is there twice"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An event without what a notification does not say.
 fn brief_event(event: &Event) -> String {
+    if let Event::Apply { changes, .. } = event {
+        return format!("Apply: {} changes", changes.len());
+    }
     let Event::Notified {
         proc,
         sender,
@@ -625,7 +972,10 @@ fn check_answer(
     view: &View<'_>,
     kernel: &Kernel,
 ) -> Result<(), String> {
-    let names = match &asked.command {
+    let What::Command(command) = &asked.what else {
+        return Ok(());
+    };
+    let names = match command {
         Command::Start(names)
         | Command::Stop(names)
         | Command::Restart(names)
@@ -649,13 +999,23 @@ fn check_answer(
     };
     for watcher in (view.watchers.iter()).filter(|watcher| watcher.name == name) {
         let lives = kernel.busy().any(|process| process.watcher == watcher.id);
-        let is_so = match asked.command {
+        let is_so = match command {
             Command::Start(_) | Command::Restart(_) => match watcher.state {
                 WatcherState::Running => watcher.ready > 0 || watcher.wanted == 0,
                 WatcherState::Waiting | WatcherState::Stopped => true,
                 _ => false,
             },
             Command::Stop(_) => !lives,
+            // Whoever was there has been replaced, or told.
+            Command::Reload(_) if watcher.state == WatcherState::Running => {
+                let stays = |worker: &tentpole::supervise::WorkerView<'_>| {
+                    let process = kernel.procs.get(&worker.proc);
+                    asked.procs.contains(&worker.proc)
+                        && worker.state == WorkerState::Ready
+                        && process.is_some_and(|it| it.spec.unit.reload == Reload::Rolling)
+                };
+                !watcher.workers.iter().any(stays)
+            }
             _ => true,
         };
         if !is_so {
@@ -703,8 +1063,8 @@ fn check_progress(
         }
         for (request, asked) in open.iter().filter(|(_, asked)| asked.progress) {
             let is_meant = matches!(
-                &asked.command,
-                Command::Start(names) | Command::Stop(names) | Command::Restart(names)
+                &asked.what,
+                What::Command(Command::Start(names) | Command::Stop(names) | Command::Restart(names))
                     if names.len() == 1 && names[0] == watcher.name
             );
             let heard = told.get(&(*request, watcher.name));
@@ -747,6 +1107,7 @@ fn check_status(
     for state in [
         WatcherState::Waiting,
         WatcherState::Starting,
+        WatcherState::Reloading,
         WatcherState::Stopping,
         WatcherState::Backoff,
         WatcherState::Failed,

@@ -4,28 +4,42 @@
 //! history alone which effects the event calls for, each with its reason, and compares. It is slow and plain where the
 //! supervisor is fast: it looks at everything on every turn and keeps no index and no timer.
 
+mod apply;
+mod compare;
+mod record;
+mod reload;
+
+pub use compare::brief;
+
+use apply::Definition;
+use reload::{Queued, Reload, Signalled};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::Debug;
 use std::rc::Rc;
 use std::time::Duration;
 use tentpole::plan::{self, Plan};
 use tentpole::supervise::notify::{Message, Watchdog};
 use tentpole::supervise::{
-    Amount, Command, Effect, Event, Exit, ParentNotice, ProcId, Refusal, RequestId, Sender,
-    SocketState, Time, View, WatcherState, WorkerState,
+    Amount, Command, Effect, Event, Exit, ParentNotice, ProcId, RequestId, Sender, Time,
+    WatcherState,
 };
-use tentpole::unit::{NotifyAccess, Restart, Signal, WatcherKind};
+use tentpole::unit::{self, NotifyAccess, Restart, Signal, WatcherKind};
 
 pub struct Rules {
     parent: bool,
     warmup_delay: Duration,
     shutdown_timeout: Option<Duration>,
-    watchers: Vec<Watcher>,
-    sockets: Vec<Socket>,
+    /// By their ids.
+    watchers: BTreeMap<usize, Watcher>,
+    sockets: BTreeMap<usize, Socket>,
+    next_watcher: usize,
+    next_socket: usize,
     phase: Phase,
     next_start: Time,
     pending: BTreeMap<RequestId, Pending>,
+    /// The slot and the generation of every process that ever was.
     procs: HashMap<ProcId, (usize, u32, u64)>,
+    /// Processes that were ordered so far.
+    orders: u64,
     now: Time,
     expected: Vec<Expected>,
     /// How often each rule had its say, so that a test can tell that all of them had.
@@ -33,8 +47,13 @@ pub struct Rules {
 }
 
 struct Watcher {
-    spec: Rc<plan::Watcher>,
-    sockets: Vec<usize>,
+    /// What it is; in a reload, what it goes back to.
+    own: Rc<Definition>,
+    /// Its place in the start order, and its level.
+    rank: usize,
+    level: u32,
+    /// It is in no plan any more.
+    retired: bool,
     /// Those it is after; true where it requires them.
     needs: BTreeMap<usize, bool>,
     goal: Goal,
@@ -45,8 +64,22 @@ struct Watcher {
     failures: u64,
     /// The last worker that ended for good: whether it failed, and its exit code.
     last_end: Option<(bool, i32)>,
-    has_mishap: bool,
+    mishap: Mishap,
     next_spawn: Time,
+    reload: Option<Reload>,
+    queued: Option<Queued>,
+    signalled: Option<Signalled>,
+    /// Reloads so far, and the last that failed.
+    reloads: u64,
+    failed_reload: Option<u64>,
+}
+
+/// What went wrong last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mishap {
+    None,
+    Start,
+    Reload,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,23 +94,52 @@ enum Goal {
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// Processes it has had.
     generation: u64,
-    life: Life,
     /// Restarts in a row.
     row: u32,
     /// A worker died, and no other has taken its place.
     owed: bool,
     ended_badly: Option<i32>,
-    // Of the process that it has.
+    main: Worker,
+    beside: Worker,
+}
+
+/// A process, or where one is missing.
+#[derive(Debug, Default)]
+struct Worker {
+    life: Life,
     proc: Option<ProcId>,
+    generation: u64,
+    /// Which of all processes that were ever ordered it is.
+    order: u64,
+    of: Option<Rc<Definition>>,
     pid: i32,
     since: Time,
     ready: Option<Time>,
+    /// When it is too old.
+    expires: Option<Time>,
     interval: Option<Duration>,
     status: Option<String>,
     reloading: bool,
 }
 
+/// A place for a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct At {
+    id: usize,
+    wid: u32,
+    seat: Seat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Seat {
+    Main,
+    /// Of a replacement until it is ready; then of what it has replaced.
+    Beside,
+}
+
+const SEATS: [Seat; 2] = [Seat::Main, Seat::Beside];
 #[derive(Clone, Debug, Default, PartialEq)]
 enum Life {
     #[default]
@@ -128,7 +190,8 @@ enum Kill {
 
 struct Socket {
     spec: Rc<plan::Socket>,
-    watchers: Vec<usize>,
+    /// It is in no plan any more.
+    retired: bool,
     bound: bool,
     /// Failed binds, and when the next is due; `None` while one is under way.
     failed_binds: u32,
@@ -156,22 +219,32 @@ enum Phase {
 }
 
 struct Pending {
-    want: Want,
-    open: BTreeMap<usize, u64>,
+    /// It waits for the end of the manager.
+    over: bool,
+    apply: bool,
+    /// The parent was told of its beginning.
+    told: bool,
+    /// Nobody waits for the answer, and yet it is not done.
+    abandoned: bool,
+    open: BTreeMap<usize, (Want, u64)>,
     problems: Vec<Vec<String>>,
     superseded: Option<(String, &'static str)>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+/// What a request waits for, of one watcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Want {
     Up,
     Stopped,
     Scaled,
-    Over,
+    /// The end of the reload of this number.
+    Reloaded(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
+    /// The number is the generation of the worker.
+    Worker(usize, u32, u64),
     Slot(usize, u32),
     Socket(usize),
     Request(RequestId),
@@ -184,18 +257,21 @@ struct Expected {
     reason: &'static str,
 }
 
-/// An effect that is called for. The number of a slot's acts is the generation of the worker.
-#[derive(Clone, Debug, PartialEq)]
+/// An effect that is called for.
+#[derive(Clone, Debug)]
 enum Act {
-    Spawn(u64),
-    Cancel(u64),
-    Signal(u64, Signal, bool),
-    Follow(u64, i32),
-    Kill(u64),
-    KillLeftovers(u64),
-    AwaitLeftovers(u64),
-    Drain(u64),
+    Spawn(Rc<Definition>),
+    Cancel,
+    Signal(Signal, bool),
+    Follow(i32),
+    Kill,
+    KillLeftovers,
+    AwaitLeftovers,
+    Drain,
     CloseShards,
+    Open(Rc<plan::Socket>),
+    Change(Rc<plan::Socket>),
+    Close,
     Watch,
     Unwatch,
     Bind,
@@ -220,7 +296,8 @@ enum Due {
     Force,
     Extension,
     Socket(usize),
-    Slot(usize, u32),
+    Signalled(usize),
+    Slot(At),
 }
 
 /// How a process ended.
@@ -230,6 +307,8 @@ struct End {
     lived: bool,
     ready: Option<Time>,
     exit_code: i32,
+    of: Option<Rc<Definition>>,
+    order: u64,
 }
 
 const KILL: Signal = Signal(9);
@@ -237,106 +316,60 @@ const CONT: Signal = Signal(18);
 
 impl Rules {
     pub fn new(plan: &Plan, unbound: &[(String, String)], parent: bool) -> Rules {
-        let place_of = |name: &str| plan.watchers.iter().position(|w| w.name() == name);
-        let mut watchers: Vec<Watcher> = Vec::new();
-        for spec in &plan.watchers {
-            let mut needs = BTreeMap::new();
-            for (names, requires) in [(&spec.unit.after, false), (&spec.unit.requires, true)] {
-                needs.extend((names.iter()).map(|name| {
-                    let place = place_of(&name.value).expect("the plan was checked");
-                    (place, requires)
-                }));
-            }
-            let is_own = |socket: &&usize| {
-                let name = plan.sockets[**socket].name();
-                spec.listens.iter().any(|listened| listened == name)
-            };
-            let own: Vec<usize> = (0..plan.sockets.len()).collect();
-            let wanted = spec.unit.numprocesses.value;
-            watchers.push(Watcher {
-                spec: Rc::clone(spec),
-                sockets: own.iter().filter(is_own).copied().collect(),
-                needs,
-                goal: Goal::Down { held: false },
-                wanted,
-                slots: (1..=wanted).map(|wid| (wid, Slot::default())).collect(),
-                restarts: 0,
-                failed_starts: 0,
-                failures: 0,
-                last_end: None,
-                has_mishap: false,
-                next_spawn: Time::ZERO,
-            });
-        }
-        let mut sockets: Vec<Socket> = Vec::new();
-        for (index, spec) in plan.sockets.iter().enumerate() {
-            let listens = |watcher: &usize| watchers[*watcher].sockets.contains(&index);
-            sockets.push(Socket {
-                spec: Rc::clone(spec),
-                watchers: (0..watchers.len()).filter(listens).collect(),
-                bound: unbound.iter().all(|(name, _)| name != spec.name()),
-                failed_binds: 0,
-                bind_at: None,
-                window: None,
-                activations: 0,
-                paused: None,
-                watched: false,
-            });
-        }
-        Rules {
+        let mut rules = Rules {
             parent,
             warmup_delay: plan.manager.warmup_delay,
             shutdown_timeout: plan.manager.shutdown_timeout,
-            watchers,
-            sockets,
+            watchers: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            next_watcher: 0,
+            next_socket: 0,
             phase: Phase::New,
             next_start: Time::ZERO,
             pending: BTreeMap::new(),
             procs: HashMap::new(),
+            orders: 0,
             now: Time::ZERO,
             expected: Vec::new(),
             said: BTreeMap::new(),
+        };
+        for spec in &plan.sockets {
+            rules.add_socket(spec, unbound);
         }
+        for spec in &plan.watchers {
+            rules.add_watcher(spec);
+        }
+        rules.order_as(plan);
+        rules
     }
 
     /// Holds the effects of an event against those it calls for.
     pub fn turn(&mut self, now: Time, event: &Event, effects: &[Effect]) -> Result<(), String> {
         self.now = now;
         self.expected.clear();
-        self.apply(event);
+        self.take(event);
         self.expire();
         self.settle();
         self.compare(effects)
     }
 
-    fn apply(&mut self, event: &Event) {
+    fn take(&mut self, event: &Event) {
         match event {
-            Event::Apply { .. } => unreachable!(),
             Event::Begin => self.begin(),
             Event::Tick => {}
             Event::Bound { socket } => self.bound(socket.0 as usize),
             Event::BindFailed { socket, .. } => {
-                self.sockets[socket.0 as usize].failed_to_bind(self.now);
+                let now = self.now;
+                if let Some(socket) = self.sockets.get_mut(&(socket.0 as usize)) {
+                    socket.failed_to_bind(now);
+                }
             }
             Event::Traffic { socket } => self.traffic(socket.0 as usize),
             Event::Spawned { proc, pid } => self.spawned(*proc, pid.0),
-            Event::SpawnFailed { proc, failure } => {
-                let Some((id, wid)) = self.current(*proc) else {
-                    return;
-                };
-                self.slot(id, wid).proc = None;
-                let end = End {
-                    clean: false,
-                    succeeded: false,
-                    lived: false,
-                    ready: None,
-                    exit_code: failure.exit_code,
-                };
-                self.ended(id, wid, end);
-            }
+            Event::SpawnFailed { proc, failure } => self.spawn_failed(*proc, failure.exit_code),
             Event::SpawnCancelled { proc } => {
-                if let Some((id, wid)) = self.current(*proc) {
-                    self.replace(id, wid);
+                if let Some(at) = self.current(*proc) {
+                    self.replace(at);
                 }
             }
             Event::Notified {
@@ -347,10 +380,10 @@ impl Rules {
             Event::Exited { proc, exit } => self.exited(*proc, *exit),
             Event::Gone { proc } => self.gone(*proc),
             Event::Drained { proc } => {
-                if let Some((id, wid)) = self.current(*proc)
-                    && matches!(self.slot(id, wid).life, Life::Draining { .. })
+                if let Some(at) = self.current(*proc)
+                    && matches!(self.worker(at).life, Life::Draining { .. })
                 {
-                    self.stop_slot(id, wid, Why::Asked, None);
+                    self.stop_worker(at, Why::Asked, None);
                 }
             }
             Event::Command {
@@ -359,9 +392,18 @@ impl Rules {
                 no_wait,
                 ..
             } => self.command(*request, command, *no_wait),
-            Event::Abandoned { request } => {
-                self.pending.remove(request);
+            Event::Apply {
+                request,
+                plan,
+                changes,
+                unbound,
+                no_wait,
+                ..
+            } => {
+                let begun = self.begin_apply(plan, changes, unbound);
+                self.wait_for(*request, begun, *no_wait, true);
             }
+            Event::Abandoned { request } => self.abandon(*request),
             Event::Terminate => match self.phase {
                 Phase::Stopping { .. } => self.force(),
                 Phase::Over => {}
@@ -373,10 +415,10 @@ impl Rules {
     // The manager.
 
     fn begin(&mut self) {
-        for socket in self.sockets.iter_mut().filter(|socket| !socket.bound) {
+        for socket in self.sockets.values_mut().filter(|socket| !socket.bound) {
             socket.failed_to_bind(self.now);
         }
-        let ids: Vec<usize> = (0..self.watchers.len())
+        let ids: Vec<usize> = (self.ids().into_iter())
             .filter(|id| self.unit(*id).autostart)
             .collect();
         let mut extend_at = None;
@@ -389,16 +431,25 @@ impl Rules {
             extend_at,
         };
         for id in ids {
-            if self.unit(id).on_demand.value {
-                self.watchers[id].goal = Goal::Waiting;
-            } else {
-                self.start(id);
-            }
+            self.start_by_itself(id);
+        }
+    }
+
+    /// As it does with the manager, or when it is new.
+    fn start_by_itself(&mut self, id: usize) {
+        if self.unit(id).on_demand.value {
+            self.watcher(id).goal = Goal::Waiting;
+        } else {
+            self.start(id);
         }
     }
 
     fn extend_parent(&mut self, by: Duration, reason: &'static str) {
-        self.expect(Key::Manager, Act::Parent(ParentNotice::Extend(by)), reason);
+        self.tell_parent(ParentNotice::Extend(by), reason);
+    }
+
+    fn tell_parent(&mut self, notice: ParentNotice, reason: &'static str) {
+        self.expect(Key::Manager, Act::Parent(notice), reason);
     }
 
     fn is_stopping(&self) -> bool {
@@ -407,11 +458,7 @@ impl Rules {
 
     fn stop_all(&mut self, code: i32) {
         self.say("shutdown");
-        self.expect(
-            Key::Manager,
-            Act::Parent(ParentNotice::Stopping),
-            "the manager ends",
-        );
+        self.tell_parent(ParentNotice::Stopping, "the manager ends");
         if let (Some(timeout), true) = (self.shutdown_timeout, self.parent) {
             self.extend_parent(timeout + Duration::from_secs(20), "the stop may take long");
         }
@@ -420,9 +467,10 @@ impl Rules {
             forced: false,
             force_at: self.shutdown_timeout.map(|timeout| self.now + timeout),
         };
-        for id in 0..self.watchers.len() {
-            if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[id].goal {
-                self.watchers[id].goal = Goal::Down { held: true };
+        for id in self.ids() {
+            if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[&id].goal {
+                self.watcher(id).goal = Goal::Down { held: true };
+                self.cancel_reload(id);
                 self.stop_what_does_not_run(id);
             }
         }
@@ -441,10 +489,10 @@ impl Rules {
         }
         *force_at = Some(now + Duration::from_secs(10));
         self.say("forced shutdown");
-        for id in 0..self.watchers.len() {
-            self.watchers[id].goal = Goal::Down { held: false };
-            for wid in self.wids(id) {
-                self.kill_slot(id, wid);
+        for id in self.ids() {
+            self.watcher(id).goal = Goal::Down { held: false };
+            for at in self.places(id) {
+                self.kill_worker(at);
             }
         }
     }
@@ -468,20 +516,19 @@ impl Rules {
         if self.is_stopping() {
             return;
         }
-        match self.watchers[id].goal {
+        match self.watchers[&id].goal {
             Goal::Up { .. } => {
-                for wid in self.wids(id) {
-                    let slot = self.slot(id, wid);
-                    if let Life::Resting { .. } = slot.life {
-                        (slot.life, slot.row) = (Life::Due, 0);
+                for slot in self.watcher(id).slots.values_mut() {
+                    if let Life::Resting { .. } = slot.main.life {
+                        (slot.main.life, slot.row) = (Life::Due, 0);
                     }
                 }
             }
             Goal::Queued => {}
             _ => {
-                self.watchers[id].goal = Goal::Queued;
-                for (other, requires) in self.watchers[id].needs.clone() {
-                    let goal = self.watchers[other].goal;
+                self.watcher(id).goal = Goal::Queued;
+                for (other, requires) in self.watchers[&id].needs.clone() {
+                    let goal = self.watchers[&other].goal;
                     if requires && matches!(goal, Goal::Down { .. } | Goal::Failed) {
                         self.start(other);
                     }
@@ -491,39 +538,39 @@ impl Rules {
     }
 
     fn stop(&mut self, id: usize) {
-        if matches!(self.watchers[id].goal, Goal::Down { .. }) {
+        if matches!(self.watchers[&id].goal, Goal::Down { .. }) {
             return;
         }
-        self.watchers[id].goal = Goal::Down { held: true };
+        self.watcher(id).goal = Goal::Down { held: true };
+        self.cancel_reload(id);
         for other in self.requirers(id) {
             self.stop(other);
         }
         self.stop_what_does_not_run(id);
     }
 
+    /// Even if it is held: what others may depend on is a process in its place.
     fn stop_what_does_not_run(&mut self, id: usize) {
-        for wid in self.wids(id) {
-            if !self.slot(id, wid).life.runs() {
-                self.stop_slot(id, wid, Why::Asked, None);
+        for at in self.places(id) {
+            if at.seat == Seat::Beside || !self.worker(at).life.runs() {
+                self.stop_worker(at, Why::Asked, None);
             }
         }
     }
 
     /// Watchers that are up, or about to be, and require this one.
     fn requirers(&self, id: usize) -> Vec<usize> {
-        (0..self.watchers.len())
-            .filter(|other| self.watchers[*other].needs.get(&id) == Some(&true))
-            .filter(|other| matches!(self.watchers[*other].goal, Goal::Up { .. } | Goal::Queued))
+        (self.ids().into_iter())
+            .filter(|other| self.watchers[other].needs.get(&id) == Some(&true))
+            .filter(|other| matches!(self.watchers[other].goal, Goal::Up { .. } | Goal::Queued))
             .collect()
     }
 
     /// A stop goes in reverse order: whether something that is being stopped, and started after this, is alive.
     fn is_held(&self, id: usize) -> bool {
-        let level = |id: usize| self.watchers[id].spec.level;
-        (0..self.watchers.len()).any(|other| {
-            let watcher = &self.watchers[other];
+        self.watchers.values().any(|watcher| {
             let is_before = match self.phase {
-                Phase::Stopping { .. } => level(other) > level(id),
+                Phase::Stopping { .. } => watcher.level > self.watchers[&id].level,
                 _ => watcher.needs.contains_key(&id) && matches!(watcher.goal, Goal::Down { .. }),
             };
             is_before && watcher.lives()
@@ -532,12 +579,13 @@ impl Rules {
 
     fn give_up(&mut self, id: usize, exit_code: i32) {
         self.say("given up");
-        let watcher = &mut self.watchers[id];
+        let watcher = self.watcher(id);
         watcher.failures += 1;
-        watcher.has_mishap = true;
+        watcher.mishap = Mishap::Start;
         watcher.goal = Goal::Failed;
-        for wid in self.wids(id) {
-            self.stop_slot(id, wid, Why::Asked, None);
+        self.cancel_reload(id);
+        for at in self.places(id) {
+            self.stop_worker(at, Why::Asked, None);
         }
         if self.unit(id).critical {
             self.end_with(exit_code);
@@ -552,8 +600,8 @@ impl Rules {
     /// All that it is after is as it must be; `None` if something that it requires can't be.
     fn may_start(&self, id: usize) -> Option<bool> {
         let mut may = true;
-        for (other, requires) in &self.watchers[id].needs {
-            match self.watchers[*other].goal {
+        for (other, requires) in &self.watchers[&id].needs {
+            match self.watchers[other].goal {
                 Goal::Queued | Goal::Up { complete: false } => may = false,
                 Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => {}
                 Goal::Down { .. } | Goal::Failed if *requires => return None,
@@ -565,172 +613,230 @@ impl Rules {
 
     /// The workers of a watcher have all ended for good.
     fn ran_out(&mut self, id: usize) {
-        let unit = &self.watchers[id].spec.unit;
+        self.cancel_reload(id);
+        let unit = self.unit(id);
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
         let critical = unit.critical;
         if unit.on_demand.value && !(critical && once) {
             self.say("waiting again");
-            self.watchers[id].goal = Goal::Waiting;
+            self.watcher(id).goal = Goal::Waiting;
             return;
         }
-        let (failed, code) = self.watchers[id].last_end.unwrap_or((false, 0));
-        let worst = (self.watchers[id].slots.values()).find_map(|slot| slot.ended_badly);
+        let (failed, code) = self.watchers[&id].last_end.unwrap_or((false, 0));
+        let worst = (self.watchers[&id].slots.values()).find_map(|slot| slot.ended_badly);
         if failed {
             self.give_up(id, code);
         } else if let Some(code) = worst {
             self.give_up(id, code);
         } else {
             self.say("ended");
-            self.watchers[id].goal = Goal::Ended;
+            self.watcher(id).goal = Goal::Ended;
             if critical {
                 self.end_with(code);
             }
         }
     }
 
-    // Slots.
+    // Workers.
 
     fn spawned(&mut self, proc: ProcId, pid: i32) {
-        let Some((id, wid)) = self.current(proc) else {
+        let Some(at) = self.current(proc) else {
             return;
         };
         let now = self.now;
-        let unit = &self.watchers[id].spec.unit;
-        let (kind, timeout, interval) = (unit.kind, unit.start_timeout, unit.watchdog);
-        let slot = self.slot(id, wid);
-        slot.pid = pid;
-        slot.since = now;
-        slot.interval = interval;
-        let Life::Ordered { cancelled } = slot.life else {
+        let Life::Ordered { cancelled } = self.worker(at).life else {
             return;
         };
-        slot.life = Life::Starting { by: None };
+        let unit = &self.definition(at).spec.unit;
+        let (kind, timeout, interval) = (unit.kind, unit.start_timeout, unit.watchdog);
+        let worker = self.worker_mut(at);
+        worker.pid = pid;
+        worker.since = now;
+        worker.interval = interval;
+        worker.life = Life::Starting { by: None };
         if cancelled {
             self.say("spawned though cancelled");
             return match self.phase {
-                Phase::Stopping { forced: true, .. } => self.kill_slot(id, wid),
-                _ => self.stop_slot(id, wid, Why::Asked, None),
+                Phase::Stopping { forced: true, .. } => self.kill_worker(at),
+                _ => self.stop_worker(at, Why::Asked, None),
             };
         }
-        if std::mem::take(&mut slot.owed) {
-            self.watchers[id].restarts += 1;
+        if at.seat == Seat::Main && std::mem::take(&mut self.slot(at).owed) {
+            self.watcher(at.id).restarts += 1;
         }
         match kind {
-            WatcherKind::Exec => self.prove(id, wid),
+            WatcherKind::Exec => self.prove(at),
             WatcherKind::Notify | WatcherKind::Oneshot => {
                 let by = timeout.map(|timeout| now + timeout);
-                self.slot(id, wid).life = Life::Starting { by };
+                self.worker_mut(at).life = Life::Starting { by };
             }
         }
     }
 
-    fn prove(&mut self, id: usize, wid: u32) {
-        let delay = self.unit(id).ready_delay;
-        let until = self.now + delay;
-        if delay.is_zero() {
-            self.serve(id, wid);
-        } else {
-            self.slot(id, wid).life = Life::Proving { until };
+    fn spawn_failed(&mut self, proc: ProcId, exit_code: i32) {
+        let Some(at) = self.current(proc) else {
+            return;
+        };
+        let worker = std::mem::take(self.worker_mut(at));
+        let end = End {
+            clean: false,
+            succeeded: false,
+            lived: false,
+            ready: None,
+            exit_code,
+            of: worker.of,
+            order: worker.order,
+        };
+        match (at.seat, worker.life) {
+            (Seat::Main, _) => self.ended(at, end),
+            (Seat::Beside, Life::Ordered { cancelled: true }) => {}
+            (Seat::Beside, _) => self.replacement_failed(at),
         }
     }
 
-    fn serve(&mut self, id: usize, wid: u32) {
+    fn prove(&mut self, at: At) {
+        let delay = self.definition(at).spec.unit.ready_delay;
+        let until = self.now + delay;
+        if delay.is_zero() {
+            self.serve(at);
+        } else {
+            self.worker_mut(at).life = Life::Proving { until };
+        }
+    }
+
+    fn serve(&mut self, at: At) {
         let now = self.now;
-        self.watchers[id].failed_starts = 0;
-        let slot = self.slot(id, wid);
-        slot.since = now;
-        slot.ready = Some(now);
-        let feed_by = slot.interval.map(|interval| now + interval);
-        slot.life = Life::Serving { feed_by };
+        self.watcher(at.id).failed_starts = 0;
+        let expires = self.expiry(at);
+        let worker = self.worker_mut(at);
+        worker.since = now;
+        worker.ready = Some(now);
+        worker.expires = expires;
+        worker.feed(now);
+        if at.seat == Seat::Beside {
+            self.promote(at.id, at.wid);
+        }
     }
 
     fn notified(&mut self, proc: ProcId, sender: Sender, message: &Message) {
-        let Some((id, wid)) = self.current(proc) else {
+        let Some(at) = self.current(proc) else {
             return;
         };
-        let heard = match self.unit(id).notify_access {
+        let heard = match self.definition(at).spec.unit.notify_access {
             NotifyAccess::All => true,
             NotifyAccess::Main => sender == Sender::Main,
             NotifyAccess::None => false,
         };
         let now = self.now;
-        let slot = self.slot(id, wid);
-        let generation = slot.generation;
-        let ended = matches!(slot.life, Life::Clearing { .. });
-        if !slot.life.runs() || ended || !heard {
+        let worker = self.worker_mut(at);
+        let ended = matches!(worker.life, Life::Clearing { .. });
+        if !worker.life.runs() || ended || !heard {
             return self.say("deaf to a notification");
         }
         if let Some(status) = &message.status {
-            slot.status = Some(status.clone()).filter(|status| !status.is_empty());
+            worker.status = Some(status.clone()).filter(|status| !status.is_empty());
         }
-        slot.interval = message.watchdog_interval.or(slot.interval);
-        slot.reloading = (slot.reloading || message.reloading) && !message.ready;
-        if let Some(pid) = message.main_pid.filter(|pid| *pid != slot.pid) {
-            slot.pid = pid;
-            let act = Act::Follow(generation, pid);
-            self.expect(Key::Slot(id, wid), act, "MAINPID came from whom it may");
+        worker.interval = message.watchdog_interval.or(worker.interval);
+        let was_reloading = worker.reloading || message.reloading;
+        worker.reloading = was_reloading && !message.ready;
+        if let Some(pid) = message.main_pid.filter(|pid| *pid != worker.pid) {
+            worker.pid = pid;
+            self.expect_of(at, Act::Follow(pid), "MAINPID came from whom it may");
         }
-        self.advance(id, wid, message);
-        let slot = self.slot(id, wid);
+        if was_reloading && message.ready {
+            self.reloaded_itself(at.id, proc, false);
+        }
+        self.advance(at, message);
+        // A replacement that has become ready has moved.
+        let Some(at) = self.current(proc) else {
+            return;
+        };
+        let worker = self.worker_mut(at);
         if let Some(extension) = message.extend_timeout {
-            slot.life.extend(now + extension);
+            worker.life.extend(now + extension);
         }
-        if matches!(slot.life, Life::Serving { .. }) {
+        if matches!(worker.life, Life::Serving { .. }) {
             match message.watchdog {
-                Some(Watchdog::Trigger) => self.bite(id, wid),
-                Some(Watchdog::Alive) => slot.feed(now),
-                None if message.watchdog_interval.is_some() => slot.feed(now),
+                Some(Watchdog::Trigger) => self.bite(at),
+                Some(Watchdog::Alive) => worker.feed(now),
+                None if message.watchdog_interval.is_some() => worker.feed(now),
                 None => {}
             }
         }
     }
 
     /// READY=1, unless STOPPING=1 is in the same breath.
-    fn advance(&mut self, id: usize, wid: u32, message: &Message) {
+    fn advance(&mut self, at: At, message: &Message) {
         let now = self.now;
-        let unit = &self.watchers[id].spec.unit;
+        let unit = &self.definition(at).spec.unit;
         let (kind, graceful) = (unit.kind, unit.graceful_timeout);
-        let slot = self.slot(id, wid);
-        match slot.life {
+        let worker = self.worker_mut(at);
+        match worker.life {
             Life::Starting { .. } | Life::Proving { .. } | Life::Serving { .. }
                 if message.stopping =>
             {
-                slot.since = now;
-                slot.life = Life::Ending {
+                worker.since = now;
+                worker.life = Life::Ending {
                     why: Why::Itself,
                     kill: Kill::after(now, graceful),
                 };
                 self.say("stopping by itself");
+                // One that was ready may well end cleanly.
+                if self.worker(at).ready.is_none() && self.is_replacement(at) {
+                    self.replacement_failed(at);
+                }
             }
             Life::Starting { .. } if message.ready && kind == WatcherKind::Notify => {
-                self.prove(id, wid);
+                self.prove(at);
             }
             _ => {}
         }
     }
 
     /// The watchdog.
-    fn bite(&mut self, id: usize, wid: u32) {
+    fn bite(&mut self, at: At) {
         self.say("watchdog");
-        let signal = self.unit(id).watchdog_signal;
-        self.stop_slot(id, wid, Why::Failed, Some(signal));
+        let signal = self.definition(at).spec.unit.watchdog_signal;
+        if self.is_replacement(at) {
+            self.replacement_failed(at);
+        }
+        self.stop_worker(at, Why::Failed, Some(signal));
     }
 
     fn exited(&mut self, proc: ProcId, exit: Exit) {
-        let Some((id, wid)) = self.current(proc) else {
+        let Some(at) = self.current(proc) else {
             return;
         };
-        let (now, key) = (self.now, Key::Slot(id, wid));
-        let stop_children = self.unit(id).stop_children;
-        let wanted = self.is_wanted(id, wid);
-        let slot = self.slot(id, wid);
-        let generation = slot.generation;
-        let (why, kill) = match slot.life {
+        let now = self.now;
+        let stop_children = self.definition(at).spec.unit.stop_children;
+        let wanted = self.is_wanted(at.id, at.wid);
+        let worker = self.worker_mut(at);
+        let asked = matches!(
+            worker.life,
+            Life::Draining { .. }
+                | Life::Ending {
+                    why: Why::Asked,
+                    ..
+                }
+        );
+        self.reloaded_itself(at.id, proc, !asked);
+        let worker = self.worker_mut(at);
+        let (why, kill) = match worker.life {
+            Life::Starting { .. } | Life::Proving { .. } if at.seat == Seat::Beside => {
+                worker.life = Life::Clearing {
+                    why: Why::Asked,
+                    exit,
+                    kill: Kill::Done,
+                };
+                let reason = "nothing that a replacement leaves behind lives on";
+                self.expect_of(at, Act::KillLeftovers, reason);
+                return self.replacement_failed(at);
+            }
             Life::Starting { .. } | Life::Proving { .. } | Life::Serving { .. } if wanted => {
-                let end = End::of(exit, slot.ready);
                 let reason = "nothing that an ended worker leaves behind lives on";
-                self.expect(key, Act::KillLeftovers(generation), reason);
-                return self.ended(id, wid, end);
+                self.expect_of(at, Act::KillLeftovers, reason);
+                let end = End::of(exit, std::mem::take(self.worker_mut(at)));
+                return self.ended(at, end);
             }
             Life::Ending {
                 why,
@@ -743,62 +849,72 @@ impl Rules {
             Life::Ending { why, .. } => (why, Kill::Done),
             _ => (Why::Asked, Kill::Done),
         };
-        slot.life = Life::Clearing { why, exit, kill };
+        worker.life = Life::Clearing { why, exit, kill };
         if kill == Kill::Done {
             let reason = "what a stopped worker leaves behind is killed";
-            self.expect(key, Act::KillLeftovers(generation), reason);
+            self.expect_of(at, Act::KillLeftovers, reason);
         } else {
             self.say("leftovers may stop by themselves");
             let reason = "with `stop_children` the others have had the signal too";
-            self.expect(key, Act::AwaitLeftovers(generation), reason);
+            self.expect_of(at, Act::AwaitLeftovers, reason);
         }
     }
 
     fn gone(&mut self, proc: ProcId) {
-        let Some((id, wid)) = self.current(proc) else {
+        let Some(at) = self.current(proc) else {
             return;
         };
-        let slot = self.slot(id, wid);
-        let Life::Clearing { why, exit, .. } = slot.life else {
+        let Life::Clearing { why, exit, .. } = self.worker(at).life else {
             return;
         };
-        let end = End::of(exit, slot.ready);
+        let end = End::of(exit, std::mem::take(self.worker_mut(at)));
         match why {
-            Why::Asked => self.replace(id, wid),
-            Why::Itself => self.ended(id, wid, end),
+            _ if at.seat == Seat::Beside => {}
+            Why::Asked => self.replace(at),
+            Why::Itself => self.ended(at, end),
             Why::Failed => {
                 let end = End {
                     clean: false,
                     succeeded: false,
                     ..end
                 };
-                self.ended(id, wid, end);
+                self.ended(at, end);
             }
         }
     }
 
-    /// A worker has ended that nobody asked to.
-    fn ended(&mut self, id: usize, wid: u32, end: End) {
+    /// A worker has ended that nobody asked to. Its place is free.
+    fn ended(&mut self, at: At, end: End) {
+        let At { id, wid, .. } = at;
         if !self.is_wanted(id, wid) {
-            return self.vacate(id, wid);
+            return self.vacate(at);
         }
         let now = self.now;
-        let unit = &self.watchers[id].spec.unit;
-        let done = unit.kind == WatcherKind::Oneshot && end.succeeded;
+        let own = Rc::clone(&self.watchers[&id].own);
+        let unit = &own.spec.unit;
+        let is_oneshot = |it: &Rc<Definition>| it.spec.unit.kind == WatcherKind::Oneshot;
+        let done = end.of.as_ref().is_some_and(is_oneshot) && end.succeeded;
         let never_ready = end.ready.is_none() && !done;
         let failed = never_ready || !end.clean;
         // The table of `restart`, with what `oneshot` and `on_demand` make of it.
         let again = match (unit.restart, failed) {
+            // It was a oneshot and is none any more: what it has become is yet to start.
+            _ if done && !is_oneshot(&own) => true,
             (Restart::Never, _) | (Restart::OnFailure, false) => false,
             (Restart::Always | Restart::OnFailure, true) => true,
             (Restart::Always, false) => !done && !unit.on_demand.value,
         };
+        if failed && self.was_replacement(id, wid, end.order) {
+            self.replacement_failed(at);
+        }
         let (most, shortest, longest) =
             (unit.max_retry, unit.restart_delay, unit.restart_max_delay);
         let reset = unit.restart_reset;
 
-        let watcher = &mut self.watchers[id];
-        watcher.has_mishap |= failed || again;
+        let watcher = self.watcher(id);
+        if failed || again {
+            watcher.mishap = Mishap::Start;
+        }
         watcher.failures += u64::from(failed);
         watcher.failed_starts += u32::from(never_ready);
         if done {
@@ -806,17 +922,26 @@ impl Rules {
         }
         let failed_starts = watcher.failed_starts;
         if !again {
-            self.vacate(id, wid);
+            self.vacate(at);
+            let beside = Seat::Beside;
+            self.stop_worker(At { seat: beside, ..at }, Why::Asked, None);
             self.say(if failed { "not restarted" } else { "done" });
-            self.slot(id, wid).ended_badly = failed.then_some(end.exit_code);
-            self.watchers[id].last_end = Some((failed, end.exit_code));
+            self.slot(at).ended_badly = failed.then_some(end.exit_code);
+            self.watcher(id).last_end = Some((failed, end.exit_code));
             return;
         }
+        if end.lived && self.follow(id, wid) {
+            // The replacement that was on its way makes it good.
+            return match self.worker(at).life.runs() {
+                true => self.watcher(id).restarts += 1,
+                false => self.slot(at).owed = true,
+            };
+        }
         if never_ready && most.is_some_and(|most| failed_starts >= most.max(1)) {
-            self.vacate(id, wid);
+            self.vacate(at);
             return self.give_up(id, end.exit_code);
         }
-        let slot = self.slot(id, wid);
+        let slot = self.slot(at);
         if end.ready.is_some_and(|ready| now.since(ready) >= reset) {
             slot.row = 0;
         }
@@ -824,7 +949,7 @@ impl Rules {
         slot.owed |= end.lived;
         let row = slot.row;
         let delay = delay_before(row, shortest, longest);
-        slot.life = match delay.is_zero() {
+        slot.main.life = match delay.is_zero() {
             true => Life::Due,
             false => Life::Resting { until: now + delay },
         };
@@ -835,107 +960,118 @@ impl Rules {
         });
     }
 
-    /// A slot whose worker was asked to end: it gets another one if it is still wanted.
-    fn replace(&mut self, id: usize, wid: u32) {
-        self.vacate(id, wid);
-        if self.is_wanted(id, wid) {
+    /// A worker was asked to end and has: its slot gets another one if it is still wanted.
+    fn replace(&mut self, at: At) {
+        self.vacate(at);
+        if at.seat == Seat::Main && self.is_wanted(at.id, at.wid) {
             self.say("replaced");
-            self.slot(id, wid).life = Life::Due;
+            if !self.follow(at.id, at.wid) {
+                self.worker_mut(at).life = Life::Due;
+            }
         }
     }
 
-    fn vacate(&mut self, id: usize, wid: u32) {
-        let slot = self.slot(id, wid);
-        slot.life = Life::Idle;
-        slot.row = 0;
-        slot.owed = false;
+    fn vacate(&mut self, at: At) {
+        *self.worker_mut(at) = Worker::default();
+        if at.seat == Seat::Main {
+            let slot = self.slot(at);
+            slot.row = 0;
+            slot.owed = false;
+        }
     }
 
     /// Asks a worker to end; by `stop_signal` if no other is given.
-    fn stop_slot(&mut self, id: usize, wid: u32, why: Why, signal: Option<Signal>) {
-        let (now, key) = (self.now, Key::Slot(id, wid));
-        let unit = &self.watchers[id].spec.unit;
-        let signal = signal.unwrap_or(unit.stop_signal);
-        let (group, graceful) = (unit.stop_children, unit.graceful_timeout);
-        let slot = self.slot(id, wid);
-        let generation = slot.generation;
-        match &mut slot.life {
-            Life::Idle | Life::Due | Life::Resting { .. } => self.vacate(id, wid),
+    fn stop_worker(&mut self, at: At, why: Why, signal: Option<Signal>) {
+        let now = self.now;
+        match self.worker(at).life {
+            Life::Idle | Life::Due | Life::Resting { .. } => self.vacate(at),
             Life::Ordered { cancelled } => {
-                if !std::mem::replace(cancelled, true) {
-                    self.expect(key, Act::Cancel(generation), "it is not wanted any more");
+                self.worker_mut(at).life = Life::Ordered { cancelled: true };
+                if !cancelled {
+                    self.expect_of(at, Act::Cancel, "it is not wanted any more");
                 }
             }
             Life::Starting { .. }
             | Life::Proving { .. }
             | Life::Serving { .. }
             | Life::Draining { .. } => {
-                slot.since = now;
-                slot.life = Life::Ending {
+                let unit = &self.definition(at).spec.unit;
+                let signal = signal.unwrap_or(unit.stop_signal);
+                let (group, graceful) = (unit.stop_children, unit.graceful_timeout);
+                let worker = self.worker_mut(at);
+                worker.since = now;
+                worker.life = Life::Ending {
                     why,
                     kill: Kill::after(now, graceful),
                 };
-                let act = Act::Signal(generation, signal, group);
-                self.expect(key, act, "it is to end");
+                self.expect_of(at, Act::Signal(signal, group), "it is to end");
                 if signal != KILL {
-                    let act = Act::Signal(generation, CONT, group);
-                    self.expect(key, act, "a stopped process can't act on a signal");
+                    let reason = "a stopped process can't act on a signal";
+                    self.expect_of(at, Act::Signal(CONT, group), reason);
                 }
             }
-            Life::Ending { why: before, .. } | Life::Clearing { why: before, .. } => {
-                if why == Why::Asked {
+            Life::Ending { .. } | Life::Clearing { .. } => {
+                if let Life::Ending { why: before, .. } | Life::Clearing { why: before, .. } =
+                    &mut self.worker_mut(at).life
+                    && why == Why::Asked
+                {
                     *before = Why::Asked;
                 }
             }
         }
     }
 
-    fn kill_slot(&mut self, id: usize, wid: u32) {
-        let (now, key) = (self.now, Key::Slot(id, wid));
-        let slot = self.slot(id, wid);
-        let generation = slot.generation;
-        match &mut slot.life {
+    fn kill_worker(&mut self, at: At) {
+        let now = self.now;
+        let worker = self.worker_mut(at);
+        match &mut worker.life {
             Life::Idle | Life::Due | Life::Resting { .. } | Life::Ordered { .. } => {
-                self.stop_slot(id, wid, Why::Asked, None);
+                self.stop_worker(at, Why::Asked, None);
             }
             Life::Starting { .. }
             | Life::Proving { .. }
             | Life::Serving { .. }
             | Life::Draining { .. } => {
-                slot.since = now;
+                worker.since = now;
                 let (why, kill) = (Why::Asked, Kill::Done);
-                slot.life = Life::Ending { why, kill };
-                self.expect(key, Act::Kill(generation), "the stop is forced");
+                worker.life = Life::Ending { why, kill };
+                self.expect_of(at, Act::Kill, "the stop is forced");
             }
             Life::Ending { kill, .. } => {
                 *kill = Kill::Done;
                 self.say("killed");
-                self.expect(key, Act::Kill(generation), "its time to end is over");
+                self.expect_of(at, Act::Kill, "its time to end is over");
             }
             Life::Clearing { kill, .. } => {
                 if std::mem::replace(kill, Kill::Done) != Kill::Done {
                     self.say("leftovers killed");
                     let reason = "the time of its leftovers is over";
-                    self.expect(key, Act::KillLeftovers(generation), reason);
+                    self.expect_of(at, Act::KillLeftovers, reason);
                 }
             }
         }
     }
 
     fn is_wanted(&self, id: usize, wid: u32) -> bool {
-        matches!(self.watchers[id].goal, Goal::Up { .. }) && wid <= self.watchers[id].wanted
+        let watcher = &self.watchers[&id];
+        matches!(watcher.goal, Goal::Up { .. }) && wid <= watcher.wanted
     }
 
     fn has_shards(&self, id: usize) -> bool {
-        (self.watchers[id].sockets.iter())
-            .any(|socket| self.sockets[*socket].spec.unit.so_reuseport.value)
+        (self.watchers[&id].definitions().iter())
+            .flat_map(|definition| definition.sockets.clone())
+            .any(|socket| {
+                (self.sockets.get(&socket)).is_some_and(|it| it.spec.unit.so_reuseport.value)
+            })
     }
 
     // Sockets.
 
     fn traffic(&mut self, socket: usize) {
         let now = self.now;
-        let it = &mut self.sockets[socket];
+        let Some(it) = self.sockets.get_mut(&socket) else {
+            return;
+        };
         let limit = it.spec.unit.trigger_limit;
         let over = |window: Time| now.since(window) >= limit.interval;
         if it.window.is_none_or(over) {
@@ -951,112 +1087,165 @@ impl Rules {
             it.paused = Some(window + limit.interval);
             return self.say("trigger limit");
         }
-        for id in self.sockets[socket].watchers.clone() {
-            if self.watchers[id].goal == Goal::Waiting {
+        for id in self.ids() {
+            if self.watchers[&id].waits_on(socket) {
                 self.say("started by traffic");
                 self.start(id);
             }
         }
     }
 
-    /// Workers that had to do without it are replaced.
+    /// Workers that had to do without it are replaced, without a gap.
     fn bound(&mut self, socket: usize) {
-        self.sockets[socket].bound = true;
+        let Some(it) = self.sockets.get_mut(&socket) else {
+            return;
+        };
+        it.bound = true;
+        if it.retired {
+            return;
+        }
         self.say("bound late");
-        for id in self.sockets[socket].watchers.clone() {
-            if !matches!(self.watchers[id].goal, Goal::Up { .. }) {
-                continue;
-            }
-            for wid in self.wids(id) {
-                match self.slot(id, wid).life {
-                    Life::Idle | Life::Due => {}
-                    Life::Resting { .. } => self.slot(id, wid).life = Life::Due,
-                    _ => self.stop_slot(id, wid, Why::Asked, None),
-                }
+        for id in self.ids() {
+            let uses = |it: &Rc<Definition>| it.sockets.contains(&socket);
+            let is_up = matches!(self.watchers[&id].goal, Goal::Up { .. });
+            if is_up
+                && self.unit(id).kind != WatcherKind::Oneshot
+                && self.watchers[&id].definitions().iter().any(uses)
+            {
+                self.begin_reload(id, None);
             }
         }
     }
 
     fn must_watch(&self, socket: usize) -> bool {
-        let socket = &self.sockets[socket];
-        let waits = |id: &usize| self.watchers[*id].goal == Goal::Waiting;
-        socket.bound
-            && socket.paused.is_none()
+        let it = &self.sockets[&socket];
+        it.bound
+            && it.paused.is_none()
             && !self.is_stopping()
-            && socket.watchers.iter().any(waits)
+            && self
+                .watchers
+                .values()
+                .any(|watcher| watcher.waits_on(socket))
     }
 
     // Commands.
 
     fn command(&mut self, request: RequestId, command: &Command, no_wait: bool) {
-        match self.begin_command(command) {
-            Err(answer) => self.reply(request, answer, "it can't be done"),
-            Ok((want, ids)) if no_wait || want != Want::Over && ids.is_empty() => {
-                let _ = ids;
-                self.reply(request, Answer::Done, "nobody waits for more");
-            }
-            Ok((want, ids)) => {
-                let open = (ids.into_iter())
-                    .map(|id| (id, self.watchers[id].failures))
-                    .collect();
-                let pending = Pending {
-                    want,
-                    open,
-                    problems: Vec::new(),
-                    superseded: None,
-                };
-                self.pending.insert(request, pending);
+        let begun = self.begin_command(command);
+        self.wait_for(request, begun, no_wait, false);
+        if matches!(command, Command::Shutdown) && !no_wait {
+            let pending = Pending {
+                over: true,
+                apply: false,
+                told: false,
+                abandoned: false,
+                open: BTreeMap::new(),
+                problems: Vec::new(),
+                superseded: None,
+            };
+            self.pending.insert(request, pending);
+        }
+    }
+
+    /// Answers now what needs no waiting, and remembers the rest.
+    fn wait_for(
+        &mut self,
+        request: RequestId,
+        begun: Result<Option<Vec<(usize, Want)>>, Answer>,
+        no_wait: bool,
+        apply: bool,
+    ) {
+        let waits = match begun {
+            Err(answer) => return self.reply(request, answer, "it can't be done"),
+            Ok(waits) => waits,
+        };
+        let is_done = waits.as_ref().is_some_and(Vec::is_empty);
+        if no_wait || is_done {
+            self.reply(request, Answer::Done, "nobody waits for more");
+        }
+        let told = apply && matches!(self.phase, Phase::Running);
+        if is_done && apply {
+            self.applied(told);
+        }
+        let Some(waits) = waits.filter(|_| !is_done && (apply || !no_wait)) else {
+            return;
+        };
+        let open = (waits.into_iter())
+            .map(|(id, want)| (id, (want, self.watchers[&id].failures)))
+            .collect();
+        let pending = Pending {
+            over: false,
+            apply,
+            told,
+            abandoned: no_wait,
+            open,
+            problems: Vec::new(),
+            superseded: None,
+        };
+        self.pending.insert(request, pending);
+    }
+
+    fn abandon(&mut self, request: RequestId) {
+        match self.pending.get_mut(&request) {
+            // It is still under way, and keeps others out.
+            Some(pending) if pending.apply => pending.abandoned = true,
+            _ => {
+                self.pending.remove(&request);
             }
         }
     }
 
-    fn begin_command(&mut self, command: &Command) -> Result<(Want, Vec<usize>), Answer> {
-        let all: Vec<usize> = (0..self.watchers.len()).collect();
+    /// What a command has to wait for; `None` for the manager's end.
+    fn begin_command(&mut self, command: &Command) -> Result<Option<Vec<(usize, Want)>>, Answer> {
+        let all = |want: Want| move |id: usize| (id, want);
         match command {
-            Command::Reload(_) => unreachable!(),
             Command::Start(names) => {
-                let mut ids = self.find_all(names)?;
-                if names.is_empty() {
-                    ids = all
-                        .into_iter()
-                        .filter(|id| self.unit(*id).autostart)
-                        .collect();
-                }
+                let ids = self.select(names, |watcher| {
+                    watcher.own.spec.unit.autostart && !watcher.retired
+                })?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&ids)?;
                 for id in &ids {
                     self.start(*id);
                 }
-                Ok((Want::Up, ids))
+                Ok(Some(ids.into_iter().map(all(Want::Up)).collect()))
             }
             Command::Stop(names) => {
-                let mut ids = self.find_all(names)?;
-                if names.is_empty() {
-                    ids = all;
-                }
+                let ids = self.select(names, |_| true)?;
                 for id in &ids {
                     self.stop(*id);
                 }
-                Ok((Want::Stopped, ids))
+                Ok(Some(ids.into_iter().map(all(Want::Stopped)).collect()))
             }
             Command::Restart(names) => {
-                let mut ids = self.find_all(names)?;
-                if names.is_empty() {
-                    let runs = |id: &usize| {
-                        matches!(self.watchers[*id].goal, Goal::Up { .. } | Goal::Queued)
-                    };
-                    ids = all.into_iter().filter(runs).collect();
-                }
+                let ids = self.select(names, |watcher| {
+                    matches!(watcher.goal, Goal::Up { .. } | Goal::Queued)
+                })?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&ids)?;
                 for id in &ids {
                     self.restart(*id);
                 }
-                Ok((Want::Up, ids))
+                Ok(Some(ids.into_iter().map(all(Want::Up)).collect()))
+            }
+            Command::Reload(names) => {
+                let ids = self.select(names, |watcher| {
+                    matches!(watcher.goal, Goal::Up { .. }) && watcher.can_reload()
+                })?;
+                self.refuse_when_stopping()?;
+                if !ids.iter().all(|id| self.watchers[id].can_reload()) {
+                    self.say("reload refused");
+                    return Err(Answer::Refused);
+                }
+                let waits = ids.into_iter().map(|id| (id, self.reload(id)));
+                Ok(Some(waits.collect()))
             }
             Command::Scale { name, to } => {
                 let id = self.find(name)?;
                 self.refuse_when_stopping()?;
+                self.refuse_removed(&[id])?;
                 self.scale(id, *to)?;
-                Ok((Want::Scaled, vec![id]))
+                Ok(Some(vec![(id, Want::Scaled)]))
             }
             Command::Signal {
                 name,
@@ -1066,18 +1255,17 @@ impl Rules {
             } => {
                 let id = self.find(name)?;
                 let mut sent = false;
-                for number in self.wids(id) {
-                    let slot = self.slot(id, number);
-                    let generation = slot.generation;
-                    let hears = slot.life.runs() && !matches!(slot.life, Life::Clearing { .. });
-                    if hears && wid.is_none_or(|wid| wid == number) {
+                for at in self.places(id) {
+                    let life = &self.worker(at).life;
+                    let hears = life.runs() && !matches!(life, Life::Clearing { .. });
+                    if hears && wid.is_none_or(|wid| wid == at.wid) {
                         sent = true;
-                        let act = Act::Signal(generation, *signal, *children);
-                        self.expect(Key::Slot(id, number), act, "somebody sends a signal");
+                        let act = Act::Signal(*signal, *children);
+                        self.expect_of(at, act, "somebody sends a signal");
                     }
                 }
                 match sent {
-                    true => Ok((Want::Scaled, Vec::new())),
+                    true => Ok(Some(Vec::new())),
                     false => Err(Answer::Refused),
                 }
             }
@@ -1085,21 +1273,32 @@ impl Rules {
                 if !self.is_stopping() {
                     self.stop_all(0);
                 }
-                Ok((Want::Over, Vec::new()))
+                Ok(None)
             }
         }
     }
 
     fn find(&self, name: &str) -> Result<usize, Answer> {
         (self.watchers.iter())
-            .position(|watcher| watcher.spec.name() == name)
+            .find(|(_, watcher)| watcher.own.spec.name() == name)
+            .map(|(id, _)| *id)
             .ok_or_else(|| Answer::NoSuchWatcher(name.to_owned()))
     }
 
-    fn find_all(&self, names: &[String]) -> Result<Vec<usize>, Answer> {
-        let ids: Result<BTreeSet<usize>, Answer> =
+    /// The watchers of these names, or without names those that `all` chooses, in start order.
+    fn select(
+        &self,
+        names: &[String],
+        all: impl Fn(&Watcher) -> bool,
+    ) -> Result<Vec<usize>, Answer> {
+        let found: Result<BTreeSet<usize>, Answer> =
             names.iter().map(|name| self.find(name)).collect();
-        Ok(ids?.into_iter().collect())
+        let found = found?;
+        let ids = self.ids().into_iter();
+        Ok(match names.is_empty() {
+            true => ids.filter(|id| all(&self.watchers[id])).collect(),
+            false => ids.filter(|id| found.contains(id)).collect(),
+        })
     }
 
     fn refuse_when_stopping(&self) -> Result<(), Answer> {
@@ -1109,11 +1308,19 @@ impl Rules {
         }
     }
 
+    fn refuse_removed(&self, ids: &[usize]) -> Result<(), Answer> {
+        match ids.iter().any(|id| self.watchers[id].retired) {
+            true => Err(Answer::Refused),
+            false => Ok(()),
+        }
+    }
+
     fn restart(&mut self, id: usize) {
-        match self.watchers[id].goal {
+        match self.watchers[&id].goal {
             Goal::Up { .. } => {
-                for wid in self.wids(id) {
-                    self.stop_slot(id, wid, Why::Asked, None);
+                self.cancel_reload(id);
+                for at in self.places(id) {
+                    self.stop_worker(at, Why::Asked, None);
                 }
                 self.want_slots(id, 1);
             }
@@ -1123,53 +1330,54 @@ impl Rules {
     }
 
     fn want_slots(&mut self, id: usize, from: u32) {
-        for wid in from..=self.watchers[id].wanted {
-            let slot = self.watchers[id].slots.entry(wid).or_default();
-            if slot.life == Life::Idle {
-                slot.life = Life::Due;
+        for wid in from..=self.watchers[&id].wanted {
+            let slot = self.watcher(id).slots.entry(wid).or_default();
+            if slot.main.life == Life::Idle {
+                slot.main.life = Life::Due;
             }
         }
     }
 
     fn scale(&mut self, id: usize, to: Amount) -> Result<(), Answer> {
-        let before = self.watchers[id].wanted;
+        let before = self.watchers[&id].wanted;
         let wanted = match to {
             Amount::To(wanted) => i64::from(wanted),
             Amount::By(by) => (i64::from(before) + i64::from(by)).max(0),
         };
-        if self.unit(id).singleton && wanted > 1 || wanted > 100_000 {
+        let is_single = self.watchers[&id].next().spec.unit.singleton;
+        if is_single && wanted > 1 || wanted > 100_000 {
             return Err(Answer::Refused);
         }
-        self.watchers[id].wanted = wanted as u32;
-        for wid in before + 1..=wanted as u32 {
-            self.slot(id, wid);
-        }
-        let is_up = matches!(self.watchers[id].goal, Goal::Up { .. });
-        if is_up {
-            let shards = self.has_shards(id);
-            for wid in self.wids(id) {
-                if wid > wanted as u32 {
-                    self.retire(id, wid, shards);
-                }
-            }
-            self.want_slots(id, before + 1);
-        }
+        self.scale_to(id, wanted as u32);
         Ok(())
     }
 
+    fn scale_to(&mut self, id: usize, wanted: u32) {
+        let before = std::mem::replace(&mut self.watcher(id).wanted, wanted);
+        for wid in before + 1..=wanted {
+            self.watcher(id).slots.entry(wid).or_default();
+        }
+        if matches!(self.watchers[&id].goal, Goal::Up { .. }) {
+            let shards = self.has_shards(id);
+            for at in self.places(id) {
+                if at.wid > wanted {
+                    self.retire(at, shards);
+                }
+            }
+            self.want_slots(id, before.saturating_add(1));
+        }
+    }
+
     /// A worker whose kernel queue goes with it serves first what waits in it.
-    fn retire(&mut self, id: usize, wid: u32, shards: bool) {
-        let until = self.unit(id).graceful_timeout;
-        let until = until.map(|timeout| self.now + timeout);
-        let slot = self.slot(id, wid);
-        let generation = slot.generation;
-        if shards && matches!(slot.life, Life::Serving { .. }) {
-            slot.life = Life::Draining { until };
+    fn retire(&mut self, at: At, shards: bool) {
+        if at.seat == Seat::Main && shards && matches!(self.worker(at).life, Life::Serving { .. }) {
+            let until = self.definition(at).spec.unit.graceful_timeout;
+            let until = until.map(|timeout| self.now + timeout);
+            self.worker_mut(at).life = Life::Draining { until };
             self.say("drained");
-            let reason = "its shard is emptied before it goes";
-            self.expect(Key::Slot(id, wid), Act::Drain(generation), reason);
+            self.expect_of(at, Act::Drain, "its shard is emptied before it goes");
         } else {
-            self.stop_slot(id, wid, Why::Asked, None);
+            self.stop_worker(at, Why::Asked, None);
         }
     }
 
@@ -1178,20 +1386,24 @@ impl Rules {
             let Some(mut pending) = self.pending.remove(&request) else {
                 continue;
             };
-            for (id, mark) in pending.open.clone() {
-                if self.judge(id, mark, &mut pending) {
+            for (id, (want, mark)) in pending.open.clone() {
+                if self.judge(id, want, mark, &mut pending) {
                     pending.open.remove(&id);
                 }
             }
             let is_over = matches!(self.phase, Phase::Over);
-            let waits = pending.want == Want::Over || !pending.open.is_empty();
+            let waits = pending.over || !pending.open.is_empty();
             let answer = if waits && !is_over {
                 self.pending.insert(request, pending);
                 continue;
             } else if waits {
-                match pending.want {
-                    Want::Over | Want::Stopped => Answer::Done,
-                    Want::Up | Want::Scaled => Answer::ShuttingDown,
+                let stops = pending
+                    .open
+                    .values()
+                    .all(|(want, _)| *want == Want::Stopped);
+                match pending.over || stops && !pending.apply {
+                    true => Answer::Done,
+                    false => Answer::ShuttingDown,
                 }
             } else if !pending.problems.is_empty() {
                 Answer::Failed(pending.problems.concat())
@@ -1209,18 +1421,40 @@ impl Rules {
                 Answer::Superseded(..) => "answered: superseded",
                 _ => "answered: shutting down",
             });
-            self.reply(request, answer, "it is decided");
+            if !pending.abandoned {
+                self.reply(request, answer, "it is decided");
+            }
+            if pending.apply {
+                self.applied(pending.told);
+            }
         }
     }
 
     /// Whether a request has to wait for this watcher no longer.
-    fn judge(&self, id: usize, mark: u64, pending: &mut Pending) -> bool {
-        let watcher = &self.watchers[id];
-        let name = watcher.spec.name().to_owned();
+    fn judge(&self, id: usize, want: Want, mark: u64, pending: &mut Pending) -> bool {
+        let Some(watcher) = self.watchers.get(&id) else {
+            // It was to be removed, and is.
+            return true;
+        };
+        let name = watcher.own.spec.name().to_owned();
         let failed = watcher.failures > mark;
         let goes_on = "the manager goes on trying".to_owned();
-        match (pending.want, watcher.goal) {
-            (Want::Over, _) => false,
+        let mut problem = |more: Option<String>| {
+            let words = [format!("watcher `{name}`: ")].into_iter().chain(more);
+            pending.problems.push(words.collect());
+            true
+        };
+        match (want, watcher.goal) {
+            (Want::Reloaded(_), Goal::Down { .. }) => {
+                pending.superseded = Some((name, "stop"));
+                true
+            }
+            (Want::Reloaded(serial), _) if watcher.is_reloading(serial) => false,
+            (Want::Reloaded(serial), _) if watcher.failed_reload == Some(serial) => {
+                problem(Some("keeps what it had".into()))
+            }
+            (Want::Reloaded(_), Goal::Failed) => problem(None),
+            (Want::Reloaded(_), _) => true,
             (Want::Stopped, Goal::Up { .. } | Goal::Queued) => {
                 pending.superseded = Some((name, "start"));
                 true
@@ -1230,20 +1464,9 @@ impl Rules {
                 pending.superseded = Some((name, "stop"));
                 true
             }
-            (Want::Up, Goal::Failed) => {
-                pending.problems.push(vec![format!("watcher `{name}`: ")]);
-                true
-            }
-            (_, Goal::Up { .. }) if failed => {
-                pending
-                    .problems
-                    .push(vec![format!("watcher `{name}`: "), goes_on]);
-                true
-            }
-            (_, Goal::Failed | Goal::Waiting | Goal::Ended) if failed => {
-                pending.problems.push(vec![format!("watcher `{name}`: ")]);
-                true
-            }
+            (Want::Up, Goal::Failed) => problem(None),
+            (_, Goal::Up { .. }) if failed => problem(Some(goes_on)),
+            (_, Goal::Failed | Goal::Waiting | Goal::Ended) if failed => problem(None),
             (_, Goal::Up { complete }) => {
                 complete && watcher.is_quiet() && watcher.slots.len() as u32 <= watcher.wanted
             }
@@ -1280,7 +1503,9 @@ impl Rules {
                     }
                 }
                 Due::Socket(index) => {
-                    let socket = &mut self.sockets[index];
+                    let Some(socket) = self.sockets.get_mut(&index) else {
+                        continue;
+                    };
                     if socket.paused == Some(at) {
                         socket.paused = None;
                     } else {
@@ -1288,24 +1513,30 @@ impl Rules {
                         self.expect(Key::Socket(index), Act::Bind, "it is time to try again");
                     }
                 }
-                Due::Slot(id, wid) => self.slot_due(id, wid),
+                Due::Signalled(id) => self.signalled_due(id),
+                Due::Slot(at) => self.place_due(at),
             }
         }
     }
 
-    fn slot_due(&mut self, id: usize, wid: u32) {
-        let slot = self.slot(id, wid);
-        match slot.life {
+    fn place_due(&mut self, at: At) {
+        let now = self.now;
+        let worker = self.worker_mut(at);
+        match worker.life {
             Life::Idle | Life::Due | Life::Ordered { .. } => {}
-            Life::Resting { .. } => slot.life = Life::Due,
+            Life::Resting { .. } => worker.life = Life::Due,
             Life::Starting { .. } => {
                 self.say("start timeout");
-                self.stop_slot(id, wid, Why::Failed, None);
+                if self.is_replacement(at) {
+                    self.replacement_failed(at);
+                }
+                self.stop_worker(at, Why::Failed, None);
             }
-            Life::Proving { .. } => self.serve(id, wid),
-            Life::Serving { .. } => self.bite(id, wid),
-            Life::Draining { .. } => self.stop_slot(id, wid, Why::Asked, None),
-            Life::Ending { .. } | Life::Clearing { .. } => self.kill_slot(id, wid),
+            Life::Proving { .. } => self.serve(at),
+            Life::Serving { feed_by } if feed_by.is_some_and(|by| by <= now) => self.bite(at),
+            Life::Serving { .. } => self.too_old(at),
+            Life::Draining { .. } => self.stop_worker(at, Why::Asked, None),
+            Life::Ending { .. } | Life::Clearing { .. } => self.kill_worker(at),
         }
     }
 
@@ -1321,15 +1552,17 @@ impl Rules {
             Phase::Stopping { force_at, .. } => add(*force_at, Due::Force),
             _ => {}
         }
-        for (index, socket) in self.sockets.iter().enumerate() {
+        for (index, socket) in &self.sockets {
             if !self.is_stopping() {
-                add(socket.paused, Due::Socket(index));
-                add(socket.bind_at, Due::Socket(index));
+                add(socket.paused, Due::Socket(*index));
+                add(socket.bind_at, Due::Socket(*index));
             }
         }
-        for (id, watcher) in self.watchers.iter().enumerate() {
-            for (wid, slot) in &watcher.slots {
-                add(slot.life.deadline(), Due::Slot(id, *wid));
+        for (id, watcher) in &self.watchers {
+            let signalled = watcher.signalled.as_ref().and_then(|it| it.by);
+            add(signalled, Due::Signalled(*id));
+            for at in self.places(*id) {
+                add(self.worker(at).deadline(), Due::Slot(at));
             }
         }
         all.into_iter().min()
@@ -1339,11 +1572,11 @@ impl Rules {
     pub fn next_deadline(&self) -> Option<Time> {
         let mut first = self.first_due().map(|(at, _)| at);
         let mut add = |at: Time| first = Some(first.map_or(at, |first| first.min(at)));
-        for (id, watcher) in self.watchers.iter().enumerate() {
-            if watcher.goal == Goal::Queued && self.may_start(id) == Some(true) {
+        for (id, watcher) in &self.watchers {
+            if watcher.goal == Goal::Queued && self.may_start(*id) == Some(true) {
                 add(self.next_start);
             }
-            if watcher.slots.values().any(|slot| slot.life == Life::Due) {
+            if watcher.count(|life| *life == Life::Due) > 0 {
                 add(watcher.next_spawn);
             }
         }
@@ -1353,78 +1586,107 @@ impl Rules {
     // Consequences.
 
     fn settle(&mut self) {
-        // Each turn of the loop moves something forward; a hundred would be a circle.
-        for _ in 0..100 {
+        // Each turn of the loop moves something forward; a thousand would be a circle.
+        for _ in 0..1000 {
             let mut moved = false;
-            for id in 0..self.watchers.len() {
+            for id in self.watchers.keys().copied().collect::<Vec<_>>() {
                 moved |= self.settle_watcher(id);
             }
             if !moved && !self.start_next() && !self.advance_phase() {
                 break;
             }
         }
-        for index in 0..self.sockets.len() {
-            let must = self.must_watch(index);
-            if std::mem::replace(&mut self.sockets[index].watched, must) != must {
-                let act = if must { Act::Watch } else { Act::Unwatch };
-                self.expect(
-                    Key::Socket(index),
-                    act,
-                    "somebody waits for traffic, or not",
-                );
-            }
+        for index in self.sockets.keys().copied().collect::<Vec<_>>() {
+            self.settle_socket(index);
         }
         self.answer_all();
     }
 
+    fn settle_socket(&mut self, index: usize) {
+        let must = self.must_watch(index);
+        let is_closed = self.is_unused(index);
+        let Some(socket) = self.sockets.get_mut(&index) else {
+            return;
+        };
+        let must = must && !is_closed;
+        if std::mem::replace(&mut socket.watched, must) != must {
+            let act = if must { Act::Watch } else { Act::Unwatch };
+            let reason = "somebody waits for traffic, or not";
+            self.expect(Key::Socket(index), act, reason);
+        }
+        if is_closed {
+            self.say("socket closed");
+            self.sockets.remove(&index);
+            let reason = "no definition refers to it, and nothing runs that has it";
+            self.expect(Key::Socket(index), Act::Close, reason);
+        }
+    }
+
     fn settle_watcher(&mut self, id: usize) -> bool {
         let mut moved = false;
-        if self.watchers[id].goal == (Goal::Down { held: true }) && !self.is_held(id) {
-            self.watchers[id].goal = Goal::Down { held: false };
-            for wid in self.wids(id) {
-                self.stop_slot(id, wid, Why::Asked, None);
+        if self.watchers[&id].goal == (Goal::Down { held: true }) && !self.is_held(id) {
+            self.watcher(id).goal = Goal::Down { held: false };
+            for at in self.places(id) {
+                self.stop_worker(at, Why::Asked, None);
             }
             moved = true;
         }
-        if self.watchers[id].goal == Goal::Queued && self.may_start(id).is_none() {
+        if self.watchers[&id].goal == Goal::Queued && self.may_start(id).is_none() {
             self.say("failed with what it requires");
             self.give_up(id, 1);
             moved = true;
         }
-        if matches!(self.watchers[id].goal, Goal::Up { .. }) {
+        if matches!(self.watchers[&id].goal, Goal::Up { .. }) {
+            let watcher = self.watcher(id);
+            let serves = |slot: &Slot| slot.main.life == Life::Idle || slot.main.life.is_serving();
+            let idle = watcher.count(|life| *life != Life::Idle) == 0;
+            if watcher.goal == (Goal::Up { complete: false })
+                && watcher.slots.values().all(serves)
+                && (!idle || watcher.wanted == 0)
+            {
+                watcher.goal = Goal::Up { complete: true };
+                moved = true;
+            }
+            moved |= self.advance_reload(id);
             moved |= self.launch(id);
-            let watcher = &mut self.watchers[id];
-            let idle = watcher.slots.values().all(|slot| slot.life == Life::Idle);
+            let watcher = self.watcher(id);
+            let idle = watcher.count(|life| *life != Life::Idle) == 0;
             if idle && watcher.wanted > 0 {
                 self.ran_out(id);
-                moved = true;
-            } else if watcher.goal == (Goal::Up { complete: false }) && watcher.is_quiet() {
-                watcher.goal = Goal::Up { complete: true };
                 moved = true;
             }
         }
         let shards = self.has_shards(id);
-        while let Some((wid, slot)) = self.watchers[id].slots.last_key_value() {
-            if *wid <= self.watchers[id].wanted || slot.life != Life::Idle {
+        while let Some((wid, slot)) = self.watchers[&id].slots.last_key_value() {
+            let is_idle = slot.main.life == Life::Idle && slot.beside.life == Life::Idle;
+            let is_removed = self.watchers[&id].retired && !self.watchers[&id].lives();
+            if (*wid <= self.watchers[&id].wanted && !is_removed) || !is_idle {
                 break;
             }
             let wid = *wid;
-            self.watchers[id].slots.pop_last();
+            self.watcher(id).slots.pop_last();
             if shards {
-                self.expect(
-                    Key::Slot(id, wid),
-                    Act::CloseShards,
-                    "its wid goes for good",
-                );
+                let reason = "its wid goes for good";
+                self.expect(Key::Slot(id, wid), Act::CloseShards, reason);
             }
             moved = true;
         }
-        let state = self.watchers[id].state();
+        let state = self.watchers[&id].state();
+        let complete = self.watchers[&id].goal == (Goal::Up { complete: true });
         if let Phase::Booting { unsettled, .. } = &mut self.phase {
-            use WatcherState::{Backoff, Starting, Stopping};
-            if !matches!(state, Starting | Backoff | Stopping) {
+            let is_settled = match state {
+                WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping => false,
+                WatcherState::Reloading => complete,
+                _ => true,
+            };
+            if is_settled {
                 moved |= unsettled.remove(&id);
             }
+        }
+        if self.watchers[&id].retired && self.watchers[&id].slots.is_empty() {
+            self.say("watcher removed");
+            self.forget(id);
+            moved = true;
         }
         moved
     }
@@ -1433,23 +1695,29 @@ impl Rules {
         let now = self.now;
         let warmup = self.unit(id).warmup_delay;
         let mut moved = false;
-        for wid in self.wids(id) {
-            let next = self.watchers[id].next_spawn;
-            let slot = self.slot(id, wid);
-            if slot.life != Life::Due || next > now {
+        for at in self.places(id) {
+            let next = self.watchers[&id].next_spawn;
+            if self.worker(at).life != Life::Due || next > now {
                 continue;
             }
-            *slot = Slot {
-                generation: slot.generation + 1,
-                life: Life::Ordered { cancelled: false },
-                row: slot.row,
-                owed: slot.owed,
-                ..Slot::default()
-            };
+            self.orders += 1;
+            let order = self.orders;
+            let definition = Rc::clone(self.watchers[&id].next());
+            let slot = self.slot(at);
+            slot.generation += 1;
+            if at.seat == Seat::Main {
+                slot.ended_badly = None;
+            }
             let generation = slot.generation;
-            self.watchers[id].next_spawn = now + warmup;
-            let act = Act::Spawn(generation);
-            self.expect(Key::Slot(id, wid), act, "it is wanted and due");
+            *self.worker_mut(at) = Worker {
+                life: Life::Ordered { cancelled: false },
+                generation,
+                order,
+                of: Some(Rc::clone(&definition)),
+                ..Worker::default()
+            };
+            self.watcher(id).next_spawn = now + warmup;
+            self.expect_of(at, Act::Spawn(definition), "it is wanted and due");
             moved = true;
         }
         moved
@@ -1457,9 +1725,9 @@ impl Rules {
 
     fn start_next(&mut self) -> bool {
         let is_next = |id: &usize| {
-            self.watchers[*id].goal == Goal::Queued && self.may_start(*id) == Some(true)
+            self.watchers[id].goal == Goal::Queued && self.may_start(*id) == Some(true)
         };
-        let Some(id) = (0..self.watchers.len()).find(is_next) else {
+        let Some(id) = self.ids().into_iter().find(is_next) else {
             return false;
         };
         if self.next_start > self.now {
@@ -1467,10 +1735,10 @@ impl Rules {
             return false;
         }
         self.next_start = self.now + self.warmup_delay;
-        let watcher = &mut self.watchers[id];
+        let watcher = self.watcher(id);
         watcher.goal = Goal::Up { complete: false };
         watcher.failed_starts = 0;
-        watcher.has_mishap = false;
+        watcher.mishap = Mishap::None;
         self.want_slots(id, 1);
         true
     }
@@ -1479,11 +1747,11 @@ impl Rules {
         match &self.phase {
             Phase::Booting { unsettled, .. } if unsettled.is_empty() => {
                 self.phase = Phase::Running;
-                let act = Act::Parent(ParentNotice::Ready);
-                self.expect(Key::Manager, act, "all that starts by itself has started");
+                let reason = "all that starts by itself has started";
+                self.tell_parent(ParentNotice::Ready, reason);
                 true
             }
-            Phase::Stopping { code, .. } if !self.watchers.iter().any(Watcher::lives) => {
+            Phase::Stopping { code, .. } if !self.watchers.values().any(Watcher::lives) => {
                 let code = *code;
                 self.finish(code);
                 true
@@ -1492,298 +1760,83 @@ impl Rules {
         }
     }
 
-    // Comparing.
+    // Looking things up.
 
     fn expect(&mut self, key: Key, act: Act, reason: &'static str) {
         self.expected.push(Expected { key, act, reason });
     }
 
-    fn compare(&mut self, effects: &[Effect]) -> Result<(), String> {
-        let expected = std::mem::take(&mut self.expected);
-        let mut queues: BTreeMap<Key, Vec<&Expected>> = BTreeMap::new();
-        for it in expected.iter().rev() {
-            queues.entry(it.key).or_default().push(it);
-        }
-        let mut spawns = Vec::new();
-        for effect in effects {
-            let Some(key) = self.key_of(effect)? else {
-                continue;
-            };
-            let name = || self.name_of(key);
-            let Some(it) = queues.get_mut(&key).and_then(Vec::pop) else {
-                return Err(format!("{}: nothing calls for {}", name(), brief(effect)));
-            };
-            if !self.fits(&it.act, effect) {
-                return Err(format!(
-                    "{}: {:?} must come first, since {}; there is {}",
-                    name(),
-                    it.act,
-                    it.reason,
-                    brief(effect)
-                ));
-            }
-            if let (Key::Slot(id, wid), Effect::Spawn { proc, .. }) = (key, effect) {
-                let Act::Spawn(generation) = it.act else {
-                    continue;
-                };
-                if self.procs.insert(*proc, (id, wid, generation)).is_some() {
-                    return Err(format!("{proc:?} is not a new name"));
-                }
-                if let Some(slot) = self.watchers[id].slots.get_mut(&wid) {
-                    slot.proc = Some(*proc);
-                }
-                spawns.push((id, wid));
-            }
-        }
-        if let Some(it) = queues.into_values().flatten().last() {
-            let name = self.name_of(it.key);
-            return Err(format!(
-                "{name}: {:?} is missing, since {}",
-                it.act, it.reason
-            ));
-        }
-        let first_starts = |all: &[(usize, u32)]| -> Vec<(usize, u32)> {
-            let is_first = |(id, wid): &&(usize, u32)| {
-                (self.watchers[*id].slots.get(wid)).is_some_and(|slot| slot.generation == 1)
-            };
-            all.iter().filter(is_first).copied().collect()
-        };
-        let in_order: Vec<(usize, u32)> = (expected.iter())
-            .filter_map(|it| match (it.key, &it.act) {
-                (Key::Slot(id, wid), Act::Spawn(_)) => Some((id, wid)),
-                _ => None,
-            })
-            .collect();
-        if first_starts(&spawns) != first_starts(&in_order) {
-            return Err(format!(
-                "the order of start is {spawns:?} and must be {in_order:?}"
-            ));
-        }
-        Ok(())
+    fn expect_of(&mut self, at: At, act: Act, reason: &'static str) {
+        let key = Key::Worker(at.id, at.wid, self.worker(at).generation);
+        self.expect(key, act, reason);
     }
 
-    /// What an effect is about; `None` where that is checked elsewhere.
-    fn key_of(&self, effect: &Effect) -> Result<Option<Key>, String> {
-        Ok(Some(match effect {
-            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => return Ok(None),
-            Effect::Spawn { watcher, wid, .. } | Effect::CloseShards { watcher, wid } => {
-                Key::Slot(watcher.0 as usize, *wid)
-            }
-            Effect::CancelSpawn { proc }
-            | Effect::Signal { proc, .. }
-            | Effect::Follow { proc, .. }
-            | Effect::Kill { proc }
-            | Effect::KillLeftovers { proc }
-            | Effect::AwaitLeftovers { proc }
-            | Effect::Drain { proc } => match self.procs.get(proc) {
-                Some((id, wid, _)) => Key::Slot(*id, *wid),
-                None => return Err(format!("{proc:?} is none that was spawned before")),
-            },
-            Effect::Watch { socket } | Effect::Unwatch { socket } | Effect::Bind { socket } => {
-                Key::Socket(socket.0 as usize)
-            }
-            Effect::Reply { request, .. } => Key::Request(*request),
-            Effect::Parent(ParentNotice::Status(_))
-            | Effect::Progress { .. }
-            | Effect::Log { .. } => return Ok(None),
-            Effect::Parent(_) | Effect::Finish { .. } => Key::Manager,
-        }))
-    }
-
-    fn fits(&self, act: &Act, effect: &Effect) -> bool {
-        let is = |proc: &ProcId, generation: &u64| {
-            (self.procs.get(proc)).is_some_and(|(_, _, known)| known == generation)
-        };
-        match (act, effect) {
-            (Act::Spawn(_), Effect::Spawn { watcher, spec, .. }) => {
-                Rc::ptr_eq(spec, &self.watchers[watcher.0 as usize].spec)
-            }
-            (Act::Cancel(of), Effect::CancelSpawn { proc }) => is(proc, of),
-            (
-                Act::Signal(of, signal, group),
-                Effect::Signal {
-                    proc,
-                    signal: sent,
-                    group: to_group,
-                },
-            ) => is(proc, of) && (signal, group) == (sent, to_group),
-            (Act::Follow(of, pid), Effect::Follow { proc, pid: to }) => {
-                is(proc, of) && *pid == to.0
-            }
-            (Act::Kill(of), Effect::Kill { proc })
-            | (Act::KillLeftovers(of), Effect::KillLeftovers { proc })
-            | (Act::AwaitLeftovers(of), Effect::AwaitLeftovers { proc })
-            | (Act::Drain(of), Effect::Drain { proc }) => is(proc, of),
-            (Act::CloseShards, Effect::CloseShards { .. })
-            | (Act::Watch, Effect::Watch { .. })
-            | (Act::Unwatch, Effect::Unwatch { .. })
-            | (Act::Bind, Effect::Bind { .. }) => true,
-            (Act::Parent(notice), Effect::Parent(told)) => notice == told,
-            (Act::Finish(code), Effect::Finish { code: with }) => code == with,
-            (Act::Reply(answer), Effect::Reply { outcome, .. }) => match (answer, outcome) {
-                (Answer::Done, Ok(_))
-                | (Answer::Refused, Err(Refusal::Refused(_)))
-                | (Answer::ShuttingDown, Err(Refusal::ShuttingDown)) => true,
-                (Answer::NoSuchWatcher(name), Err(Refusal::NoSuchWatcher { name: said })) => {
-                    name == said
-                }
-                (Answer::Failed(words), Err(Refusal::Failed(text))) => {
-                    words.iter().all(|word| text.contains(word.as_str()))
-                        && text.contains("goes on") == words.iter().any(|w| w.contains("goes on"))
-                }
-                (
-                    Answer::Superseded(name, by),
-                    Err(Refusal::Superseded {
-                        name: said,
-                        by: said_by,
-                    }),
-                ) => name == said && by == said_by,
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-
-    fn name_of(&self, key: Key) -> String {
-        match key {
-            Key::Slot(id, wid) => {
-                format!("watcher `{}` worker {wid}", self.watchers[id].spec.name())
-            }
-            Key::Socket(index) => format!("socket `{}`", self.sockets[index].spec.name()),
-            Key::Request(request) => format!("request {}", request.0),
-            Key::Manager => "the manager".into(),
-        }
-    }
-
-    /// Holds what the supervisor shows against what is.
-    pub fn check_view(&self, view: &View<'_>) -> Result<(), String> {
-        let starting = matches!(self.phase, Phase::New | Phase::Booting { .. });
-        same(|| "the manager's starting".into(), view.starting, starting)?;
-        same(
-            || "the manager's stopping".into(),
-            view.stopping,
-            self.is_stopping(),
-        )?;
-        for (index, shown) in view.sockets.iter().enumerate() {
-            let socket = &self.sockets[index];
-            let state = if !socket.bound {
-                SocketState::Failed
-            } else if socket.paused.is_some() {
-                SocketState::Paused
-            } else if socket.watched {
-                SocketState::Armed
-            } else {
-                SocketState::Listening
-            };
-            let of = |what: &str| format!("{what} of socket `{}`", shown.name);
-            same(|| of("the state"), shown.state, state)?;
-            same(|| of("the watching"), shown.watched, socket.watched)?;
-            let wrong = matches!(state, SocketState::Failed | SocketState::Paused);
-            same(
-                || of("whether an error is shown"),
-                shown.error.is_some(),
-                wrong,
-            )?;
-        }
-        for (watcher, shown) in self.watchers.iter().zip(&view.watchers) {
-            let of = |what: &str| format!("{what} of watcher `{}`", shown.name);
-            let state = watcher.state();
-            same(|| of("the state"), shown.state, state)?;
-            same(|| of("`wanted`"), shown.wanted, watcher.wanted)?;
-            same(
-                || of("`ready`"),
-                shown.ready,
-                watcher.count(Life::is_serving),
-            )?;
-            same(|| of("`restarts`"), shown.restarts, watcher.restarts)?;
-            if matches!(state, WatcherState::Failed | WatcherState::Backoff)
-                && shown.error.is_none()
-            {
-                return Err(of("no error is shown"));
-            }
-            if !watcher.has_mishap && shown.error.is_some() {
-                return Err(of(
-                    "an error is shown, and nothing went wrong since the start",
-                ));
-            }
-            let mut workers = shown.workers.iter();
-            for (wid, slot) in watcher.slots.iter().filter(|(_, slot)| slot.life.runs()) {
-                let Some(worker) = workers.next() else {
-                    return Err(of("a worker is missing in the list"));
-                };
-                let state = match slot.life {
-                    Life::Draining { .. } | Life::Ending { .. } | Life::Clearing { .. } => {
-                        WorkerState::Stopping
-                    }
-                    Life::Serving { .. } if slot.reloading => WorkerState::Reloading,
-                    Life::Serving { .. } => WorkerState::Ready,
-                    _ => WorkerState::Starting,
-                };
-                same(
-                    || of("a worker"),
-                    (worker.wid, Some(worker.proc), worker.pid.0, worker.state),
-                    (*wid, slot.proc, slot.pid, state),
-                )?;
-                same(
-                    || of("generation, status and age of a worker"),
-                    (worker.generation, worker.status, worker.since),
-                    (slot.generation, slot.status.as_deref(), slot.since),
-                )?;
-            }
-            if workers.next().is_some() {
-                return Err(of("there is a worker too many in the list"));
-            }
-        }
-        Ok(())
-    }
-
-    /// After a time without faults: whether all that is wanted is up.
-    pub fn check_calm(&self) -> Result<(), String> {
-        for watcher in &self.watchers {
-            let is_settled = match watcher.goal {
-                Goal::Up { complete } => complete && watcher.is_quiet(),
-                Goal::Queued | Goal::Down { held: true } => false,
-                Goal::Down { held: false } | Goal::Waiting | Goal::Ended | Goal::Failed => {
-                    !watcher.lives()
-                }
-            };
-            if !is_settled {
-                return Err(format!(
-                    "watcher `{}` is {:?} long after the last fault: {:?}",
-                    watcher.spec.name(),
-                    watcher.goal,
-                    watcher.slots
-                ));
-            }
-        }
-        match self.phase {
-            Phase::Booting { .. } => Err("the manager is still starting".into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether the time of a forced stop is over too, so that the manager ends without what it could not kill.
-    pub fn is_beyond_force(&self) -> bool {
-        self.said.contains_key("ended without what can't be killed")
-    }
-
-    fn current(&self, proc: ProcId) -> Option<(usize, u32)> {
+    /// Where a process is, if it is known and has not ended.
+    fn current(&self, proc: ProcId) -> Option<At> {
         let (id, wid, _) = *self.procs.get(&proc)?;
-        let slot = self.watchers[id].slots.get(&wid)?;
-        let has_process = slot.life.runs() || matches!(slot.life, Life::Ordered { .. });
-        (slot.proc == Some(proc) && has_process).then_some((id, wid))
+        let places = SEATS.map(|seat| At { id, wid, seat });
+        self.watchers.get(&id)?.slots.get(&wid)?;
+        places.into_iter().find(|at| {
+            let worker = self.worker(*at);
+            worker.proc == Some(proc) && worker.is_there()
+        })
     }
 
-    fn slot(&mut self, id: usize, wid: u32) -> &mut Slot {
-        self.watchers[id].slots.entry(wid).or_default()
+    /// Watchers in the order in which they start.
+    fn ids(&self) -> Vec<usize> {
+        let mut ids: Vec<usize> = self.watchers.keys().copied().collect();
+        ids.sort_by_key(|id| (self.watchers[id].rank, *id));
+        ids
     }
 
-    fn wids(&self, id: usize) -> Vec<u32> {
-        self.watchers[id].slots.keys().copied().collect()
+    /// All places of a watcher, empty ones too.
+    fn places(&self, id: usize) -> Vec<At> {
+        (self.watchers[&id].slots.keys())
+            .flat_map(|wid| {
+                SEATS.map(|seat| At {
+                    id,
+                    wid: *wid,
+                    seat,
+                })
+            })
+            .collect()
     }
 
-    fn unit(&self, id: usize) -> &tentpole::unit::Watcher {
-        &self.watchers[id].spec.unit
+    fn watcher(&mut self, id: usize) -> &mut Watcher {
+        self.watchers
+            .get_mut(&id)
+            .expect("ids are of watchers that are known")
+    }
+
+    fn slot(&mut self, at: At) -> &mut Slot {
+        self.watcher(at.id).slots.entry(at.wid).or_default()
+    }
+
+    fn worker(&self, at: At) -> &Worker {
+        let slot = &self.watchers[&at.id].slots[&at.wid];
+        match at.seat {
+            Seat::Main => &slot.main,
+            Seat::Beside => &slot.beside,
+        }
+    }
+
+    fn worker_mut(&mut self, at: At) -> &mut Worker {
+        let slot = self.slot(at);
+        match at.seat {
+            Seat::Main => &mut slot.main,
+            Seat::Beside => &mut slot.beside,
+        }
+    }
+
+    /// What the process at a place was started from.
+    fn definition(&self, at: At) -> Rc<Definition> {
+        let of = self.worker(at).of.as_ref();
+        Rc::clone(of.unwrap_or(self.watchers[&at.id].next()))
+    }
+
+    /// What a watcher is, as it was written.
+    fn unit(&self, id: usize) -> &unit::Watcher {
+        &self.watchers[&id].own.spec.unit
     }
 
     fn say(&mut self, rule: &'static str) {
@@ -1792,20 +1845,27 @@ impl Rules {
 }
 
 impl Watcher {
+    fn workers(&self) -> impl Iterator<Item = &Worker> {
+        (self.slots.values()).flat_map(|slot| [&slot.main, &slot.beside])
+    }
+
     fn count(&self, which: impl Fn(&Life) -> bool) -> u32 {
-        (self.slots.values())
-            .filter(|slot| which(&slot.life))
-            .count() as u32
+        self.workers().filter(|it| which(&it.life)).count() as u32
     }
 
     /// It has a process, or is about to.
     fn lives(&self) -> bool {
-        self.count(|life| life.runs() || matches!(life, Life::Ordered { .. })) > 0
+        self.workers().any(Worker::is_there)
     }
 
     /// Everything is where it is to stay.
     fn is_quiet(&self) -> bool {
         self.count(|life| *life != Life::Idle && !life.is_serving()) == 0
+    }
+
+    /// Traffic on this socket starts it.
+    fn waits_on(&self, socket: usize) -> bool {
+        self.goal == Goal::Waiting && self.own.sockets.contains(&socket)
     }
 
     fn state(&self) -> WatcherState {
@@ -1816,6 +1876,9 @@ impl Watcher {
             starts || matches!(life, Life::Due | Life::Proving { .. })
         });
         match self.goal {
+            Goal::Up { .. } if self.reload.is_some() || self.signalled.is_some() => {
+                WatcherState::Reloading
+            }
             Goal::Up { complete: true } if serving > 0 || self.wanted == 0 => WatcherState::Running,
             Goal::Up { .. } if resting > 0 && on_the_way == 0 => WatcherState::Backoff,
             Goal::Up { .. } | Goal::Queued => WatcherState::Starting,
@@ -1832,14 +1895,27 @@ impl Socket {
         self.failed_binds += 1;
         let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
         let delay = delay_before(self.failed_binds + 1, shortest, longest);
-        self.bind_at = Some(now + delay);
+        // Nobody needs one any more that is in no plan.
+        self.bind_at = (!self.retired).then_some(now + delay);
     }
 }
 
-impl Slot {
+impl Worker {
+    /// There is a process, or one was asked for.
+    fn is_there(&self) -> bool {
+        self.life.runs() || matches!(self.life, Life::Ordered { .. })
+    }
+
     fn feed(&mut self, now: Time) {
         let feed_by = self.interval.map(|interval| now + interval);
         self.life = Life::Serving { feed_by };
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        match self.life {
+            Life::Serving { feed_by } => feed_by.into_iter().chain(self.expires).min(),
+            ref life => life.deadline(),
+        }
     }
 }
 
@@ -1893,9 +1969,8 @@ impl Kill {
         graceful.map_or(Kill::Never, |timeout| Kill::At(now + timeout))
     }
 }
-
 impl End {
-    fn of(exit: Exit, ready: Option<Time>) -> End {
+    fn of(exit: Exit, worker: Worker) -> End {
         let (clean, exit_code) = match exit {
             Exit::Code(code) => (code == 0, code),
             Exit::Signal(Signal(number)) => (matches!(number, 1 | 2 | 13 | 15), 128 + number),
@@ -1905,8 +1980,10 @@ impl End {
             clean,
             succeeded: exit == Exit::Code(0),
             lived: true,
-            ready,
+            ready: worker.ready,
             exit_code,
+            of: worker.of,
+            order: worker.order,
         }
     }
 }
@@ -1925,26 +2002,4 @@ fn delay_before(row: u32, shortest: Duration, longest: Duration) -> Duration {
         }
     }
     delay.min(longest.max(shortest))
-}
-
-fn same<T: PartialEq + Debug>(
-    what: impl FnOnce() -> String,
-    shown: T,
-    is: T,
-) -> Result<(), String> {
-    match shown == is {
-        true => Ok(()),
-        false => Err(format!("{} is {is:?}, and {shown:?} is shown", what())),
-    }
-}
-
-/// An effect without the definition of a watcher.
-pub fn brief(effect: &Effect) -> String {
-    match effect {
-        Effect::Spawn {
-            proc, watcher, wid, ..
-        } => format!("Spawn {{ proc: {proc:?}, watcher: {watcher:?}, wid: {wid} }}"),
-        Effect::Log { level, unit, text } => format!("log {level:?} {unit}: {text}"),
-        other => format!("{other:?}"),
-    }
 }

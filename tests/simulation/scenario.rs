@@ -4,24 +4,32 @@
 
 use crate::rules::Rules;
 use crate::units::plan_of;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
+use tentpole::plan;
 use tentpole::supervise::notify::Message;
 use tentpole::supervise::{
     Command, Effect, Event, Exit, ParentNotice, Pid, ProcId, Refusal, RequestId, Sender, Settings,
-    SocketId, SpawnFailure, Supervisor, Time, View, WatcherView,
+    SocketId, SpawnFailure, Supervisor, Time, View, WatcherId, WatcherView,
 };
 use tentpole::unit::{LogLevel, signal_name};
+
+const SETTINGS: Settings = Settings {
+    log_level: LogLevel::Trace,
+    parent: false,
+};
 
 pub struct Scenario {
     pub supervisor: Supervisor,
     rules: Rules,
     pub now: Time,
-    watchers: Vec<String>,
-    sockets: Vec<String>,
-    /// The slot of each process, and the latest process of each slot.
+    watchers: HashMap<WatcherId, String>,
+    sockets: BTreeMap<SocketId, String>,
+    /// What each process is called, and the latest that is called so.
     slots: HashMap<ProcId, String>,
     procs: HashMap<String, ProcId>,
+    /// Names of processes that have not ended.
+    alive: BTreeSet<String>,
     next_pid: i32,
     next_request: u64,
     /// Log lines so far.
@@ -41,18 +49,18 @@ impl Scenario {
         let unbound: Vec<(String, String)> = (unbound.iter())
             .map(|name| (name.to_string(), "bind: no such address".to_owned()))
             .collect();
-        let settings = Settings {
-            log_level: LogLevel::Trace,
-            parent: false,
-        };
         Scenario {
-            supervisor: Supervisor::new(&plan, &unbound, settings),
+            supervisor: Supervisor::new(&plan, &unbound, SETTINGS),
             rules: Rules::new(&plan, &unbound, false),
             now: Time::ZERO + Duration::from_secs(1000),
-            watchers: plan.watchers.iter().map(|w| w.name().to_owned()).collect(),
-            sockets: plan.sockets.iter().map(|s| s.name().to_owned()).collect(),
+            watchers: HashMap::new(),
+            sockets: (0..)
+                .zip(&plan.sockets)
+                .map(|(id, spec)| (SocketId(id), spec.name().to_owned()))
+                .collect(),
             slots: HashMap::new(),
             procs: HashMap::new(),
+            alive: BTreeSet::new(),
             next_pid: 100,
             next_request: 1,
             log: Vec::new(),
@@ -63,13 +71,73 @@ impl Scenario {
     /// One event, now.
     pub fn event(&mut self, event: Event) -> Vec<String> {
         let mut effects = Vec::new();
+        if let Event::Exited { proc, .. }
+        | Event::SpawnFailed { proc, .. }
+        | Event::SpawnCancelled { proc } = &event
+        {
+            self.alive.remove(&self.slots[proc]);
+        }
         self.supervisor
             .handle(self.now, event.clone(), &mut effects);
-        let words: Vec<String> = (effects.iter()).filter_map(|it| self.words(it)).collect();
+        let words = self.all_words(&effects);
         let judged = (self.rules.turn(self.now, &event, &effects))
             .and_then(|()| self.rules.check_view(&self.supervisor.view(self.now)));
         if let Err(sentence) = judged {
             panic!("{event:?}: {sentence}; there is {words:?}");
+        }
+        words
+    }
+
+    fn all_words(&mut self, effects: &[Effect]) -> Vec<String> {
+        for watcher in &self.supervisor.view(self.now).watchers {
+            self.watchers.insert(watcher.id, watcher.name.to_owned());
+        }
+        effects.iter().filter_map(|it| self.words(it)).collect()
+    }
+
+    /// Other units are applied, of whose sockets these can't be bound.
+    pub fn apply_with_unbound(&mut self, text: &str, unbound: &[&str]) -> Vec<String> {
+        let plan = Box::new(plan_of(text));
+        let unbound: Vec<(String, String)> = (unbound.iter())
+            .map(|name| (name.to_string(), "bind: no such address".to_owned()))
+            .collect();
+        let changes = plan::diff(&self.supervisor.plan(), &plan);
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.event(Event::Apply {
+            request,
+            plan,
+            changes,
+            unbound,
+            no_wait: false,
+            progress: true,
+        })
+    }
+
+    pub fn apply(&mut self, text: &str) -> Vec<String> {
+        self.apply_with_unbound(text, &[])
+    }
+
+    /// Whether an apply of these units would change nothing.
+    pub fn is_as(&self, text: &str) -> bool {
+        plan::diff(&self.supervisor.plan(), &plan_of(text)).is_empty()
+    }
+
+    /// A new manager goes on from the records of this one; those who wait for answers are there still, or not.
+    pub fn succeeded(&mut self, connected: bool) -> Vec<String> {
+        let mut records = Vec::new();
+        self.supervisor.record_all(&mut |key, content| {
+            records.extend(content.map(|content| (key, content)));
+        });
+        let restored = Supervisor::restore(records, SETTINGS);
+        self.supervisor = restored.expect("it was recorded");
+        let mut effects = Vec::new();
+        self.supervisor.resume(self.now, connected, &mut effects);
+        let words = self.all_words(&effects);
+        let judged = (self.rules.resume(self.now, connected, &effects))
+            .and_then(|()| self.rules.check_view(&self.supervisor.view(self.now)));
+        if let Err(sentence) = judged {
+            panic!("{sentence}; there is {words:?}");
         }
         words
     }
@@ -166,8 +234,9 @@ impl Scenario {
     }
 
     pub fn socket(&self, name: &str) -> SocketId {
-        let index = self.sockets.iter().position(|socket| socket == name);
-        SocketId(index.expect("the socket is in the unit file") as u32)
+        let mut newest = self.sockets.iter().rev();
+        let found = newest.find(|(_, known)| *known == name);
+        *found.expect("the socket is in the unit file").0
     }
 
     /// Requests are numbered from 1.
@@ -194,6 +263,10 @@ impl Scenario {
         self.command(Command::Restart(owned(names)))
     }
 
+    pub fn reload(&mut self, names: &[&str]) -> Vec<String> {
+        self.command(Command::Reload(owned(names)))
+    }
+
     pub fn terminate(&mut self) -> Vec<String> {
         self.event(Event::Terminate)
     }
@@ -215,11 +288,24 @@ impl Scenario {
     fn words(&mut self, effect: &Effect) -> Option<String> {
         let of = |proc: &ProcId| self.slots[proc].clone();
         Some(match effect {
-            Effect::Open { .. } | Effect::Change { .. } | Effect::Close { .. } => return None,
+            Effect::Open { socket, spec } => {
+                self.sockets.insert(*socket, spec.name().to_owned());
+                format!("open {}", spec.name())
+            }
+            Effect::Change { socket, .. } => format!("change {}", self.sockets[socket]),
+            Effect::Close { socket } => format!("close {}", self.sockets[socket]),
             Effect::Spawn {
                 proc, watcher, wid, ..
             } => {
-                let slot = format!("{}/{wid}", self.watchers[watcher.0 as usize]);
+                if let Some(slot) = self.slots.get(proc) {
+                    return Some(format!("spawn {slot} again"));
+                }
+                // Beside another it is called a/1'.
+                let mut slot = format!("{}/{wid}", self.watchers[watcher]);
+                while self.alive.contains(&slot) {
+                    slot.push('\'');
+                }
+                self.alive.insert(slot.clone());
                 self.slots.insert(*proc, slot.clone());
                 self.procs.insert(slot.clone(), *proc);
                 format!("spawn {slot}")
@@ -239,11 +325,11 @@ impl Scenario {
             Effect::AwaitLeftovers { proc } => format!("await leftovers of {}", of(proc)),
             Effect::Drain { proc } => format!("drain {}", of(proc)),
             Effect::CloseShards { watcher, wid } => {
-                format!("close shards {}/{wid}", self.watchers[watcher.0 as usize])
+                format!("close shards {}/{wid}", self.watchers[watcher])
             }
-            Effect::Watch { socket } => format!("watch {}", self.sockets[socket.0 as usize]),
-            Effect::Unwatch { socket } => format!("unwatch {}", self.sockets[socket.0 as usize]),
-            Effect::Bind { socket } => format!("bind {}", self.sockets[socket.0 as usize]),
+            Effect::Watch { socket } => format!("watch {}", self.sockets[socket]),
+            Effect::Unwatch { socket } => format!("unwatch {}", self.sockets[socket]),
+            Effect::Bind { socket } => format!("bind {}", self.sockets[socket]),
             Effect::Reply { request, outcome } => {
                 let outcome = match outcome {
                     Ok(None) => "done".to_owned(),
@@ -257,6 +343,7 @@ impl Scenario {
                 format!("answer {}: {outcome}", request.0)
             }
             Effect::Parent(ParentNotice::Ready) => "tell the parent: ready".to_owned(),
+            Effect::Parent(ParentNotice::Reloading) => "tell the parent: reloading".to_owned(),
             Effect::Parent(ParentNotice::Stopping) => "tell the parent: stopping".to_owned(),
             Effect::Parent(_) => return None,
             Effect::Progress {

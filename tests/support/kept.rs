@@ -5,6 +5,8 @@
 //! | `run UNITS` | the real manager, with a keeper |
 //! | `obey SOCKET` | as a manager that does what it is told through a unix socket, line by line; see [`obey`] |
 
+#![allow(clippy::zombie_processes)] // The keeper reaps what is left behind.
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

@@ -309,13 +309,15 @@ impl Manager {
 
     /// Every live process that the manager has started, however far it has run away.
     pub fn offspring(&self) -> Vec<i32> {
+        let own = self.child.as_ref().map(|child| child.id() as i32);
         let mut pids = processes_of(self.dir.path());
         // The keeper and the manager have the command line that the test has started.
         let units = self.path("units.toml").display().to_string();
         pids.retain(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-            !(words.contains(&b"run".as_slice()) && words.contains(&units.as_bytes()))
+            Some(*pid) != own
+                && !(words.contains(&b"run".as_slice()) && words.contains(&units.as_bytes()))
         });
         pids
     }

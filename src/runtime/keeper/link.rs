@@ -135,11 +135,15 @@ impl Link {
 
     /// Has descriptors held by these names, in place of what was held by them before.
     pub fn hold(&mut self, fds: &[(&str, BorrowedFd<'_>)]) {
-        for part in fds.chunks(MOST_AT_ONCE) {
+        let (fit, unfit): (Vec<_>, Vec<_>) = fds.iter().partition(|(name, _)| is_name(name));
+        for (name, _) in unfit {
+            log::error!(target: "manager", "`{name}` is not held by the keeper: the name is empty or too long");
+        }
+        for part in fit.chunks(MOST_AT_ONCE) {
             if self.unsent.is_empty() && self.send_held(part).is_ok() {
                 continue;
             }
-            for (name, fd) in part.iter().filter(|(name, _)| is_name(name)) {
+            for (name, fd) in part {
                 match fd.try_clone_to_owned() {
                     Ok(fd) => drop(self.unsent.insert((*name).to_owned(), Some(fd))),
                     Err(error) => {
@@ -178,10 +182,10 @@ impl Link {
 
     /// Sends what waits, as far as there is room.
     pub fn flush(&mut self) {
-        if !self.is_full() || self.send_unsent().is_ok() {
-            return;
+        if self.is_full() {
+            // No room is no error, and a keeper that is no more shows in `receive`.
+            let _ = self.send_unsent();
         }
-        // A keeper that is no more shows in `receive`.
     }
 
     fn send_unsent(&mut self) -> io::Result<()> {
@@ -218,10 +222,6 @@ impl Link {
     }
 
     fn send_held(&self, fds: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
-        if let Some((name, _)) = fds.iter().find(|(name, _)| !is_name(name)) {
-            log::error!(target: "manager", "`{name}` can't be held: the name is empty or too long");
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
         let (names, fds): (Vec<&str>, Vec<BorrowedFd<'_>>) = fds.iter().copied().unzip();
         unix::send(&self.socket, &ToKeeper::Hold(names).encode(), &fds)
     }
@@ -277,5 +277,159 @@ impl Teller {
 impl AsFd for Teller {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memory;
+    use proptest::prelude::*;
+
+    /// What a keeper does with holds and releases.
+    fn obey(socket: &OwnedFd, held: &mut BTreeMap<String, OwnedFd>, most: usize) -> usize {
+        let mut buffer = [0; LONGEST];
+        for count in 0..most {
+            let (length, fds) = match unix::receive(socket, &mut buffer).unwrap() {
+                Received::Message {
+                    length,
+                    fds,
+                    truncated,
+                } => {
+                    assert!(!truncated);
+                    (length, fds)
+                }
+                _ => return count,
+            };
+            match ToKeeper::decode(&buffer[..length]).unwrap() {
+                ToKeeper::Hold(names) => {
+                    assert_eq!(names.len(), fds.len());
+                    held.extend(names.into_iter().map(str::to_owned).zip(fds));
+                }
+                ToKeeper::Release(names) => held.retain(|name, _| !names.contains(&name.as_str())),
+                other => panic!("{other:?}"),
+            }
+        }
+        most
+    }
+
+    fn link() -> (Link, OwnedFd) {
+        let (near, far) = unix::message_pair().unwrap();
+        (Link::new(near, true), far)
+    }
+
+    #[test]
+    fn many_are_held_by_few_messages() {
+        let (mut link, keeper) = link();
+        let file = memory::file(c"tentpole-test").unwrap();
+        let names: Vec<String> = (0..1000).map(|number| format!("s{number}")).collect();
+        let fds: Vec<_> = names
+            .iter()
+            .map(|name| (name.as_str(), file.as_fd()))
+            .collect();
+        link.hold(&fds);
+        let mut held = BTreeMap::new();
+        let messages = obey(&keeper, &mut held, usize::MAX);
+        assert_eq!(messages, 1000usize.div_ceil(MOST_AT_ONCE));
+        assert!(!link.is_full());
+        assert_eq!(held.len(), 1000);
+    }
+
+    #[test]
+    fn a_name_that_nobody_could_keep_does_no_harm_to_others() {
+        let (mut link, keeper) = link();
+        let file = memory::file(c"tentpole-test").unwrap();
+        let long = "x".repeat(101);
+        link.hold(&[
+            ("a", file.as_fd()),
+            (&long, file.as_fd()),
+            ("", file.as_fd()),
+        ]);
+        link.release(&[&long, ""]);
+        let mut held = BTreeMap::new();
+        obey(&keeper, &mut held, usize::MAX);
+        assert_eq!(held.into_keys().collect::<Vec<_>>(), ["a"]);
+        assert!(!link.is_full());
+    }
+
+    #[test]
+    fn what_stands_between_is_no_reason_to_wait() {
+        let (mut link, keeper) = link();
+        let file = memory::file(c"tentpole-test").unwrap();
+        // Nobody reads; there are never more to wait than there are names.
+        for _ in 0..2000 {
+            link.hold(&[("a", file.as_fd()), ("b", file.as_fd())]);
+            link.release(&["a"]);
+        }
+        assert!(link.is_full());
+        assert_eq!(link.unsent.len(), 2);
+        link.reap(Pid::own());
+        link.heard(15);
+        let mut held = BTreeMap::new();
+        let mut buffer = [0; LONGEST];
+        // As many as make room.
+        obey(&keeper, &mut held, 100);
+        link.flush();
+        assert!(!link.is_full());
+        let mut last = Vec::new();
+        while let Received::Message { length, .. } = unix::receive(&keeper, &mut buffer).unwrap() {
+            last.push(buffer[..length].to_vec());
+        }
+        let own = [
+            ToKeeper::Reap(Pid::own()).encode(),
+            ToKeeper::Heard(15).encode(),
+            ToKeeper::Release(vec!["a"]).encode(),
+            ToKeeper::Hold(vec!["b"]).encode(),
+        ];
+        assert_eq!(last[last.len() - 4..], own);
+    }
+
+    #[test]
+    fn the_end_of_the_keeper_is_told_and_harms_nobody() {
+        let (mut link, keeper) = link();
+        let told = FromKeeper::Exited {
+            pid: Pid::own(),
+            group: None,
+            exit: Exit::Code(3),
+        };
+        unix::send(&keeper, &[9, 99, 1, 2], &[]).unwrap();
+        unix::send(&keeper, &told.encode(), &[]).unwrap();
+        drop(keeper);
+        let exited = Exited {
+            pid: Pid::own(),
+            group: None,
+            exit: Exit::Code(3),
+        };
+        assert_eq!(link.receive(), Some(Word::Exited(exited)));
+        assert_eq!(link.receive(), Some(Word::Gone));
+        link.release(&["a"]);
+        let error = link.teller().unwrap().send(b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    proptest! {
+        #[test]
+        fn the_keeper_holds_what_the_last_word_says(
+            steps in proptest::collection::vec((any::<bool>(), 0u8..20, 0usize..4), 0..400),
+        ) {
+            let (mut link, keeper) = link();
+            let file = memory::file(c"tentpole-test").unwrap();
+            let (mut held, mut model) = (BTreeMap::new(), BTreeSet::new());
+            for (hold, name, read) in steps {
+                let name = format!("{name:0>90}");
+                if hold {
+                    link.hold(&[(&name, file.as_fd())]);
+                    model.insert(name);
+                } else {
+                    link.release(&[&name]);
+                    model.remove(&name);
+                }
+                obey(&keeper, &mut held, read);
+            }
+            while link.is_full() || obey(&keeper, &mut held, usize::MAX) > 0 {
+                link.flush();
+            }
+            prop_assert_eq!(held.into_keys().collect::<BTreeSet<_>>(), model);
+        }
     }
 }

@@ -30,11 +30,11 @@ pub mod protocol;
 pub use link::{Exited, Link, Taken, Teller, Word};
 
 use super::{logger, parent};
-use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::fork::{self, Side};
+use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::spawn::{Child, Spawn, Spawner};
+use crate::sys::spawn::{Spawn, Spawner};
 use crate::sys::unix::{self, Received};
 use crate::unit::{LogFormat, LogLevel, Signal, signal_name};
 use protocol::{FromKeeper, LONGEST, MOST_AT_ONCE, ToKeeper};
@@ -83,7 +83,8 @@ const MOST_TOLD: usize = 32;
 const MESSAGES_PER_TURN: usize = 64;
 
 /// Makes this process a keeper, and a child of it the manager, which goes on from here with the link to it. Whatever this
-/// process has open but 0 to 2 is the manager's. [`FORWARDED`] signals must be blocked, so that none is lost.
+/// process has open but 0 to 2 is the manager's. The signals that are forwarded must be
+/// blocked, so that none is lost.
 pub fn begin() -> io::Result<Link> {
     let (ours, theirs) = unix::message_pair()?;
     match fork::fork()? {
@@ -104,31 +105,22 @@ fn keep(link: OwnedFd, manager: Pid) -> i32 {
     }
 }
 
-/// What is waited for.
 #[derive(Clone, Copy)]
-enum Token {
-    Signals,
-    Link,
-    Parent,
-}
-
-#[derive(Debug)]
-enum Manager {
-    /// The first one, or one that has taken over.
-    Up { pid: Pid, since: Duration },
-    /// It was started, and has not taken over.
-    Coming { pid: Pid, since: Duration },
-    /// There is none until then.
-    Due(Duration),
+struct Manager {
+    pid: Pid,
+    since: Duration,
+    /// It is the first one, or has taken over.
+    is_up: bool,
 }
 
 struct Keeper {
-    epoll: Epoll,
     signals: SignalFd,
     program: Option<PathBuf>,
     /// The limit of open descriptors that a manager is started with.
     nofile: Option<(u64, u64)>,
-    manager: Manager,
+    manager: Option<Manager>,
+    /// When to start the next one, while there is none.
+    due: Duration,
     link: Option<OwnedFd>,
     held: BTreeMap<String, OwnedFd>,
     /// The last name that a new manager was handed.
@@ -158,18 +150,16 @@ impl Keeper {
         if Pid::own().as_raw() != 1 {
             process::set_subreaper()?;
         }
-        let epoll = Epoll::new()?;
-        epoll.add(&signals, Token::Signals as u64, Interest::Readable)?;
-        epoll.add(&link, Token::Link as u64, Interest::Readable)?;
         Ok(Keeper {
-            epoll,
             signals,
             program: fork::program(),
             nofile: process::raise_fd_limit().ok().flatten(),
-            manager: Manager::Up {
+            manager: Some(Manager {
                 pid: manager,
                 since: process::monotonic_now(),
-            },
+                is_up: true,
+            }),
+            due: Duration::ZERO,
             link: Some(link),
             held: BTreeMap::new(),
             handed: None,
@@ -180,17 +170,19 @@ impl Keeper {
             stop: None,
             pause: Duration::ZERO,
             failures: 0,
-            parent: Parent::default(),
+            parent: Parent::connect(),
         })
     }
 
     fn run(mut self) -> i32 {
+        process::release_code();
         loop {
-            let timeout = match self.manager {
-                Manager::Due(at) => Some(at.saturating_sub(process::monotonic_now())),
-                Manager::Up { .. } | Manager::Coming { .. } => None,
-            };
-            if let Err(error) = self.epoll.wait(timeout) {
+            let pause = self.due.saturating_sub(process::monotonic_now());
+            let timeout = self.manager.is_none().then_some(pause);
+            let mut fds = vec![(self.signals.as_fd(), false)];
+            fds.extend(self.link.iter().map(|link| (link.as_fd(), self.is_full)));
+            fds.extend(self.parent.full().map(|parent| (parent, true)));
+            if let Err(error) = output::wait_for(&fds, timeout) {
                 log::error!(target: "keeper", "waiting failed: {error}");
             }
             if let Some(code) = self.turn() {
@@ -214,45 +206,39 @@ impl Keeper {
         self.forward_signals();
         self.tell_exits();
         // There may be room now.
-        self.parent.send(&self.epoll);
-        match self.manager {
-            Manager::Due(at) if at <= now => self.start(now),
-            _ => None,
+        self.parent.send();
+        if self.manager.is_none() && self.due <= now {
+            return self.start(now);
         }
+        None
     }
 
     fn look_at_manager(&mut self, now: Duration) -> Option<i32> {
-        let (pid, since, was_up) = match self.manager {
-            Manager::Up { pid, since } => (pid, since, true),
-            Manager::Coming { pid, since } => (pid, since, false),
-            Manager::Due(_) => return None,
-        };
+        let Manager { pid, since, is_up } = self.manager?;
         // While it runs this fails.
         let exit = process::reap(pid).ok()?;
         // What it has said before its end counts.
         self.take_messages(usize::MAX);
         self.close_link();
+        self.manager = None;
         match exit {
-            Exit::Code(code) if was_up || self.held.is_empty() => return Some(code),
+            Exit::Code(code) if is_up || self.held.is_empty() => return Some(code),
             Exit::Code(code) => {
                 log::error!(target: "keeper", "the new manager (pid {pid}) did not take over: it exited with {code}");
             }
-            Exit::Signal { signal, core } => {
+            Exit::Signal { signal, .. } => {
                 let name = signal_name(Signal(signal));
-                let core = if core { " (core dumped)" } else { "" };
-                log::error!(target: "keeper", "the manager (pid {pid}) was ended by signal {name}{core}");
+                log::error!(target: "keeper", "the manager (pid {pid}) was ended by signal {name}");
             }
         }
-        if was_up {
-            self.failures = 0;
-            if now.saturating_sub(since) >= STEADY {
-                self.pause = Duration::ZERO;
-            }
-            self.plan_start(now);
-            None
-        } else {
-            self.fail(now)
+        if !is_up {
+            return self.fail(now);
         }
+        if now.saturating_sub(since) >= STEADY {
+            self.pause = Duration::ZERO;
+        }
+        self.plan_start(now);
+        None
     }
 
     fn plan_start(&mut self, now: Duration) {
@@ -260,7 +246,7 @@ impl Keeper {
         if !pause.is_zero() {
             log::info!(target: "keeper", "the next manager is started in {pause:?}");
         }
-        self.manager = Manager::Due(now + pause);
+        self.due = now + pause;
         self.pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
     }
 
@@ -281,20 +267,11 @@ impl Keeper {
     }
 
     fn start(&mut self, now: Duration) -> Option<i32> {
-        let started = self.spawn().and_then(|(pid, link)| {
-            let added = self
-                .epoll
-                .add(&link, Token::Link as u64, Interest::Readable);
-            added.map_err(|error| {
-                let _ = process::kill(pid, libc::SIGKILL);
-                error.to_string()
-            })?;
-            Ok((pid, link))
-        });
-        match started {
+        match self.spawn() {
             Ok((pid, link)) => {
                 log::info!(target: "keeper", "a new manager (pid {pid}) takes over");
-                self.manager = Manager::Coming { pid, since: now };
+                let (since, is_up) = (now, false);
+                self.manager = Some(Manager { pid, since, is_up });
                 self.link = Some(link);
                 None
             }
@@ -306,42 +283,35 @@ impl Keeper {
     }
 
     /// Executes the program anew, with the arguments and the environment that it was started with, and a link.
-    fn spawn(&self) -> Result<(Pid, OwnedFd), String> {
-        let (ours, theirs) = unix::message_pair().map_err(|error| error.to_string())?;
-        let mut spawner = Spawner::new().map_err(|error| error.to_string())?;
+    fn spawn(&self) -> io::Result<(Pid, OwnedFd)> {
+        let (ours, theirs) = unix::message_pair()?;
+        let mut spawner = Spawner::new()?;
         if let Some((soft, hard)) = self.nofile {
             spawner.restore_nofile(soft, hard);
         }
-        let mut candidates: Vec<CString> = self
-            .program
-            .iter()
-            .filter_map(|path| CString::new(path.clone().into_os_string().into_vec()).ok())
-            .collect();
-        candidates.push(c"/proc/self/exe".to_owned());
+        let program = self.program.iter().map(|path| path.clone().into());
+        let mut candidates = c_strings(program.chain(["/proc/self/exe".into()]));
         if self.failures % 2 == 1 {
             candidates.reverse();
         }
-        // What execve(2) has given us holds no NUL byte.
-        let c_strings = |texts: Vec<OsString>| -> Vec<CString> {
-            let texts = texts.into_iter();
-            texts
-                .filter_map(|text| CString::new(text.into_vec()).ok())
-                .collect()
-        };
-        let Child { pid, .. } = spawner
-            .spawn(&Spawn {
-                candidates: &candidates,
-                argv: &c_strings(std::env::args_os().collect()),
-                env: &c_strings(environment(std::env::vars_os(), Pid::own())),
-                fds: &[(theirs.as_fd(), LINK_FD)],
-                ..Spawn::default()
-            })
-            .map_err(|error| error.to_string())?;
-        Ok((pid, ours))
+        let child = spawner.spawn(&Spawn {
+            candidates: &candidates,
+            argv: &c_strings(std::env::args_os()),
+            env: &c_strings(environment(std::env::vars_os(), Pid::own()).into_iter()),
+            fds: &[(theirs.as_fd(), LINK_FD)],
+            ..Spawn::default()
+        });
+        Ok((child.map_err(io::Error::other)?.pid, ours))
+    }
+
+    /// The manager that takes signals and wants to know of exits.
+    fn up(&self) -> Option<Pid> {
+        let up = self.manager.filter(|manager| manager.is_up);
+        up.map(|manager| manager.pid)
     }
 
     fn forward_signals(&mut self) {
-        let Manager::Up { pid, .. } = self.manager else {
+        let Some(pid) = self.up() else {
             return;
         };
         while let Some(signal) = self.waiting.pop_first() {
@@ -354,12 +324,10 @@ impl Keeper {
 
     /// Tells the manager of one ended child, if it has acted on the last one.
     fn tell_exits(&mut self) {
-        let Manager::Up { pid: manager, .. } = self.manager else {
+        self.is_full = false;
+        let Some(manager) = self.up().filter(|_| self.told.is_none()) else {
             return;
         };
-        if self.told.is_some() {
-            return;
-        }
         let (pid, exit) = match process::peek_exit() {
             Ok(Some((pid, exit))) if pid != manager => (pid, exit),
             Ok(_) => return,
@@ -373,25 +341,7 @@ impl Keeper {
         // A manager without a link is about to end: its descriptors are closed before it is a zombie.
         let is_broken = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::BrokenPipe);
         self.told = Some(pid).filter(|_| sent.is_ok());
-        self.wait_for_room(sent.is_err() && !is_broken);
-    }
-
-    fn wait_for_room(&mut self, is_full: bool) {
-        let Some(link) = self.link.as_ref().filter(|_| is_full != self.is_full) else {
-            return;
-        };
-        let interest = if is_full {
-            Interest::Both
-        } else {
-            Interest::Readable
-        };
-        if self
-            .epoll
-            .modify(link, Token::Link as u64, interest)
-            .is_ok()
-        {
-            self.is_full = is_full;
-        }
+        self.is_full = sent.is_err() && !is_broken;
     }
 
     fn say(&self, message: &FromKeeper<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -435,9 +385,9 @@ impl Keeper {
             }
             ToKeeper::More => self.hand_on(),
             ToKeeper::Adopted => {
-                if let Manager::Coming { pid, since } = self.manager {
-                    self.manager = Manager::Up { pid, since };
-                    self.failures = 0;
+                self.failures = 0;
+                if let Some(manager) = &mut self.manager {
+                    manager.is_up = true;
                 }
             }
             ToKeeper::Hold(names) => {
@@ -456,7 +406,7 @@ impl Keeper {
             }
             ToKeeper::Tell(text) => {
                 self.parent.tell(text);
-                self.parent.send(&self.epoll);
+                self.parent.send();
             }
             // Of what it was not told it knows nothing.
             ToKeeper::Reap(pid) if self.told == Some(pid) => {
@@ -501,13 +451,18 @@ impl Keeper {
     }
 
     fn close_link(&mut self) {
-        // Closing it takes it out of the set: nobody else has this end.
         self.link = None;
         self.is_full = false;
         // What was not acted on is for the next manager.
         self.told = None;
         self.waiting.append(&mut self.sent);
     }
+}
+
+/// For execve(2), which has given us these: they hold no NUL byte.
+fn c_strings(texts: impl Iterator<Item = OsString>) -> Vec<CString> {
+    let texts = texts.map(|text| CString::new(text.into_vec()));
+    texts.filter_map(Result::ok).collect()
 }
 
 /// What a new manager finds: what the keeper was started with, less what was meant for the keeper's own pid.
@@ -545,12 +500,18 @@ fn environment(own: impl Iterator<Item = (OsString, OsString)>, pid: Pid) -> Vec
 #[derive(Default)]
 struct Parent {
     connection: Option<UnixDatagram>,
-    is_known: bool,
     told: VecDeque<Vec<u8>>,
-    is_full: bool,
 }
 
 impl Parent {
+    fn connect() -> Parent {
+        let connection = parent::connect();
+        Parent {
+            connection: connection.filter(|parent| parent.set_nonblocking(true).is_ok()),
+            told: VecDeque::new(),
+        }
+    }
+
     fn tell(&mut self, text: &[u8]) {
         if self.told.len() >= MOST_TOLD {
             // The next of these says as much as the last; else the oldest goes.
@@ -564,23 +525,10 @@ impl Parent {
         self.told.push_back(text.to_vec());
     }
 
-    fn send(&mut self, epoll: &Epoll) {
-        if !self.told.is_empty() && !self.is_known {
-            self.is_known = true;
-            self.connection =
-                parent::connect().filter(|parent| parent.set_nonblocking(true).is_ok());
-        }
-        let Some(connection) = &self.connection else {
-            self.told.clear();
-            return;
-        };
-        let mut is_full = false;
-        while let Some(text) = self.told.front() {
+    fn send(&mut self) {
+        while let (Some(connection), Some(text)) = (&self.connection, self.told.front()) {
             match connection.send(text) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    is_full = true;
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     log::debug!(target: "keeper", "the parent could not be notified: {error}");
                 }
@@ -588,13 +536,71 @@ impl Parent {
             }
             self.told.pop_front();
         }
-        if is_full != self.is_full {
-            let token = Token::Parent as u64;
-            let changed = match is_full {
-                true => epoll.add(connection, token, Interest::Writable),
-                false => epoll.remove(connection),
-            };
-            self.is_full = is_full && changed.is_ok();
+    }
+
+    /// To be waited for, if it has no room.
+    fn full(&self) -> Option<BorrowedFd<'_>> {
+        let connection = self.connection.as_ref().filter(|_| !self.told.is_empty());
+        connection.map(AsFd::as_fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn surviving(entries: &[(&str, &str)]) -> Vec<String> {
+        let own = entries
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        let found = environment(own, Pid::new(42).unwrap()).into_iter();
+        found.map(|entry| entry.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_new_manager_is_told_what_is_true_for_it() {
+        let entries = [
+            ("PATH", "/bin"),
+            ("LISTEN_PID", "42"),
+            ("LISTEN_FDS", "2"),
+            ("LISTEN_FDNAMES", "a:b"),
+            ("LISTEN_PIDFDID", "9"),
+            ("NOTIFY_SOCKET", "/run/n"),
+            ("TENTPOLE_KEEPER", "7"),
+            ("WATCHDOG_USEC", "1000"),
+            ("WATCHDOG_PID", "42"),
+        ];
+        let expected = [
+            "PATH=/bin",
+            "NOTIFY_SOCKET=/run/n",
+            "WATCHDOG_USEC=1000",
+            "TENTPOLE_KEEPER=3",
+        ];
+        assert_eq!(surviving(&entries), expected);
+        // A watchdog of somebody else is not for the manager.
+        let entries = [("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "7")];
+        assert_eq!(surviving(&entries), ["TENTPOLE_KEEPER=3"]);
+        assert_eq!(
+            surviving(&entries[..1]),
+            ["WATCHDOG_USEC=1000", "TENTPOLE_KEEPER=3"]
+        );
+    }
+
+    #[test]
+    fn what_the_parent_has_no_room_for_is_bounded_and_keeps_what_counts() {
+        let mut parent = Parent::default();
+        parent.tell(b"READY=1");
+        for _ in 0..10 * MOST_TOLD {
+            parent.tell(b"STATUS=x");
+            parent.tell(b"WATCHDOG=1");
         }
+        parent.tell(b"STOPPING=1");
+        assert!(parent.told.len() <= MOST_TOLD);
+        assert_eq!(parent.told[0], b"READY=1");
+        assert_eq!(parent.told.back().unwrap(), b"STOPPING=1");
+        for _ in 0..2 * MOST_TOLD {
+            parent.tell(b"RELOADING=1");
+        }
+        assert_eq!(parent.told.len(), MOST_TOLD);
     }
 }

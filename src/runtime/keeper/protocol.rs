@@ -79,11 +79,6 @@ const HEARD: u8 = 8;
 const HELD: u8 = 1;
 const EXITED: u8 = 2;
 
-/// How a process ended, in [`FromKeeper::Exited`].
-const BY_CODE: u8 = 0;
-const BY_SIGNAL: u8 = 1;
-const BY_SIGNAL_WITH_CORE: u8 = 2;
-
 impl<'a> ToKeeper<'a> {
     /// As it is sent.
     pub fn encode(&self) -> Vec<u8> {
@@ -131,19 +126,9 @@ impl<'a> FromKeeper<'a> {
                 with_names(bytes, names)
             }
             FromKeeper::Exited { pid, group, exit } => {
-                let mut bytes = message(EXITED);
-                let (how, value) = match *exit {
-                    Exit::Code(code) => (BY_CODE, code),
-                    Exit::Signal {
-                        signal,
-                        core: false,
-                    } => (BY_SIGNAL, signal),
-                    Exit::Signal { signal, core: true } => (BY_SIGNAL_WITH_CORE, signal),
-                };
-                bytes.extend(pid.as_raw().to_le_bytes());
+                let mut bytes = with_number(EXITED, pid.as_raw());
                 bytes.extend(group.map_or(0, Pid::as_raw).to_le_bytes());
-                bytes.extend(value.to_le_bytes());
-                bytes.push(how);
+                bytes.extend(status(*exit).to_le_bytes());
                 bytes
             }
         }
@@ -158,20 +143,11 @@ impl<'a> FromKeeper<'a> {
                 stop: number(&mut rest).map(|signal| Some(signal).filter(|signal| *signal > 0))?,
                 names: names(rest)?,
             }),
-            EXITED => {
-                let pid = Pid::new(number(&mut rest)?)?;
-                let group = Pid::new(number(&mut rest)?);
-                let value = number(&mut rest)?;
-                let exit = match *rest.first()? {
-                    BY_CODE => Exit::Code(value),
-                    how @ (BY_SIGNAL | BY_SIGNAL_WITH_CORE) => Exit::Signal {
-                        signal: value,
-                        core: how == BY_SIGNAL_WITH_CORE,
-                    },
-                    _ => return None,
-                };
-                Some(FromKeeper::Exited { pid, group, exit })
-            }
+            EXITED => Some(FromKeeper::Exited {
+                pid: Pid::new(number(&mut rest)?)?,
+                group: number(&mut rest).map(Pid::new)?,
+                exit: exit(number(&mut rest)?),
+            }),
             _ => None,
         }
     }
@@ -180,6 +156,24 @@ impl<'a> FromKeeper<'a> {
 /// Whether something can be held by this name.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= LONGEST_NAME
+}
+
+/// How a process ended, as wait(2) says it.
+fn status(exit: Exit) -> i32 {
+    match exit {
+        Exit::Code(code) => (code & 0xff) << 8,
+        Exit::Signal { signal, core } => (signal & 0x7f) | (i32::from(core) << 7),
+    }
+}
+
+fn exit(status: i32) -> Exit {
+    match status & 0x7f {
+        0 => Exit::Code(status >> 8 & 0xff),
+        signal => Exit::Signal {
+            signal,
+            core: status & 0x80 != 0,
+        },
+    }
 }
 
 fn message(kind: u8) -> Vec<u8> {

@@ -1,0 +1,761 @@
+//! Apply: what the units say now, all of it or nothing, and nothing that has not changed is touched.
+
+mod support;
+
+use serde_json::{Value, json};
+use std::io::BufReader;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+use support::lives::listeners;
+use support::load::Load;
+use support::{Manager, ask, environment, is_alive, poll, receive, send, wait_until_dead};
+
+const UNITS: &str = r#"
+    [socket.web]
+    listen = "127.0.0.1:0"
+    [socket.other]
+    listen = "DIR/other.sock"
+    [watcher.web]
+    cmd = "PROBE serve $(circus.socket.web)"
+    numprocesses = 2
+    [watcher.other]
+    cmd = "PROBE serve $(circus.socket.other)"
+    "#;
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    listener.local_addr().expect("an address").port()
+}
+
+/// What `apply --dry-run --json` says.
+fn changes(manager: &Manager) -> Value {
+    let text = manager.ok(&["apply", "--dry-run", "--json"]);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let document: Value = serde_json::from_str(&text).expect("is JSON");
+    let plan: Value = serde_json::from_str(&manager.ok(&["plan", "--json"])).expect("is JSON");
+    assert_eq!(plan, document, "plan says the same");
+    document["changes"].clone()
+}
+
+/// An apply that must be refused with nothing changed; what it says.
+fn refused(manager: &Manager, units: &str) -> String {
+    let before = (manager.snapshot(), manager.status());
+    let files = support::files(manager.dir.path());
+    let output = manager.try_apply(units);
+    let text = String::from_utf8(output.stderr).expect("is UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{text}\n{}", manager.log());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    assert_eq!((manager.snapshot(), manager.status()), before, "{text}");
+    assert_eq!(support::files(manager.dir.path()), files);
+    text
+}
+
+#[test]
+fn nothing_that_has_not_changed_is_touched() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    assert_eq!(changes(&manager), json!([]));
+    assert!(manager.ok(&["apply"]).contains("nothing had to change"));
+    assert_eq!(manager.snapshot(), before);
+    // Other words for the same are no change.
+    let other_words = UNITS
+        .replace(
+            "numprocesses = 2",
+            "numprocesses = 2\ngraceful_timeout = \"30s\" # as ever",
+        )
+        .replace(
+            "[watcher.other]",
+            "\n\n[watcher.other]\nrestart = \"always\"",
+        );
+    manager.write(&other_words);
+    assert_eq!(changes(&manager), json!([]));
+    manager.apply(&UNITS.replace("[watcher.other]", "[watcher.other]\nenv = { A = \"1\" }"));
+    let after = manager.snapshot();
+    assert_eq!(after.workers["web"], before.workers["web"]);
+    assert_eq!(after.listeners, before.listeners);
+    assert_ne!(after.workers["other"], before.workers["other"]);
+    assert_eq!(environment(after.pids("other")[0])["A"], "1");
+}
+
+#[test]
+fn a_plan_names_each_unit_what_is_done_to_it_and_why() {
+    let manager = Manager::start(&format!(
+        "{UNITS}\n[socket.gone]\nlisten = \"DIR/gone.sock\"\n[watcher.gone]\ncmd = \"PROBE sleep\"\nsockets = [\"gone\"]\n[watcher.scaled]\ncmd = \"PROBE sleep\""
+    ));
+    let before = manager.snapshot();
+    let port = free_port();
+    manager.write(&format!(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        backlog = 7
+        [socket.other]
+        listen = "127.0.0.1:{port}"
+        [socket.new]
+        listen = "DIR/new.sock"
+        [watcher.web]
+        cmd = ["PROBE", "serve", "$(circus.socket.web)", "more"]
+        numprocesses = 2
+        env = {{ A = "1" }}
+        [watcher.other]
+        cmd = "PROBE serve $(circus.socket.other)"
+        [watcher.scaled]
+        cmd = "PROBE sleep"
+        numprocesses = 3
+        "#
+    ));
+    let all = changes(&manager);
+    let of = |unit: &str| {
+        let found = all
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|change| change["unit"] == unit);
+        found.map(|change| (change["action"].clone(), change["keys"].clone()))
+    };
+    let change = |action: &str, keys: Value| Some((json!(action), keys));
+    assert_eq!(of("socket.web"), change("set", json!(["backlog"])));
+    assert_eq!(of("socket.other"), change("rebind", json!(["listen"])));
+    assert_eq!(of("socket.new"), change("add", json!([])));
+    assert_eq!(of("socket.gone"), change("remove", json!([])));
+    assert_eq!(of("watcher.gone"), change("remove", json!([])));
+    assert_eq!(of("watcher.web"), change("reload", json!(["cmd", "env"])));
+    assert_eq!(
+        of("watcher.scaled"),
+        change("scale", json!(["numprocesses"]))
+    );
+    // As text, for people.
+    let text = manager.ok(&["apply", "--dry-run"]);
+    let line = text.lines().find(|line| line.starts_with("watcher.web "));
+    let words: Vec<&str> = line.expect("a line").split_whitespace().collect();
+    assert_eq!(words, ["watcher.web", "reload", "cmd,", "env"]);
+    // None of it has happened.
+    assert_eq!(manager.snapshot(), before);
+    assert!(!manager.path("new.sock").exists());
+    for (args, code) in [
+        (&["apply", "--dry-run", "--detailed-exitcode"][..], 2),
+        (&["plan", "--detailed-exitcode"], 2),
+        (&["apply", "--dry-run"], 0),
+    ] {
+        assert_eq!(manager.cli(args).status.code(), Some(code), "{args:?}");
+    }
+    let done: Value = serde_json::from_str(&manager.ok(&["apply", "--json"])).expect("is JSON");
+    assert_eq!(done["changes"], all);
+    assert_eq!(
+        manager
+            .cli(&["apply", "--dry-run", "--detailed-exitcode"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(changes(&manager), json!([]));
+    let after = manager.snapshot();
+    assert_eq!(after.listeners["web"], before.listeners["web"]);
+    assert_eq!(after.workers["scaled"].len(), 3);
+    assert_eq!(after.workers["scaled"][0], before.workers["scaled"][0]);
+    assert!(!manager.path("other.sock").exists() && !manager.path("gone.sock").exists());
+    assert!(!after.workers.contains_key("gone") && !after.listeners.contains_key("gone"));
+    for pid in before.pids("gone") {
+        assert!(!is_alive(pid));
+    }
+    ask(&format!("127.0.0.1:{port}"), "pid");
+}
+
+#[test]
+fn a_mistake_changes_nothing_and_every_mistake_is_shown() {
+    let manager = Manager::start(UNITS);
+    let text = refused(
+        &manager,
+        "[watcher.web]\ncmd = \"PROBE serve $(circus.socket.nothing)\"\nnumproceses = 3\n[socket.web]\nlisten = \"127.0.0.1:99999\"\n",
+    );
+    for part in [
+        "units.toml:",
+        "nothing",
+        "numproceses",
+        "numprocesses",
+        "99999",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = refused(&manager, "[watcher.web\ncmd = 3");
+    assert!(text.contains("units.toml:1:"), "{text}");
+    refused(&manager, "\u{0}\u{1}");
+    // A dry run says it too.
+    let output = manager.cli(&["apply", "--dry-run", "--detailed-exitcode"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[test]
+fn a_port_that_somebody_else_has_changes_nothing() {
+    let manager = Manager::start(UNITS);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("an address").port();
+    let text = refused(
+        &manager,
+        &format!(
+            "{UNITS}\n[socket.first]\nlisten = \"DIR/first.sock\"\n[socket.admin]\nlisten = \"127.0.0.1:{port}\"\n[watcher.more]\ncmd = \"PROBE sleep\"\nnumprocesses = 3"
+        )
+        .replace("numprocesses = 2", "numprocesses = 5"),
+    );
+    assert!(
+        text.contains("socket.admin") && text.contains(&port.to_string()),
+        "{text}"
+    );
+    assert!(
+        text.contains(&std::process::id().to_string()),
+        "says who has it: {text}"
+    );
+    // A change of address to it neither.
+    let text = refused(
+        &manager,
+        &UNITS.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")),
+    );
+    assert!(text.contains("socket.web"), "{text}");
+    // And once it is free, it is taken.
+    drop(taken);
+    manager.apply(&UNITS.replace("127.0.0.1:0", &format!("127.0.0.1:{port}")));
+    ask(&format!("127.0.0.1:{port}"), "pid");
+}
+
+#[test]
+fn too_few_descriptors_in_the_middle_change_nothing() {
+    let manager = support::spawn_by_script(UNITS, "ulimit -n 40; exec \"$@\"", |_| {});
+    manager.wait_for_notice("READY=1");
+    let mut units = UNITS.to_owned();
+    for number in 0..60 {
+        units.push_str(&format!(
+            "[socket.s{number}]\nlisten = \"DIR/s{number}.sock\"\n"
+        ));
+    }
+    let text = refused(&manager, &units);
+    assert!(text.contains("open files"), "{text}");
+    ask(&manager.address("web"), "pid");
+    // It has recovered, and does what it can.
+    manager.apply(&format!("{UNITS}\n[socket.one]\nlisten = \"DIR/one.sock\""));
+    assert_eq!(manager.socket("one")["state"], "listening");
+}
+
+#[test]
+fn numprocesses_alone_scales_and_the_rest_stays() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    manager.apply(&UNITS.replace("numprocesses = 2", "numprocesses = 4"));
+    let more = manager.snapshot();
+    assert_eq!(more.workers["web"][..2], before.workers["web"][..]);
+    assert_eq!(more.workers["web"].len(), 4);
+    manager.apply(&UNITS.replace("numprocesses = 2", "numprocesses = 1"));
+    let fewer = manager.snapshot();
+    assert_eq!(fewer.workers["web"][..], before.workers["web"][..1]);
+    assert_eq!(fewer.listeners, before.listeners);
+    // A scale by hand is undone by the next apply.
+    manager.ok(&["scale", "web", "3"]);
+    manager.apply(UNITS);
+    assert_eq!(manager.pids("web").len(), 2);
+}
+
+#[test]
+fn a_reload_by_apply_uses_the_new_definition_of_everything() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    manager.apply(&UNITS.replace(
+        "numprocesses = 2",
+        "numprocesses = 3\nenv = { A = \"1\" }\numask = \"0077\"",
+    ));
+    let after = manager.snapshot();
+    assert_eq!(after.workers["web"].len(), 3);
+    for worker in &after.workers["web"] {
+        assert_eq!(environment(worker.pid)["A"], "1");
+        assert_eq!(support::process_status(worker.pid, "Umask"), "0077");
+    }
+    assert_eq!(after.listeners, before.listeners);
+    assert_eq!(after.restarts["web"], 0);
+    for pid in before.pids("web") {
+        assert!(!is_alive(pid));
+    }
+}
+
+#[test]
+fn sighup_applies() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    manager.write(&UNITS.replace("numprocesses = 2", "numprocesses = 3"));
+    manager.signal(libc::SIGHUP);
+    manager.wait_for("web", "scaled", |web| web["ready"] == 3);
+    assert_eq!(manager.snapshot().workers["other"], before.workers["other"]);
+    // What is wrong is in the log, and nothing has changed.
+    let before = manager.snapshot();
+    manager.write("[watcher.web]\ncmdd = \"x\"");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for_log("cmdd");
+    assert_eq!(manager.snapshot(), before);
+}
+
+#[test]
+fn the_parent_is_told_of_an_apply() {
+    let manager = Manager::start(UNITS);
+    while manager.next_notice(Duration::from_millis(1)).is_some() {}
+    manager.apply(&UNITS.replace("numprocesses = 2", "numprocesses = 3"));
+    let mut told = Vec::new();
+    while let Some(text) = manager.next_notice(Duration::from_millis(300)) {
+        told.extend(text.lines().map(str::to_owned).collect::<Vec<_>>());
+    }
+    let position = |line: &str| told.iter().position(|other| other.starts_with(line));
+    let (reloading, ready) = (position("RELOADING=1"), position("READY=1"));
+    assert!(reloading.is_some() && reloading < ready, "{told:?}");
+    assert!(position("MONOTONIC_USEC=").is_some(), "{told:?}");
+    // One that is refused leaves it at that.
+    manager.try_apply("[watcher.web");
+    let mut told = Vec::new();
+    while let Some(text) = manager.next_notice(Duration::from_millis(200)) {
+        told.push(text);
+    }
+    let reloading = told
+        .iter()
+        .filter(|text| text.contains("RELOADING=1"))
+        .count();
+    let ready = told.iter().filter(|text| text.contains("READY=1")).count();
+    assert_eq!(reloading, ready, "{told:?}");
+}
+
+#[test]
+fn a_watcher_that_fails_keeps_its_old_definition_until_the_next_apply() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    let broken = UNITS
+        .replace("PROBE serve $(circus.socket.other)", "PROBE exit 9")
+        .replace(
+            "[watcher.other]",
+            "[watcher.new]\ncmd = \"PROBE sleep\"\n[watcher.other]\nready_delay = \"300ms\"",
+        );
+    let output = manager.try_apply(&broken);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}\n{}", manager.log());
+    assert!(text.contains("other") && text.contains('9'), "{text}");
+    let after = manager.snapshot();
+    assert_eq!(
+        after.workers["other"],
+        before.workers["other"],
+        "{}",
+        manager.log()
+    );
+    assert_eq!(after.workers["web"], before.workers["web"]);
+    // The rest of it is done.
+    assert_eq!(after.workers["new"].len(), 1);
+    assert!(
+        manager.watcher("other")["error"]
+            .as_str()
+            .is_some_and(|error| error.contains('9'))
+    );
+    // It runs by its old definition: also where it is started anew.
+    support::kill(after.pids("other")[0], libc::SIGKILL);
+    manager.wait_for("other", "was restarted", |other| {
+        other["restarts"] == 1 && other["ready"] == 1
+    });
+    assert!(support::words(manager.pids("other")[0]).contains(&"serve".to_owned()));
+    // The next apply tries again.
+    assert_eq!(changes(&manager)[0]["unit"], "watcher.other");
+    assert_eq!(manager.cli(&["apply"]).status.code(), Some(1));
+    manager.apply(UNITS);
+    assert_eq!(changes(&manager), json!([]));
+    assert_eq!(manager.watcher("other")["state"], "running");
+}
+
+#[test]
+fn a_changed_address_is_listened_on_before_the_old_one_is_left() {
+    let (old, new) = (free_port(), free_port());
+    let units = |port: u16| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:{port}"
+            blocking = false
+            [watcher.web]
+            cmd = "PROBE count $(circus.socket.web)"
+            type = "notify"
+            "#
+        )
+    };
+    let manager = Manager::start(&units(old));
+    let first = listeners(&format!("127.0.0.1:{old}"));
+    let address = format!("127.0.0.1:{old}");
+    let load = Load::start(&[&address], 1);
+    load.now("before");
+    // Clients of the old address have their answers; then it is gone.
+    load.finish();
+    manager.apply(&units(new));
+    assert_eq!(manager.address("web"), format!("127.0.0.1:{new}"));
+    assert_ne!(listeners(&format!("127.0.0.1:{new}")), first);
+    assert!(listeners(&address).is_empty());
+    TcpStream::connect(&address).expect_err("nobody listens there");
+    let other = format!("127.0.0.1:{new}");
+    let load = Load::start(&[&other], 1);
+    load.now("after");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(load.finish().tally.requests > 0);
+}
+
+#[test]
+fn a_unix_path_may_change_and_so_may_what_is_at_it() {
+    let units = |listen: &str, kind: &str| {
+        format!(
+            "[socket.web]\nlisten = \"{listen}\"\ntype = \"{kind}\"\n[watcher.web]\ncmd = \"PROBE answer $(circus.socket.web)\"\n"
+        )
+    };
+    let manager = Manager::start(&units("DIR/a.sock", "stream"));
+    manager.apply(&units("DIR/b.sock", "stream"));
+    assert!(!manager.path("a.sock").exists() && manager.path("b.sock").exists());
+    answers(&manager, "b.sock", false);
+    // The same path with another type: one socket takes the other's place.
+    manager.apply(&units("DIR/b.sock", "seqpacket"));
+    assert_eq!(manager.socket("web")["type"], "seqpacket");
+    answers(&manager, "b.sock", true);
+    manager.apply(&units("DIR/b.sock", "stream"));
+    answers(&manager, "b.sock", false);
+    // From a path to a port, and back.
+    manager.apply(&units("127.0.0.1:0", "stream"));
+    assert!(!manager.path("b.sock").exists());
+    manager.apply(&units("DIR/b.sock", "stream"));
+    answers(&manager, "b.sock", false);
+}
+
+/// Connects to a socket in the folder, and has an answer of the worker of `web`.
+fn answers(manager: &Manager, name: &str, seqpacket: bool) {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    use std::io::Read;
+    let kind = if seqpacket {
+        Type::SEQPACKET
+    } else {
+        Type::STREAM
+    };
+    let mut socket = Socket::new(Domain::UNIX, kind, None).expect("a socket");
+    socket
+        .set_read_timeout(Some(support::DEADLINE))
+        .expect("set a timeout");
+    let address = SockAddr::unix(manager.path(name)).expect("an address");
+    socket
+        .connect(&address)
+        .unwrap_or_else(|error| panic!("{name}: {error}\n{}", manager.log()));
+    let mut buffer = [0; 64];
+    let length = socket.read(&mut buffer).expect("an answer");
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    assert_eq!(text, manager.pids("web")[0].to_string());
+}
+
+#[test]
+fn one_address_becomes_all_addresses_of_the_same_port() {
+    let port = free_port();
+    let units = |host: &str| {
+        format!(
+            "[socket.web]\nlisten = \"{host}:{port}\"\n[watcher.web]\ncmd = \"PROBE serve $(circus.socket.web)\"\n"
+        )
+    };
+    let manager = Manager::start(&units("127.0.0.1"));
+    for host in ["0.0.0.0", "127.0.0.1", "127.0.0.2"] {
+        manager.apply(&units(host));
+        assert_eq!(manager.address("web"), format!("{host}:{port}"));
+        let reachable = if host == "0.0.0.0" { "127.0.0.1" } else { host };
+        let pid = ask(&format!("{reachable}:{port}"), "pid");
+        assert_eq!(pid, manager.pids("web")[0].to_string());
+        assert_eq!(listeners(&format!("x:{port}")).len(), 1);
+    }
+}
+
+#[test]
+fn two_sockets_may_swap_their_addresses() {
+    let (a, b) = (free_port(), free_port());
+    let units = |first: u16, second: u16| {
+        format!(
+            r#"
+            [socket.one]
+            listen = "127.0.0.1:{first}"
+            [socket.two]
+            listen = "127.0.0.1:{second}"
+            [watcher.one]
+            cmd = "PROBE serve $(circus.socket.one)"
+            [watcher.two]
+            cmd = "PROBE serve $(circus.socket.two)"
+            "#
+        )
+    };
+    let manager = Manager::start(&units(a, b));
+    manager.write(&units(b, a));
+    let output = manager.cli(&["apply"]);
+    if output.status.success() {
+        assert_eq!(
+            ask(&format!("127.0.0.1:{b}"), "pid"),
+            manager.pids("one")[0].to_string()
+        );
+        assert_eq!(
+            ask(&format!("127.0.0.1:{a}"), "pid"),
+            manager.pids("two")[0].to_string()
+        );
+    } else {
+        // It may be too much to ask for at once; but then nothing has changed, and it is said.
+        assert_eq!(
+            ask(&format!("127.0.0.1:{a}"), "pid"),
+            manager.pids("one")[0].to_string()
+        );
+        assert_ne!(output.stderr, b"");
+    }
+}
+
+#[test]
+fn a_socket_that_is_renamed_keeps_its_address() {
+    let port = free_port();
+    let units = |name: &str| {
+        format!(
+            "[socket.{name}]\nlisten = \"127.0.0.1:{port}\"\n[watcher.web]\ncmd = \"PROBE serve $(circus.socket.{name})\"\n"
+        )
+    };
+    let manager = Manager::start(&units("old"));
+    let output = manager.try_apply(&units("new"));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        assert_eq!(manager.socket("new")["state"], "listening");
+        assert_eq!(listeners(&format!("x:{port}")).len(), 1);
+    } else {
+        assert!(text.contains("socket.new"), "{text}");
+    }
+    ask(&format!("127.0.0.1:{port}"), "pid");
+}
+
+#[test]
+fn options_are_set_on_the_live_socket() {
+    let units = |backlog: u32, mode: &str| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            backlog = {backlog}
+            [socket.local]
+            listen = "DIR/local.sock"
+            mode = "{mode}"
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            [watcher.local]
+            cmd = "PROBE serve $(circus.socket.local)"
+            "#
+        )
+    };
+    let manager = Manager::start(&units(100, "0666"));
+    let before = manager.snapshot();
+    assert_eq!(manager.socket("web")["queue_limit"], 100);
+    manager.apply(&units(200, "0600"));
+    assert_eq!(manager.socket("web")["queue_limit"], 200);
+    let data = std::fs::metadata(manager.path("local.sock")).expect("a socket");
+    assert_eq!(data.permissions().mode() & 0o777, 0o600);
+    let after = manager.snapshot();
+    assert_eq!(after.listeners, before.listeners);
+    // What is set in place needs no new worker.
+    assert_eq!(after.workers, before.workers);
+}
+
+#[test]
+fn a_removed_socket_is_closed_after_its_workers_have_ended() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        [watcher.web]
+        cmd = "PROBE do block 15 , append DIR/up x , until 15 , append DIR/told x , await DIR/go"
+        sockets = ["web"]
+        "#,
+    );
+    manager.wait_for_lines("up", 1);
+    let address = manager.address("web");
+    let pid = manager.pids("web")[0];
+    manager.write("");
+    manager.ok(&["apply", "--no-wait"]);
+    manager.wait_for_lines("told", 1);
+    // A client that comes now waits, and is not refused.
+    let _client = TcpStream::connect(&address).expect("somebody listens");
+    assert_eq!(manager.socket("web")["name"], "web");
+    manager.touch("go");
+    wait_until_dead(pid);
+    let closed = poll(|| TcpStream::connect(&address).is_err().then_some(()));
+    assert!(closed.is_some(), "{}", manager.log());
+    let status = manager.status();
+    assert_eq!(
+        (&status["sockets"], &status["watchers"]),
+        (&json!([]), &json!([]))
+    );
+}
+
+#[test]
+fn everything_may_be_deleted_and_come_back() {
+    let mut manager = Manager::start(UNITS);
+    for _ in 0..3 {
+        manager.apply("");
+        let status = manager.status();
+        assert_eq!(
+            (&status["sockets"], &status["watchers"]),
+            (&json!([]), &json!([]))
+        );
+        let alone = poll(|| manager.offspring().is_empty().then_some(()));
+        assert!(alone.is_some(), "{:?}", manager.offspring());
+        assert!(!manager.path("other.sock").exists());
+        manager.apply(UNITS);
+        ask(&manager.address("web"), "pid");
+    }
+    // The file itself may be gone: that is a mistake, and not an empty plan.
+    std::fs::remove_file(manager.path("units.toml")).expect("remove it");
+    assert_eq!(manager.cli(&["apply"]).status.code(), Some(1));
+    ask(&manager.address("web"), "pid");
+    assert_eq!(manager.stop().code(), Some(0));
+    manager.wait_until_childless();
+}
+
+#[test]
+fn a_second_apply_is_told_that_there_is_one() {
+    let manager = Manager::start("[watcher.web]\ncmd = \"PROBE sleep\"");
+    let slow = "[watcher.web]\ncmd = \"PROBE do await DIR/go , notify READY=1 , sleep\"\ntype = \"notify\"";
+    manager.write(slow);
+    let mut first = manager.connect();
+    send(
+        &mut first,
+        &json!({"method": "io.tentpole.Manager.Apply", "parameters": {}}),
+    );
+    manager.wait_for_state("web", "reloading");
+    let second = manager.try_apply(&slow.replace("READY=1", "STATUS=x;READY=1"));
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{text}");
+    assert!(text.contains("apply"), "{text}");
+    manager.touch("go");
+    let answer = receive(&mut BufReader::new(first)).expect("an answer");
+    assert_eq!(answer["error"], Value::Null, "{answer}");
+    manager.ok(&["apply"]);
+    assert_eq!(changes(&manager), json!([]));
+}
+
+#[test]
+fn a_stop_and_a_sigterm_in_the_middle_end_it() {
+    let slow = "[watcher.web]\ncmd = \"PROBE do append DIR/born x , await DIR/go , notify READY=1 , sleep\"\ntype = \"notify\"";
+    let mut manager = Manager::start("[watcher.web]\ncmd = \"PROBE sleep\"");
+    manager.write(slow);
+    let mut apply = manager.connect();
+    send(
+        &mut apply,
+        &json!({"method": "io.tentpole.Manager.Apply", "parameters": {}}),
+    );
+    manager.wait_for_lines("born", 1);
+    manager.ok(&["stop", "web"]);
+    let answer = receive(&mut BufReader::new(apply)).expect("an answer");
+    assert!(answer.is_object(), "{answer}");
+    assert_eq!(manager.watcher("web")["state"], "stopped");
+    // And now with the new definition, whichever it has now.
+    manager.touch("go");
+    manager.ok(&["apply"]);
+    manager.ok(&["start", "web"]);
+    std::fs::remove_file(manager.path("go")).expect("close the gate");
+    manager.write(&slow.replace("sleep", "ignore 1 , sleep"));
+    let born = manager.lines("born").len();
+    manager.ok(&["apply", "--no-wait"]);
+    manager.wait_for_lines("born", born + 1);
+    assert_eq!(manager.stop().code(), Some(0), "{}", manager.log());
+    manager.wait_until_childless();
+}
+
+#[test]
+fn a_new_optional_socket_that_cannot_be_bound_yet_is_tried_again() {
+    let manager = Manager::start(UNITS);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("an address").port();
+    manager.apply(&format!(
+        "{UNITS}\n[socket.late]\nlisten = \"127.0.0.1:{port}\"\noptional = true\n[watcher.late]\ncmd = \"PROBE serve $(circus.socket.late)\""
+    ));
+    assert_eq!(manager.socket("late")["state"], "failed");
+    drop(taken);
+    manager.wait_for_socket("late", "listening");
+    let answered = poll(|| {
+        let watcher = manager.watcher("late");
+        (watcher["state"] == "running" && watcher["ready"] == 1).then_some(())
+    });
+    assert!(
+        answered.is_some(),
+        "{:#}\n{}",
+        manager.watcher("late"),
+        manager.log()
+    );
+    ask(&format!("127.0.0.1:{port}"), "pid");
+}
+
+#[test]
+fn a_stopped_watcher_stays_stopped_and_an_on_demand_one_waits() {
+    let units = |mark: &str| {
+        format!(
+            r#"
+            [socket.lazy]
+            listen = "127.0.0.1:0"
+            [watcher.lazy]
+            cmd = "PROBE serve $(circus.socket.lazy)"
+            on_demand = true
+            env = {{ MARK = "{mark}" }}
+            [watcher.off]
+            cmd = "PROBE sleep"
+            env = {{ MARK = "{mark}" }}
+            [watcher.done]
+            cmd = "PROBE do append DIR/runs {mark}"
+            type = "oneshot"
+            "#
+        )
+    };
+    let manager = Manager::start(&units("one"));
+    manager.ok(&["stop", "off"]);
+    manager.wait_for_lines("runs", 1);
+    let address = manager.address("lazy");
+    manager.apply(&units("two"));
+    assert_eq!(manager.watcher("off")["state"], "stopped");
+    assert_eq!(manager.watcher("lazy")["state"], "waiting");
+    assert_eq!(ask(&address, "env MARK"), "two");
+    manager.ok(&["start", "off"]);
+    assert_eq!(environment(manager.pids("off")[0])["MARK"], "two");
+}
+
+#[test]
+fn sharding_may_begin_and_end_while_clients_come() {
+    let units = |shared: bool| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            blocking = false
+            so_reuseport = {shared}
+            [watcher.web]
+            cmd = "PROBE count $(circus.socket.web)"
+            type = "notify"
+            numprocesses = 2
+            "#
+        )
+    };
+    let manager = Manager::start(&units(false));
+    let all = changes_after(&manager, &units(true));
+    assert_eq!(all[0]["action"], "rebind");
+    manager.ok(&["apply"]);
+    let address = manager.address("web");
+    assert_eq!(listeners(&address).len(), 2);
+    manager.apply(&units(false));
+    assert_eq!(listeners(&manager.address("web")).len(), 1);
+}
+
+fn changes_after(manager: &Manager, units: &str) -> Value {
+    manager.write(units);
+    changes(manager)
+}
+
+#[test]
+fn an_environment_for_all_reloads_all() {
+    let manager = Manager::start(UNITS);
+    let before = manager.snapshot();
+    manager.apply(&format!("[manager]\nenv = {{ ALL = \"1\" }}\n{UNITS}"));
+    let after = manager.snapshot();
+    for watcher in ["web", "other"] {
+        for worker in &after.workers[watcher] {
+            assert_eq!(environment(worker.pid)["ALL"], "1");
+            assert!(!before.pids(watcher).contains(&worker.pid));
+        }
+    }
+    assert_eq!(after.listeners, before.listeners);
+}

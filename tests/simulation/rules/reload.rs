@@ -1,0 +1,472 @@
+//! Reloads: rolling, by age, by signal.
+
+use super::*;
+use tentpole::unit::Reload as Way;
+
+/// A rolling reload.
+pub(super) struct Reload {
+    serial: u64,
+    /// What new processes are started from.
+    to: Rc<Definition>,
+    /// Processes ordered after this many are of the reload.
+    after: u64,
+    /// Wids that are still to be replaced.
+    todo: BTreeSet<u32>,
+    /// Of a reload because of age: the wids that it is about.
+    aged: Option<BTreeSet<u32>>,
+    /// It has failed, and goes back to what the watcher was.
+    failed: bool,
+}
+
+/// A reload that waits for the end of another.
+pub(super) struct Queued {
+    serial: u64,
+    to: Option<Rc<Definition>>,
+}
+
+/// A reload by signal whose workers tell when they have done it.
+pub(super) struct Signalled {
+    serial: u64,
+    awaited: BTreeSet<ProcId>,
+    has_problem: bool,
+    pub(super) by: Option<Time>,
+}
+
+impl Rules {
+    /// Reloads a watcher in the way that its unit says, and what is to be waited for.
+    pub(super) fn reload(&mut self, id: usize) -> Want {
+        match (self.watchers[&id].goal, self.unit(id).reload) {
+            (Goal::Up { .. }, Way::Rolling) => Want::Reloaded(self.begin_reload(id, None)),
+            (Goal::Up { .. }, Way::Signal(signal)) => {
+                Want::Reloaded(self.signal_reload(id, signal))
+            }
+            (Goal::Queued, _) => Want::Up,
+            _ => Want::Scaled,
+        }
+    }
+
+    /// A rolling reload, of a new definition if there is one; during another it waits for the end of that.
+    pub(super) fn begin_reload(&mut self, id: usize, to: Option<Rc<Definition>>) -> u64 {
+        let watcher = self.watcher(id);
+        if watcher.reload.is_none() {
+            watcher.reloads += 1;
+            let serial = watcher.reloads;
+            self.roll(id, serial, to);
+            return serial;
+        }
+        // Those that wait become one, and a new definition is not forgotten for one without.
+        let before = watcher.queued.take();
+        let serial = before.as_ref().map_or(watcher.reloads + 1, |it| it.serial);
+        watcher.reloads = serial;
+        let to = to.or(before.and_then(|it| it.to));
+        watcher.queued = Some(Queued { serial, to });
+        self.say("reload queued");
+        serial
+    }
+
+    fn roll(&mut self, id: usize, serial: u64, to: Option<Rc<Definition>>) {
+        self.say("reload");
+        let after = self.orders;
+        let watcher = self.watcher(id);
+        let is_in_use =
+            |slot: &Slot| slot.main.life != Life::Idle || slot.beside.life != Life::Idle;
+        let todo = (watcher.slots.iter())
+            .filter(|(_, slot)| is_in_use(slot))
+            .map(|(wid, _)| *wid);
+        watcher.reload = Some(Reload {
+            serial,
+            to: to.unwrap_or(Rc::clone(&watcher.own)),
+            after,
+            todo: todo.collect(),
+            aged: None,
+            failed: false,
+        });
+    }
+
+    /// A worker has reached its `max_age`.
+    pub(super) fn too_old(&mut self, at: At) {
+        let At { id, wid, .. } = at;
+        let after = self.orders;
+        let is_wanted = self.is_wanted(id, wid);
+        let later = self.now + self.age_pause(id);
+        let watcher = self.watcher(id);
+        match &mut watcher.reload {
+            _ if !is_wanted => {
+                self.worker_mut(at).expires = Some(later);
+                return;
+            }
+            Some(reload) if !reload.failed && Rc::ptr_eq(&reload.to, &watcher.own) => {
+                reload.todo.insert(wid);
+                reload.aged.iter_mut().for_each(|aged| {
+                    aged.insert(wid);
+                });
+            }
+            Some(_) => {
+                self.worker_mut(at).expires = Some(later);
+                return;
+            }
+            none => {
+                watcher.reloads += 1;
+                *none = Some(Reload {
+                    serial: watcher.reloads,
+                    to: Rc::clone(&watcher.own),
+                    after,
+                    todo: BTreeSet::from([wid]),
+                    aged: Some(BTreeSet::from([wid])),
+                    failed: false,
+                });
+            }
+        }
+        self.worker_mut(at).expires = None;
+        self.say("too old");
+    }
+
+    fn age_pause(&self, id: usize) -> Duration {
+        self.unit(id).restart_max_delay.max(Duration::from_secs(1))
+    }
+
+    /// Workers that are too old, and whose reload came to nothing, are looked at again after a while.
+    fn look_at_ages(&mut self, id: usize) {
+        let later = self.now + self.age_pause(id);
+        for slot in self.watcher(id).slots.values_mut() {
+            let worker = &mut slot.main;
+            let ages = worker
+                .of
+                .as_ref()
+                .is_some_and(|it| it.spec.unit.max_age.is_some());
+            if worker.life.is_serving() && ages && worker.expires.is_none() {
+                worker.expires = Some(later);
+            }
+        }
+    }
+
+    /// Evenly between `max_age` and `max_age_variance` more, by the golden ratio of the process's number.
+    pub(super) fn expiry(&self, at: At) -> Option<Time> {
+        let definition = self.definition(at);
+        let unit = &definition.spec.unit;
+        let (least, variance) = (unit.max_age?, unit.max_age_variance);
+        let number = self.worker(at).proc?.0 ^ (at.id as u64) << 40;
+        let step = 0x9E37_79B9_7F4A_7C15_u64;
+        let share = u128::from(number.wrapping_mul(step) >> 40);
+        let more = variance.as_nanos() * share / (1 << 24);
+        assert!(more <= variance.as_nanos(), "the age is within its bounds");
+        Some(self.now + least + Duration::from_nanos(more as u64))
+    }
+
+    /// One step of the reload that is under way; false if there is nothing to do.
+    pub(super) fn advance_reload(&mut self, id: usize) -> bool {
+        let watcher = self.watcher(id);
+        let Some(reload) = watcher.reload.as_mut() else {
+            return false;
+        };
+        let unit = &reload.to.spec.unit;
+        let mut moved = false;
+        let mut stops = Vec::new();
+        let is_taken = |slot: &&Slot| slot.beside.life != Life::Idle;
+        let mut taken = watcher.slots.values().filter(is_taken).count();
+        for wid in reload.todo.clone() {
+            let slot = watcher.slots.get_mut(&wid);
+            let Some(slot) = slot.filter(|_| wid <= watcher.wanted) else {
+                moved |= reload.todo.remove(&wid);
+                continue;
+            };
+            let is_new = slot.main.order > reload.after;
+            match slot.main.life {
+                Life::Idle => moved |= reload.todo.remove(&wid),
+                Life::Resting { .. } => {
+                    slot.row = 0;
+                    slot.main.life = Life::Due;
+                    moved = true;
+                }
+                Life::Serving { .. } if is_new => moved |= reload.todo.remove(&wid),
+                Life::Starting { .. } | Life::Proving { .. } | Life::Serving { .. } if !is_new => {
+                    if unit.singleton {
+                        stops.push(wid);
+                    } else if slot.beside.life == Life::Idle && taken < unit.reload_surge as usize {
+                        slot.beside.life = Life::Due;
+                        taken += 1;
+                        moved = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let is_over = reload.todo.is_empty() && taken == 0;
+        for wid in stops {
+            self.say("singleton reloaded");
+            let seat = Seat::Main;
+            self.stop_worker(At { id, wid, seat }, Why::Asked, None);
+            moved = true;
+        }
+        if is_over {
+            self.end_reload(id);
+        }
+        moved || is_over
+    }
+
+    fn end_reload(&mut self, id: usize) {
+        let watcher = self.watcher(id);
+        let Some(reload) = watcher.reload.take() else {
+            return;
+        };
+        if reload.failed {
+            watcher.failed_reload = Some(reload.serial);
+            watcher.mishap = Mishap::Reload;
+            self.say("reload failed");
+        } else {
+            let changed = !Rc::ptr_eq(&watcher.own, &reload.to);
+            watcher.own = reload.to;
+            if watcher.mishap == Mishap::Reload {
+                watcher.mishap = Mishap::None;
+            }
+            self.say(if changed { "redefined" } else { "reloaded" });
+        }
+        self.look_at_ages(id);
+        if let Some(queued) = self.watcher(id).queued.take() {
+            self.roll(id, queued.serial, queued.to);
+        }
+    }
+
+    /// A stop, restart or failure of the watcher ends a reload; the newest definition is what counts.
+    pub(super) fn cancel_reload(&mut self, id: usize) {
+        self.end_signalled(id);
+        let watcher = self.watcher(id);
+        let queued = watcher.queued.take().and_then(|it| it.to);
+        let had_reload = watcher.reload.is_some();
+        if let Some(reload) = watcher.reload.take() {
+            if reload.failed {
+                watcher.failed_reload = Some(reload.serial);
+                watcher.mishap = Mishap::Reload;
+            } else {
+                watcher.own = reload.to;
+            }
+        }
+        if let Some(definition) = queued {
+            watcher.own = definition;
+        }
+        if had_reload {
+            self.look_at_ages(id);
+            self.say("reload cancelled");
+        }
+    }
+
+    /// Whether the reload under way has brought the process at a place.
+    pub(super) fn is_replacement(&self, at: At) -> bool {
+        self.was_replacement(at.id, at.wid, self.worker(at).order)
+    }
+
+    pub(super) fn was_replacement(&self, id: usize, wid: u32, order: u64) -> bool {
+        let reload = self.watchers[&id].reload.as_ref();
+        reload.is_some_and(|reload| {
+            let is_meant = reload.aged.as_ref().is_none_or(|aged| aged.contains(&wid));
+            order > reload.after && is_meant
+        })
+    }
+
+    /// The replacement is ready and takes the main place; what it replaces is stopped.
+    pub(super) fn promote(&mut self, id: usize, wid: u32) {
+        let (main, beside) = (Seat::Main, Seat::Beside);
+        let slot = self.slot(At {
+            id,
+            wid,
+            seat: main,
+        });
+        std::mem::swap(&mut slot.main, &mut slot.beside);
+        let had_failed = matches!(
+            slot.beside.life,
+            Life::Ending { why, .. } | Life::Clearing { why, .. } if why != Why::Asked
+        );
+        let makes_good = std::mem::take(&mut slot.owed) || had_failed;
+        slot.row = 0;
+        slot.ended_badly = None;
+        self.say("promoted");
+        let watcher = self.watcher(id);
+        watcher.restarts += u64::from(makes_good);
+        if let Some(reload) = &mut watcher.reload {
+            reload.todo.remove(&wid);
+        }
+        self.stop_worker(
+            At {
+                id,
+                wid,
+                seat: beside,
+            },
+            Why::Asked,
+            None,
+        );
+    }
+
+    /// A process has died: a replacement that is on its way takes its place. Says whether there is one.
+    pub(super) fn follow(&mut self, id: usize, wid: u32) -> bool {
+        let slot = self.slot(At {
+            id,
+            wid,
+            seat: Seat::Main,
+        });
+        let is_coming = matches!(
+            slot.beside.life,
+            Life::Due
+                | Life::Ordered { cancelled: false }
+                | Life::Starting { .. }
+                | Life::Proving { .. }
+                | Life::Serving { .. }
+        );
+        if is_coming {
+            slot.main = std::mem::take(&mut slot.beside);
+            self.say("followed by its replacement");
+        }
+        is_coming
+    }
+
+    /// A process that the reload has brought came to nothing: all goes back to how it was.
+    pub(super) fn replacement_failed(&mut self, at: At) {
+        let after = self.orders;
+        let watcher = self.watcher(at.id);
+        let Some(reload) = &mut watcher.reload else {
+            return;
+        };
+        if reload.failed {
+            reload.todo.remove(&at.wid);
+            return self.say("could not be put back");
+        }
+        let failed = std::mem::replace(&mut reload.to, Rc::clone(&watcher.own));
+        reload.failed = true;
+        reload.after = after;
+        let is_of_it = |slot: &Slot| {
+            let of = slot.main.of.as_ref();
+            slot.main.is_there() && of.is_some_and(|of| Rc::ptr_eq(of, &failed))
+        };
+        reload.todo.clear();
+        if !Rc::ptr_eq(&failed, &watcher.own) {
+            let wids = watcher.slots.iter().filter(|(_, slot)| is_of_it(slot));
+            reload.todo = wids.map(|(wid, _)| *wid).collect();
+        }
+        self.say("replacement failed");
+        for at in self.places(at.id) {
+            let life = &self.worker(at).life;
+            if at.seat == Seat::Beside
+                && !matches!(life, Life::Ending { .. } | Life::Clearing { .. })
+            {
+                self.stop_worker(at, Why::Asked, None);
+            }
+        }
+    }
+
+    /// Every worker that can hear is told to reload by itself.
+    fn signal_reload(&mut self, id: usize, signal: Signal) -> u64 {
+        let unit = self.unit(id);
+        let answers = unit.kind == WatcherKind::Notify;
+        let by = unit.start_timeout.map(|timeout| self.now + timeout);
+        let mut awaited = BTreeSet::new();
+        for at in self.places(id) {
+            let worker = self.worker(at);
+            let hears = matches!(
+                worker.life,
+                Life::Starting { .. } | Life::Proving { .. } | Life::Serving { .. }
+            );
+            if at.seat == Seat::Main && hears {
+                awaited.extend(worker.proc);
+                self.expect_of(at, Act::Signal(signal, false), "it is to reload");
+            }
+        }
+        self.say("reload by signal");
+        let watcher = self.watcher(id);
+        let before = watcher.signalled.take();
+        let serial = before.as_ref().map_or(watcher.reloads + 1, |it| it.serial);
+        watcher.reloads = watcher.reloads.max(serial);
+        watcher.signalled = Some(Signalled {
+            serial,
+            has_problem: before.is_some_and(|it| it.has_problem),
+            awaited: if answers { awaited } else { BTreeSet::new() },
+            by,
+        });
+        self.end_signalled_if_done(id);
+        serial
+    }
+
+    /// A worker that was told to reload has done so, or has ended instead.
+    pub(super) fn reloaded_itself(&mut self, id: usize, proc: ProcId, failed: bool) {
+        let Some(signalled) = &mut self.watcher(id).signalled else {
+            return;
+        };
+        if signalled.awaited.remove(&proc) {
+            signalled.has_problem |= failed;
+            self.end_signalled_if_done(id);
+        }
+    }
+
+    fn end_signalled_if_done(&mut self, id: usize) {
+        let signalled = self.watchers[&id].signalled.as_ref();
+        if signalled.is_some_and(|it| it.awaited.is_empty()) {
+            self.end_signalled(id);
+        }
+    }
+
+    pub(super) fn signalled_due(&mut self, id: usize) {
+        self.say("did not reload in time");
+        if let Some(signalled) = &mut self.watcher(id).signalled {
+            signalled.has_problem = true;
+        }
+        self.end_signalled(id);
+    }
+
+    fn end_signalled(&mut self, id: usize) {
+        let watcher = self.watcher(id);
+        if let Some(signalled) = watcher.signalled.take() {
+            if signalled.has_problem {
+                watcher.failed_reload = Some(signalled.serial);
+                watcher.mishap = Mishap::Reload;
+            }
+            self.say("reload by signal ended");
+        }
+    }
+}
+
+impl Watcher {
+    /// The definition that processes are started from now.
+    pub(super) fn next(&self) -> &Rc<Definition> {
+        self.reload.as_ref().map_or(&self.own, |reload| &reload.to)
+    }
+
+    /// The definition that it has, or will have if all goes well.
+    pub(super) fn newest(&self) -> &Rc<Definition> {
+        let queued = self.queued.as_ref().and_then(|it| it.to.as_ref());
+        queued.unwrap_or(self.next())
+    }
+
+    /// All definitions that matter.
+    pub(super) fn definitions(&self) -> Vec<Rc<Definition>> {
+        let of_processes = self.workers().filter(|it| it.is_there());
+        (of_processes.filter_map(|it| it.of.as_ref()))
+            .chain([&self.own, self.next(), self.newest()])
+            .map(Rc::clone)
+            .collect()
+    }
+
+    /// In a definition that is scaled in the middle of a reload, what it goes on to and goes back to are one.
+    pub(super) fn rescaled(&mut self, to: Rc<Definition>) {
+        if let Some(reload) = &mut self.reload
+            && Rc::ptr_eq(&reload.to, &self.own)
+        {
+            reload.to = Rc::clone(&to);
+        }
+        self.own = to;
+    }
+
+    /// Whether the reload of this number is under way, or waits.
+    pub(super) fn is_reloading(&self, serial: u64) -> bool {
+        let reload = self.reload.as_ref().map(|it| it.serial);
+        let queued = self.queued.as_ref().map(|it| it.serial);
+        let signalled = self.signalled.as_ref().map(|it| it.serial);
+        [reload, queued, signalled].contains(&Some(serial))
+    }
+
+    /// What is to be reloaded must be up, or on its way there, and not a oneshot.
+    pub(super) fn can_reload(&self) -> bool {
+        match self.goal {
+            Goal::Up { .. } => self.own.spec.unit.kind != WatcherKind::Oneshot,
+            Goal::Queued | Goal::Waiting => true,
+            Goal::Down { .. } | Goal::Ended | Goal::Failed => false,
+        }
+    }
+}
