@@ -53,6 +53,7 @@ impl Bench {
         Running::start(&mut command, File::create("/dev/null")?, libc::SIGKILL)
     }
 
+    /// How often to measure what is worth so many rounds.
     pub fn rounds(&self, worth: usize) -> usize {
         self.rounds.unwrap_or(worth)
     }
@@ -308,7 +309,7 @@ fn linear(bench: &Bench) -> Result<Vec<Row>> {
 
 /// Start, status, the death of all workers at once, and stop.
 fn linear_workers(bench: &Bench, count: usize) -> Result<Vec<f64>> {
-    let mut manager = Manager::start(&bench.watchers(count, 1, ""))?;
+    let mut manager = Manager::alone(&bench.watchers(count, 1, ""))?;
     let marks = manager.marks(count).with_context(|| manager.log())?;
     let (start, _) = manager.activity()?;
     let mut control = manager.control()?;
@@ -337,7 +338,7 @@ fn linear_sockets(bench: &Bench, count: usize) -> Result<Vec<f64>> {
             bench.bare.display()
         );
     }
-    let manager = Manager::start(&units)?;
+    let manager = Manager::alone(&units)?;
     let mut control = manager.control()?;
     // The first answer comes when everything is begun.
     control.call("Status", "{\"names\":[\"w00000\"]}")?;
@@ -360,7 +361,7 @@ fn status(manager: &Manager, control: &mut Control) -> Result<f64> {
     Ok(least)
 }
 
-/// What an idle manager with 200 sockets and 200 watchers does in 10 seconds: half of them run, half wait for traffic.
+/// What an idle manager with 200 sockets and 200 watchers does in 10 seconds, and its keeper: half of them run, half wait for traffic.
 fn idle(bench: &Bench) -> Result<Vec<Row>> {
     let mut units = sockets(fresh_address(), 200);
     for index in 0..200 {
@@ -393,17 +394,21 @@ fn idle(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// The manager's own share of the memory, with a worker each.
+/// The manager's own share of the memory and its keeper's, with a worker each.
 fn memory(bench: &Bench) -> Result<Vec<Row>> {
     let measure = |count: usize| -> Result<f64> {
         let mut manager = Manager::start(&bench.watchers(count, 1, ""))?;
         manager.marks(count).with_context(|| manager.log())?;
         manager.control()?.wait_for("\"running\"", count + 1)?;
         std::thread::sleep(Duration::from_millis(200));
-        let text = fs::read_to_string(manager.proc("smaps_rollup"))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        Ok(number.context("there is no Pss")?.parse()?)
+        let mut sum = 0.0;
+        for pid in manager.pids()? {
+            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let number = line.and_then(|line| line.split_whitespace().next());
+            sum += number.context("there is no Pss")?.parse::<f64>()?;
+        }
+        Ok(sum)
     };
     let (one, hundred, more) = (measure(1)?, measure(100)?, measure(1100)?);
     Ok(vec![

@@ -1,13 +1,13 @@
 //! A manager under measurement: on units of its own, in a folder of its own.
 
-use super::process::{DEADLINE, Running};
+use super::process::{DEADLINE, Running, activity};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -18,16 +18,26 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tentpole");
 /// Descriptors for 10,000 sockets and as many workers.
 const MANY_FDS: libc::rlim_t = 65_536;
 
-/// A running manager. Dropping it ends it with all its workers.
+/// A running manager, and its keeper. Dropping it ends it with all its workers.
 pub struct Manager {
     // Before the folder, so that it ends before that is removed.
     running: Running,
     dir: TempDir,
+    has_keeper: bool,
 }
 
 impl Manager {
-    /// Starts a manager on a unit file.
+    /// Starts a manager on a unit file, as it is started by default.
     pub fn start(units: &str) -> Result<Manager> {
+        Manager::start_with(units, &[])
+    }
+
+    /// Starts a manager without a keeper: what it does is the doing of one process.
+    pub fn alone(units: &str) -> Result<Manager> {
+        Manager::start_with(units, &["--no-keeper"])
+    }
+
+    fn start_with(units: &str, options: &[&str]) -> Result<Manager> {
         let dir = tempfile::Builder::new()
             .prefix("tentpole-bench-")
             .tempdir()?;
@@ -38,6 +48,7 @@ impl Manager {
             .arg("--control")
             .arg(dir.path().join("control"))
             .arg("run")
+            .args(options)
             .arg(file)
             .env_remove("NOTIFY_SOCKET");
         // SAFETY: the closure makes one system call.
@@ -54,7 +65,11 @@ impl Manager {
         }
         let log = File::create(dir.path().join("log"))?;
         let running = Running::start(&mut command, log, libc::SIGTERM)?;
-        Ok(Manager { running, dir })
+        Ok(Manager {
+            running,
+            dir,
+            has_keeper: options.is_empty(),
+        })
     }
 
     /// What it has said, for a failure.
@@ -69,9 +84,26 @@ impl Manager {
         Control::at(&self.dir.path().join("control"))
     }
 
-    /// Where the kernel shows what it does.
-    pub fn proc(&self, file: &str) -> PathBuf {
-        Path::new("/proc").join(self.pid().to_string()).join(file)
+    /// Its processes: the one that was started, and the manager where that is its child. To be asked once it has begun.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = vec![self.pid()];
+        if self.has_keeper {
+            let path = format!("/proc/{0}/task/{0}/children", self.pid());
+            let children = std::fs::read_to_string(path)?;
+            let manager = children.split_whitespace().next();
+            pids.push(manager.context("the keeper has no manager")?.parse()?);
+        }
+        Ok(pids)
+    }
+
+    /// Nanoseconds that its processes have had of the processors, and how often they were put on one.
+    pub fn activity(&self) -> Result<(u64, u64)> {
+        let mut sum = (0, 0);
+        for pid in self.pids()? {
+            let (ran, times) = activity(pid)?;
+            sum = (sum.0 + ran, sum.1 + times);
+        }
+        Ok(sum)
     }
 }
 

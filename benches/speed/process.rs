@@ -118,24 +118,11 @@ impl Running {
             .unwrap_or(0))
     }
 
-    /// Nanoseconds that it has had of the processors, and how often it was put on one. Its children are not in it.
-    pub fn activity(&self) -> Result<(u64, u64)> {
-        let text = std::fs::read_to_string(format!("/proc/{}/schedstat", self.pid()))?;
-        let numbers: Vec<u64> = text
-            .split_whitespace()
-            .map_while(|number| number.parse().ok())
-            .collect();
-        let &[ran, _waited, times] = numbers.as_slice() else {
-            bail!("schedstat is {text:?}");
-        };
-        Ok((ran, times))
-    }
-
     /// Asks it to end; the answer is what it has had of the processors by then, in nanoseconds.
     pub fn end(&mut self) -> Result<u64> {
         kill(self.pid(), self.end_by);
         self.await_end(DEADLINE)?;
-        let (ran, _) = self.activity()?;
+        let (ran, _) = activity(self.pid())?;
         self.child.wait()?;
         Ok(ran)
     }
@@ -172,6 +159,19 @@ impl Drop for Running {
         }
         let _ = self.child.wait();
     }
+}
+
+/// Nanoseconds that a process has had of the processors, and how often it was put on one. Its children are not in it.
+pub fn activity(pid: i32) -> Result<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+    let numbers: Vec<u64> = text
+        .split_whitespace()
+        .map_while(|number| number.parse().ok())
+        .collect();
+    let &[ran, _waited, times] = numbers.as_slice() else {
+        bail!("schedstat is {text:?}");
+    };
+    Ok((ran, times))
 }
 
 pub fn kill(pid: i32, signal: libc::c_int) {
