@@ -133,7 +133,13 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     let foster = is_heir.then(process::parent).flatten();
     leftovers.adopt(records.leftovers, foster);
     if !is_upgrade {
-        leftovers.kill_unknown(&processes, now);
+        let plan = supervisor.plan();
+        let manners = plan.watchers.iter().map(|watcher| {
+            let unit = &watcher.unit;
+            let manners = (unit.stop_signal, unit.graceful_timeout);
+            (watcher.name().to_owned(), manners)
+        });
+        leftovers.end_unknown(&processes, manners.collect(), now);
     }
 
     let notify = match fds.remove(NOTIFY) {

@@ -7,6 +7,7 @@
 use super::processes::{Ended, Processes};
 use crate::supervise::{ProcId, Time};
 use crate::sys::process::{self, Pid};
+use crate::unit::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -38,9 +39,16 @@ pub struct Leftovers {
     /// another one has been made in their place since then.
     suspects: BTreeSet<Pid>,
     second_look: Option<Time>,
+    /// How workers of which nothing is known are asked to end, by watcher, since they may have clients.
+    manners: HashMap<String, Manners>,
+    /// Those that were asked, and when they are killed.
+    unwanted: BTreeMap<Pid, Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
 }
+
+/// How a worker is asked to end: by which signal, and how long it is waited for.
+pub type Manners = (Signal, Option<Duration>);
 
 /// What the next manager must know of an ended process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -86,6 +94,7 @@ impl Leftovers {
 
     /// A child was reaped, which was of this group.
     pub fn reaped(&mut self, pid: Pid, group: Option<Pid>) {
+        self.unwanted.remove(&pid);
         for leader in [Some(pid), group.filter(|group| *group != pid)]
             .into_iter()
             .flatten()
@@ -123,7 +132,13 @@ impl Leftovers {
     pub fn next_sweep(&self) -> Option<Time> {
         let is_watched = self.foster.is_some() && !self.of.is_empty();
         let sweep = (is_watched || !self.unswept.is_empty()).then_some(self.sweep_at);
-        [sweep, self.second_look].into_iter().flatten().min()
+        let killing = self.unwanted.values().copied();
+        let killing = killing.filter(|at| *at != Time::NEVER);
+        [sweep, self.second_look]
+            .into_iter()
+            .flatten()
+            .chain(killing)
+            .min()
     }
 
     /// Those whose record has changed since the last call.
@@ -172,8 +187,14 @@ impl Leftovers {
         }
     }
 
-    /// Kills processes of workers that nothing is known of: they were made in the instant before another manager died.
-    pub fn kill_unknown(&mut self, processes: &Processes, now: Time) {
+    /// Ends processes of workers that nothing is known of: they were made in the instant before another manager died.
+    pub fn end_unknown(
+        &mut self,
+        processes: &Processes,
+        manners: HashMap<String, Manners>,
+        now: Time,
+    ) {
+        self.manners = manners;
         self.second_look = Some(now + SECOND_LOOK);
         for pid in self.orphans(processes).1 {
             let Some((watcher, wid, generation)) = worker_of(pid) else {
@@ -185,13 +206,36 @@ impl Leftovers {
                 .values()
                 .any(|leftover| leftover.ended.worker() == (watcher.as_str(), wid, generation));
             if !is_left && !processes.has(&watcher, wid, generation) {
-                kill_unknown(pid, &watcher);
+                self.dismiss(pid, &watcher, now);
             }
         }
     }
 
-    /// Kills those that show now that they are workers.
-    fn kill_suspects(&mut self, processes: &Processes) {
+    fn dismiss(&mut self, pid: Pid, watcher: &str, now: Time) {
+        let (Signal(signal), patience) =
+            (self.manners.get(watcher).copied()).unwrap_or((Signal(libc::SIGKILL), None));
+        log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} has to end: it was started in the moment in which the last manager died");
+        let _ = process::kill(pid, signal);
+        let kill_at = patience.map_or(Time::NEVER, |patience| now + patience);
+        self.unwanted.insert(pid, kill_at);
+    }
+
+    /// Kills those that were asked to end, and had their time.
+    fn kill_unwanted(&mut self, now: Time) {
+        let due = self.unwanted.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<Pid> = due.map(|(pid, _)| *pid).collect();
+        for pid in due {
+            self.unwanted.remove(&pid);
+            // The number may be another process's by now.
+            if worker_of(pid).is_some() {
+                let _ = process::kill_group(pid, libc::SIGKILL);
+                let _ = process::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Ends those that show now that they are workers.
+    fn end_suspects(&mut self, processes: &Processes, now: Time) {
         let suspects = std::mem::take(&mut self.suspects);
         if suspects.is_empty() {
             return;
@@ -200,7 +244,7 @@ impl Leftovers {
             if suspects.contains(&pid)
                 && let Some((watcher, ..)) = worker_of(pid)
             {
-                kill_unknown(pid, &watcher);
+                self.dismiss(pid, &watcher, now);
             }
         }
     }
@@ -229,8 +273,9 @@ impl Leftovers {
             return Vec::new();
         }
         if self.second_look.take_if(|at| *at <= now).is_some() {
-            self.kill_suspects(processes);
+            self.end_suspects(processes, now);
         }
+        self.kill_unwanted(now);
         if self.foster.is_some() {
             for proc in self.ids() {
                 self.look(proc);
@@ -269,6 +314,9 @@ impl Leftovers {
             .filter_map(|proc| Some((self.of.get(proc)?.ended.worker(), *proc)))
             .collect();
         let left_by = |pid: &Pid| {
+            if self.unwanted.contains_key(pid) {
+                return None;
+            }
             let (watcher, wid, generation) = worker_of(*pid)?;
             let proc = by_worker.get(&(watcher.as_str(), wid, generation))?;
             Some((*pid, *proc))
@@ -286,12 +334,6 @@ impl Leftovers {
             leftover.strays += usize::from(self.strays.insert(pid, proc).is_none());
         }
     }
-}
-
-fn kill_unknown(pid: Pid, watcher: &str) {
-    log::warn!(target: &format!("watcher.{watcher}"), "pid {pid} is killed: it was started in the moment in which the last manager died");
-    let _ = process::kill_group(pid, libc::SIGKILL);
-    let _ = process::kill(pid, libc::SIGKILL);
 }
 
 /// The worker that a process was started for: its watcher, wid and generation.
