@@ -192,10 +192,10 @@ impl Leftovers {
         now: Time,
     ) {
         self.manners = manners;
-        self.second_look = Some(now + SECOND_LOOK);
         for pid in self.candidates(processes) {
             let Some((watcher, wid, generation)) = owner(pid) else {
                 self.suspects.insert(pid);
+                self.second_look = Some(now + SECOND_LOOK);
                 continue;
             };
             let is_left = self.of.values().any(|leftover| {
@@ -234,16 +234,19 @@ impl Leftovers {
 
     /// Ends those that show now that they are workers.
     fn end_suspects(&mut self, processes: &Processes, now: Time) {
-        let suspects = std::mem::take(&mut self.suspects);
-        if suspects.is_empty() {
+        if self.suspects.is_empty() {
             return;
         }
         for pid in self.candidates(processes) {
-            if suspects.contains(&pid)
+            if self.suspects.contains(&pid)
                 && let Some((watcher, ..)) = owner(pid)
             {
+                self.suspects.remove(&pid);
                 self.dismiss(pid, &watcher, now);
             }
+        }
+        if self.second_look.take_if(|at| *at <= now).is_some() {
+            self.suspects.clear();
         }
     }
 
@@ -270,9 +273,7 @@ impl Leftovers {
             return Vec::new();
         }
         self.last_sweep = now;
-        if self.second_look.take_if(|at| *at <= now).is_some() {
-            self.end_suspects(processes, now);
-        }
+        self.end_suspects(processes, now);
         self.kill_unwanted(now);
         if self.foster.is_some() {
             for proc in self.ids() {
