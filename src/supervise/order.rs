@@ -439,12 +439,12 @@ impl Supervisor {
     pub(super) fn stop_all(&mut self, turn: &mut Turn<'_>, code: i32) {
         turn.effects.push(Effect::Parent(ParentNotice::Stopping));
         let until = self.shutdown_timeout.map(|timeout| turn.now + timeout);
-        if let Some(timeout) = self.shutdown_timeout {
-            if self.settings.parent {
-                turn.effects.push(Effect::Parent(ParentNotice::Extend(
-                    timeout + 2 * AFTER_FORCE,
-                )));
-            }
+        if let Some(timeout) = self.shutdown_timeout
+            && self.settings.parent
+        {
+            turn.effects.push(Effect::Parent(ParentNotice::Extend(
+                timeout + 2 * AFTER_FORCE,
+            )));
         }
         self.timers.set(Due::Shutdown, until);
         self.timers.set(Due::Extension, None);

@@ -787,10 +787,11 @@ impl Supervisor {
     /// After a stop that was asked for: the slot starts afresh if it is still wanted (a restart).
     fn replace_or_vacate(&mut self, post: Post) {
         self.vacate(post);
-        if post.seat == Seat::Main && self.is_wanted(post.watcher, post.wid) {
-            if !self.take_replacement(post.watcher, post.wid) {
-                self.set_state(post, State::Due);
-            }
+        if post.seat == Seat::Main
+            && self.is_wanted(post.watcher, post.wid)
+            && !self.take_replacement(post.watcher, post.wid)
+        {
+            self.set_state(post, State::Due);
         }
     }
 

@@ -1,7 +1,8 @@
 //! The real state machine against a simulated kernel, under virtual time.
 //!
-//! A seed determines a unit file, what every program does, who asks for what and when. After every event the effects
-//! are held against [`rules::Rules`], which tells independently what must happen, and against what the [`kernel`]
+//! A seed determines a unit file, what every program does, who asks for what and when, which other units are applied, and
+//! after which events the manager executes itself or is killed and a new one goes on. After every event the effects are
+//! held against [`rules::Rules`], which tells independently what must happen, and against what the [`kernel`]
 //! knows to be true. `TENTPOLE_SEED=N cargo test --test simulation one_seed` replays a seed, with the whole trace if
 //! `TENTPOLE_TRACE=1`; `TENTPOLE_SEEDS=N` says how many are run.
 
@@ -67,7 +68,7 @@ fn no_schedule_breaks_a_rule() {
         for rule in RULES {
             let times = said.get(rule).copied().unwrap_or_default();
             assert!(
-                times > 20,
+                times > 3,
                 "the rule `{rule}` came up {times} times only: {said:#?}"
             );
         }
