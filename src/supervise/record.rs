@@ -371,7 +371,7 @@ impl Supervisor {
         }
         // Whoever was to say so is gone.
         self.begin(turn);
-        for id in self.watcher_ids() {
+        for id in self.order.clone() {
             for wid in 1..=self.watcher(id).slots.len() as u32 {
                 self.resume_post(turn, Post::main(id, wid));
                 self.resume_post(turn, Post::beside(id, wid));

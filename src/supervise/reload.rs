@@ -242,12 +242,8 @@ impl Supervisor {
         );
         self.set_state(main, replacement);
         self.set_state(beside, replaced);
-        let slot = self.slot_mut(id, wid);
-        let was_bereaved = std::mem::take(&mut slot.bereaved);
-        slot.attempt = 0;
-        slot.ended_badly = None;
-        self.watcher_mut(id).restarts += u64::from(was_failing || was_bereaved);
-        self.replaced(id, wid);
+        self.slot_mut(id, wid).attempt = 0;
+        self.watcher_mut(id).restarts += u64::from(was_failing);
         self.stop_post(turn, beside, Why::Asked);
     }
 

@@ -294,11 +294,7 @@ impl Rules {
 
     /// It is in no plan, and no definition that matters refers to it.
     pub(super) fn is_unused(&self, index: usize) -> bool {
-        let refers = |watcher: &Watcher| {
-            let mut all = watcher.definitions().into_iter();
-            all.any(|definition| definition.sockets.contains(&index))
-        };
-        self.sockets[&index].retired && !self.watchers.values().any(refers)
+        self.sockets[&index].retired && !self.watchers.values().any(|it| it.refers_to(index))
     }
 
     /// Whether the supervisor's plan is what it must be.
@@ -321,6 +317,14 @@ impl Rules {
             (false, _) => Err("the sockets of the plan are not those that there are".into()),
             _ => Err("the watchers of the plan are not those that there are".into()),
         }
+    }
+}
+
+impl Watcher {
+    /// One of its definitions that matter has this socket.
+    pub(super) fn refers_to(&self, socket: usize) -> bool {
+        let mut all = self.definitions().into_iter();
+        all.any(|definition| definition.sockets.contains(&socket))
     }
 }
 

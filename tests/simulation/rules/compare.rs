@@ -212,6 +212,12 @@ impl Rules {
             let of = |what: &str| format!("{what} of socket `{}`", shown.name);
             same(|| of("the state"), shown.state, state)?;
             same(|| of("the watching"), shown.watched, socket.watched)?;
+            let index = shown.id.0 as usize;
+            let users = self.ids().into_iter().map(|id| &self.watchers[&id]);
+            let users: Vec<&str> = (users.filter(|watcher| watcher.refers_to(index)))
+                .map(|watcher| watcher.own.spec.name())
+                .collect();
+            same(|| of("the users"), &shown.watchers, &users)?;
             let wrong = matches!(state, SocketState::Failed | SocketState::Paused);
             same(
                 || of("whether an error is shown"),
