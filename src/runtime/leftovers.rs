@@ -195,10 +195,10 @@ impl Leftovers {
         now: Time,
     ) {
         self.manners = manners;
-        self.second_look = Some(now + SECOND_LOOK);
         for pid in self.orphans(processes).1 {
             let Some((watcher, wid, generation)) = worker_of(pid) else {
                 self.suspects.insert(pid);
+                self.second_look = Some(now + SECOND_LOOK);
                 continue;
             };
             let is_left = self
@@ -236,16 +236,19 @@ impl Leftovers {
 
     /// Ends those that show now that they are workers.
     fn end_suspects(&mut self, processes: &Processes, now: Time) {
-        let suspects = std::mem::take(&mut self.suspects);
-        if suspects.is_empty() {
+        if self.suspects.is_empty() {
             return;
         }
         for pid in self.orphans(processes).1 {
-            if suspects.contains(&pid)
+            if self.suspects.contains(&pid)
                 && let Some((watcher, ..)) = worker_of(pid)
             {
+                self.suspects.remove(&pid);
                 self.dismiss(pid, &watcher, now);
             }
+        }
+        if self.second_look.take_if(|at| *at <= now).is_some() {
+            self.suspects.clear();
         }
     }
 
@@ -272,9 +275,7 @@ impl Leftovers {
         if self.next_sweep().is_none_or(|at| at > now) {
             return Vec::new();
         }
-        if self.second_look.take_if(|at| *at <= now).is_some() {
-            self.end_suspects(processes, now);
-        }
+        self.end_suspects(processes, now);
         self.kill_unwanted(now);
         if self.foster.is_some() {
             for proc in self.ids() {
