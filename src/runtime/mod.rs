@@ -182,7 +182,14 @@ impl Manager {
     }
 
     fn turn(&mut self) -> io::Result<()> {
+        // What is to be started next needs the same code and memory again.
+        let trims = self.jobs.is_empty() && self.trim.take_if(|at| *at <= clock()).is_some();
         let timeout = self.timeout();
+        if trims {
+            // As the last thing before the wait: what runs after it is mapped again.
+            process::trim_heap();
+            process::release_code();
+        }
         let mut ready: Vec<(Token, crate::sys::epoll::Ready)> = self
             .epoll
             .wait(timeout)?
@@ -212,12 +219,6 @@ impl Manager {
             self.take_asked(number, asked);
         }
         self.parent.tick(clock());
-        // What is to be started next needs the same code and memory again.
-        if self.jobs.is_empty() && self.trim.is_some_and(|at| at <= clock()) {
-            self.trim = None;
-            process::trim_heap();
-            process::release_code();
-        }
         if self
             .supervisor
             .next_deadline()

@@ -29,7 +29,7 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::{logger, parent};
+use super::{TRIM_AFTER, logger, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
@@ -175,16 +175,25 @@ impl Keeper {
     }
 
     fn run(mut self) -> i32 {
-        process::release_code();
+        let mut release = Some(process::monotonic_now() + TRIM_AFTER);
         loop {
-            let pause = self.due.saturating_sub(process::monotonic_now());
-            let timeout = self.manager.is_none().then_some(pause);
+            let now = process::monotonic_now();
+            let releases = release.take_if(|at| *at <= now).is_some();
+            let due = self.manager.is_none().then_some(self.due);
+            let next = [due, release].into_iter().flatten().min();
+            let timeout = next.map(|at| at.saturating_sub(now));
             let mut fds = vec![(self.signals.as_fd(), false)];
             fds.extend(self.link.iter().map(|link| (link.as_fd(), self.is_full)));
             fds.extend(self.parent.full().map(|parent| (parent, true)));
+            if releases {
+                // As the last thing before the wait: what runs after it is mapped again.
+                process::trim_heap();
+                process::release_code();
+            }
             if let Err(error) = output::wait_for(&fds, timeout) {
                 log::error!(target: "keeper", "waiting failed: {error}");
             }
+            release.get_or_insert(process::monotonic_now() + TRIM_AFTER);
             if let Some(code) = self.turn() {
                 return code;
             }
