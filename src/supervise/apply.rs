@@ -455,14 +455,12 @@ impl Supervisor {
                     dependencies.push((other, requires));
                 }
             }
-            let queued = self.startable.remove(&(self.watcher(id).rank, id));
+            // Who waits for its turn is queued anew, by the rank that it has then.
+            self.startable.remove(&(self.watcher(id).rank, id));
             let watcher = self.watcher_mut(id);
             watcher.rank = rank;
             watcher.level = spec.level;
             watcher.dependencies = dependencies;
-            if queued {
-                self.startable.insert((rank, id));
-            }
         }
         self.rebuild_dependents();
     }

@@ -278,7 +278,6 @@ impl Supervisor {
         self.dirty.manager = true;
         self.rebuild_dependents();
         self.rebuild_users();
-        self.stirred = self.sockets.keys().copied().collect();
         self.touched = self.watchers.keys().copied().collect();
         let is_stopping = self.is_stopping();
         let is_new = matches!(self.phase, Phase::New);

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use tentpole::supervise::notify::Message;
 use tentpole::supervise::{
-    Command, Effect, Event, Exit, ParentNotice, Pid, ProcId, Refusal, RequestId, Sender, Settings,
-    SocketId, SpawnFailure, Supervisor, Time, View, WatcherId, WatcherView,
+    Command, Effect, Event, Exit, Key, ParentNotice, Pid, ProcId, Refusal, RequestId, Sender,
+    Settings, SocketId, SpawnFailure, Supervisor, Time, View, WatcherId, WatcherView,
 };
 use tentpole::unit::{LogLevel, signal_name};
 
@@ -27,6 +27,7 @@ pub struct Scenario {
     /// What each process is called, and the latest that is called so.
     slots: HashMap<ProcId, String>,
     procs: HashMap<String, ProcId>,
+    records: BTreeMap<Key, Vec<u8>>,
     /// Names of processes that have not ended.
     alive: BTreeSet<String>,
     next_pid: i32,
@@ -59,6 +60,7 @@ impl Scenario {
                 .collect(),
             slots: HashMap::new(),
             procs: HashMap::new(),
+            records: BTreeMap::new(),
             alive: BTreeSet::new(),
             next_pid: 100,
             next_request: 1,
@@ -78,6 +80,7 @@ impl Scenario {
         }
         self.supervisor
             .handle(self.now, event.clone(), &mut effects);
+        self.record();
         let words = self.all_words(&effects);
         let judged = (self.rules.turn(self.now, &event, &effects))
             .and_then(|()| self.rules.check_view(&self.supervisor.view(self.now)));
@@ -85,6 +88,15 @@ impl Scenario {
             panic!("{event:?}: {sentence}; there is {words:?}");
         }
         words
+    }
+
+    fn record(&mut self) {
+        self.supervisor.record(&mut |key, content| {
+            match content {
+                Some(content) => self.records.insert(key, content),
+                None => self.records.remove(&key),
+            };
+        });
     }
 
     fn all_words(&mut self, effects: &[Effect]) -> Vec<String> {
@@ -124,14 +136,18 @@ impl Scenario {
 
     /// A new manager goes on from the records of this one; those who wait for answers are there still, or not.
     pub fn succeeded(&mut self, connected: bool) -> Vec<String> {
-        let mut records = Vec::new();
-        self.supervisor.record_all(&mut |key, content| {
-            records.extend(content.map(|content| (key, content)));
-        });
-        let restored = Supervisor::restore(records, SETTINGS);
+        // Who is killed leaves what was written while it ran.
+        if connected || self.records.is_empty() {
+            self.records.clear();
+            self.supervisor.record_all(&mut |key, content| {
+                self.records.extend(content.map(|content| (key, content)));
+            });
+        }
+        let restored = Supervisor::restore(self.records.clone(), SETTINGS);
         self.supervisor = restored.expect("it was recorded");
         let mut effects = Vec::new();
         self.supervisor.resume(self.now, connected, &mut effects);
+        self.record();
         let words = self.all_words(&effects);
         let judged = (self.rules.resume(self.now, connected, &effects))
             .and_then(|()| self.rules.check_view(&self.supervisor.view(self.now)));

@@ -315,7 +315,10 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
     assert_eq!(run.after(0.1), ["bind s"]);
     let socket = run.socket("s");
     let error = "bind: no such address".to_owned();
-    run.event(Event::BindFailed { socket, error });
+    run.event(Event::BindFailed {
+        socket,
+        error: error.clone(),
+    });
     run.apply(&of(81));
     assert_eq!(
         run.after(100.0),
@@ -323,6 +326,45 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
         "the old address is not wanted any more"
     );
     assert_eq!(run.event(Event::Bound { socket }), NOTHING);
+    run.spawned("a/1");
+    run.ends("a/1'");
+    assert_eq!(run.state("a"), "running", "nobody is reloaded for it");
+
+    // Nor if it was being tried when it was removed.
+    let mut run = run_of(&watcher("a", ""));
+    run.apply_with_unbound(&of(80), &["s"]);
+    run.spawned("a/1'");
+    run.ends("a/1");
+    assert_eq!(run.after(0.1), ["bind s"]);
+    let socket = run.socket("s");
+    run.apply(&of(81));
+    run.event(Event::BindFailed { socket, error });
+    assert_eq!(run.after(100.0), NOTHING);
+}
+
+#[test]
+fn what_depends_on_each_other_may_be_forgotten_one_after_the_other() {
+    let text = watcher("a", "autostart = false") + &watcher("b", "after = [\"a\"]");
+    let mut run = run_of(&text);
+    run.apply("");
+    assert_eq!(run.view().watchers.len(), 1);
+    run.ends("b/1");
+    assert!(run.view().watchers.is_empty());
+}
+
+#[test]
+fn a_socket_that_is_closed_takes_its_pause_along() {
+    let text = port(80, "trigger_limit = { burst = 1, interval = 10 }")
+        + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = run_of(&text);
+    run.traffic("s");
+    run.spawned("a/1");
+    run.ends("a/1");
+    run.traffic("s");
+    assert_eq!(run.view().sockets[0].state, SocketState::Paused);
+    run.apply(&watcher("a", ""));
+    run.spawned("a/1");
+    assert_eq!(run.supervisor.next_deadline(), None);
 }
 
 #[test]

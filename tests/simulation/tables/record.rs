@@ -147,6 +147,19 @@ fn no_process_number_is_used_twice_however_many_managers_there_were() {
 }
 
 #[test]
+fn process_numbers_are_recorded_ahead_of_their_use() {
+    let mut run = running("restart_delay = 0.01\nrestart_max_delay = 0.01");
+    for _ in 0..1100 {
+        run.exits("a/1", KILLED);
+        run.after(0.01);
+        run.spawned("a/1");
+    }
+    run.succeeded(false);
+    run.exits("a/1", KILLED);
+    assert_eq!(run.after(0.01), ["spawn a/1"], "by a new number");
+}
+
+#[test]
 fn a_manager_that_was_killed_before_it_began_begins() {
     let mut run = Scenario::of(&watcher("a", ""));
     assert_eq!(run.succeeded(false), ["spawn a/1"]);
