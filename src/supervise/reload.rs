@@ -1,6 +1,6 @@
 //! Replacing workers while they serve. The rules stand at the head of [`super`].
 
-use super::state::{Edition, Goal, Mishap, Post, Seat, State, Why};
+use super::state::{Edition, Goal, Mishap, Post, Seat, State, Why, Worker};
 use super::time::Due;
 use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
 use crate::unit::{self, LogLevel, Signal, WatcherKind};
@@ -515,12 +515,12 @@ impl Supervisor {
 
     /// When a worker that is ready now is too old: `max_age` and up to `max_age_variance` more, so that workers that were
     /// started together do not end together.
-    pub(super) fn expiry(&self, post: Post, proc: ProcId, now: Time) -> Option<Time> {
-        // Of the definition that the worker has, which in a reload is not the watcher's own yet.
-        let unit = self.unit_at(post);
+    pub(super) fn expiry(&self, id: WatcherId, worker: &Worker, now: Time) -> Option<Time> {
+        // Of the definition that the worker has, which in a reload may be either.
+        let unit = &self.watcher(id).edition(worker.edition).spec.unit;
         let max_age = unit.max_age?;
         // The core has no randomness of its own; spread evenly is what counts (the step is 2^64 over the golden ratio).
-        let mixed = (proc.0 ^ u64::from(post.watcher.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (worker.proc.0 ^ u64::from(id.0) << 40).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let share = (mixed >> 40) as u32;
         let variance = unit.max_age_variance.as_nanos() * u128::from(share) / (1 << 24);
         let variance = Duration::from_nanos(u64::try_from(variance).unwrap_or(u64::MAX));

@@ -201,15 +201,17 @@ impl State {
 impl Watcher {
     /// The last mishap, until its slot has proved itself again; then what another slot is in backoff for.
     fn error(&self, now: Time) -> Option<String> {
-        let mishap = self.mishap.as_ref()?;
+        let backoff = || self.slots.iter().find_map(|slot| slot.main.failure(now));
+        let Some(mishap) = self.mishap.as_ref() else {
+            // A reload that went well makes up for one that did not, and for nothing else.
+            return backoff();
+        };
         let slot = mishap
             .wid
             .checked_sub(1)
             .and_then(|index| self.slots.get(index as usize));
         match slot.map(|slot| &slot.main) {
-            Some(State::Ready { worker, .. }) if self.has_proved_itself(worker, now) => {
-                self.slots.iter().find_map(|slot| slot.main.failure(now))
-            }
+            Some(State::Ready { worker, .. }) if self.has_proved_itself(worker, now) => backoff(),
             Some(state) => state.failure(now).or_else(|| Some(mishap.text.clone())),
             None => Some(mishap.text.clone()),
         }

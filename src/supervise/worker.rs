@@ -190,7 +190,7 @@ impl Supervisor {
         let (id, wid) = (post.watcher, post.wid);
         worker.since = turn.now;
         worker.ready = Some(turn.now);
-        worker.expires = self.expiry(post, worker.proc, turn.now);
+        worker.expires = self.expiry(id, &worker, turn.now);
         let watchdog = worker.watchdog.map(|interval| turn.now + interval);
         self.watcher_mut(id).failures = 0;
         self.set_state(post, State::Ready { worker, watchdog });
@@ -1012,11 +1012,12 @@ impl Supervisor {
         self.log(turn, LogLevel::Error, id, || {
             format!("failed: {}", mishap.text)
         });
+        self.cancel_reload(turn, id);
         let watcher = self.watcher_mut(id);
+        // Even if a reload has failed too: this is why nothing runs.
         watcher.mishap = Some(mishap);
         watcher.failures_ever += 1;
         self.set_goal(id, Goal::Failed);
-        self.cancel_reload(turn, id);
         self.stop_posts(turn, id);
         let name = self.watcher(id).name().to_owned();
         if self.watcher(id).unit().critical {

@@ -1069,8 +1069,13 @@ fn check_answer(
         let lives = kernel.busy().any(|process| process.watcher == watcher.id);
         let is_so = match command {
             Command::Start(_) | Command::Restart(_) => match watcher.state {
-                WatcherState::Running => watcher.ready > 0 || watcher.wanted == 0,
+                WatcherState::Running | WatcherState::Reloading => {
+                    watcher.ready > 0 || watcher.wanted == 0
+                }
                 WatcherState::Waiting | WatcherState::Stopped => true,
+                // It had failed, waits for traffic since an apply, and what is left of it is still ending.
+                WatcherState::Stopping => (view.sockets.iter())
+                    .any(|socket| socket.watched && socket.watchers.contains(&watcher.name)),
                 _ => false,
             },
             Command::Stop(_) => !lives,

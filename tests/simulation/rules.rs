@@ -228,7 +228,7 @@ struct Pending {
     abandoned: bool,
     open: BTreeMap<usize, (Want, u64)>,
     problems: Vec<Vec<String>>,
-    superseded: Option<(String, &'static str)>,
+    superseded: Vec<(String, &'static str)>,
 }
 
 /// What a request waits for, of one watcher.
@@ -288,7 +288,8 @@ enum Answer {
     /// With these words in it.
     Failed(Vec<String>),
     ShuttingDown,
-    Superseded(String, &'static str),
+    /// What was asked of one of these.
+    Superseded(Vec<(String, &'static str)>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -579,11 +580,11 @@ impl Rules {
 
     fn give_up(&mut self, id: usize, exit_code: i32) {
         self.say("given up");
+        self.cancel_reload(id);
         let watcher = self.watcher(id);
         watcher.failures += 1;
         watcher.mishap = Mishap::Start;
         watcher.goal = Goal::Failed;
-        self.cancel_reload(id);
         for at in self.places(id) {
             self.stop_worker(at, Why::Asked, None);
         }
@@ -1141,7 +1142,7 @@ impl Rules {
                 abandoned: false,
                 open: BTreeMap::new(),
                 problems: Vec::new(),
-                superseded: None,
+                superseded: Vec::new(),
             };
             self.pending.insert(request, pending);
         }
@@ -1180,7 +1181,7 @@ impl Rules {
             abandoned: no_wait,
             open,
             problems: Vec::new(),
-            superseded: None,
+            superseded: Vec::new(),
         };
         self.pending.insert(request, pending);
     }
@@ -1407,10 +1408,10 @@ impl Rules {
                 }
             } else if !pending.problems.is_empty() {
                 Answer::Failed(pending.problems.concat())
-            } else if let Some((name, by)) = pending.superseded {
+            } else if !pending.superseded.is_empty() {
                 match self.is_stopping() {
                     true => Answer::ShuttingDown,
-                    false => Answer::Superseded(name, by),
+                    false => Answer::Superseded(pending.superseded),
                 }
             } else {
                 Answer::Done
@@ -1446,7 +1447,7 @@ impl Rules {
         };
         match (want, watcher.goal) {
             (Want::Reloaded(_), Goal::Down { .. }) => {
-                pending.superseded = Some((name, "stop"));
+                pending.superseded.push((name, "stop"));
                 true
             }
             (Want::Reloaded(serial), _) if watcher.is_reloading(serial) => false,
@@ -1456,12 +1457,12 @@ impl Rules {
             (Want::Reloaded(_), Goal::Failed) => problem(None),
             (Want::Reloaded(_), _) => true,
             (Want::Stopped, Goal::Up { .. } | Goal::Queued) => {
-                pending.superseded = Some((name, "start"));
+                pending.superseded.push((name, "start"));
                 true
             }
             (Want::Stopped, _) => !watcher.lives(),
             (Want::Up, Goal::Down { .. }) => {
-                pending.superseded = Some((name, "stop"));
+                pending.superseded.push((name, "stop"));
                 true
             }
             (Want::Up, Goal::Failed) => problem(None),

@@ -149,13 +149,9 @@ impl Rules {
                     words.iter().all(|word| text.contains(word.as_str()))
                         && text.contains("goes on") == words.iter().any(|w| w.contains("goes on"))
                 }
-                (
-                    Answer::Superseded(name, by),
-                    Err(Refusal::Superseded {
-                        name: said,
-                        by: said_by,
-                    }),
-                ) => name == said && by == said_by,
+                (Answer::Superseded(all), Err(Refusal::Superseded { name, by })) => {
+                    all.contains(&(name.clone(), *by))
+                }
                 _ => false,
             },
             _ => false,
@@ -291,8 +287,8 @@ impl Rules {
     pub fn check_calm(&self) -> Result<(), String> {
         for watcher in self.watchers.values() {
             let is_settled = match watcher.goal {
-                // There always may be one that has just become too old.
-                Goal::Up { complete } if watcher.own.spec.unit.max_age.is_some() => complete,
+                // There always may be one that has just become too old, even before the last has come.
+                Goal::Up { .. } if watcher.own.spec.unit.max_age.is_some() => true,
                 Goal::Up { complete } => {
                     let is_over = watcher.reload.is_none() && watcher.signalled.is_none();
                     complete && watcher.is_quiet() && is_over

@@ -219,7 +219,8 @@ impl Rules {
             let changed = !Rc::ptr_eq(&watcher.own, &reload.to);
             watcher.own = reload.to;
             if watcher.mishap == Mishap::Reload {
-                watcher.mishap = Mishap::None;
+                let rests = watcher.count(|life| matches!(life, Life::Resting { .. })) > 0;
+                watcher.mishap = if rests { Mishap::Start } else { Mishap::None };
             }
             self.say(if changed { "redefined" } else { "reloaded" });
         }

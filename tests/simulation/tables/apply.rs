@@ -114,6 +114,22 @@ fn the_age_limit_of_a_new_definition_counts_for_its_first_workers() {
 }
 
 #[test]
+fn the_age_limit_of_a_new_definition_does_not_count_for_the_workers_of_the_old() {
+    let text = |number, age| {
+        a(
+            number,
+            &format!("ready_delay = 1\nmax_age = {age}\nmax_age_variance = 0"),
+        )
+    };
+    let mut run = run_of(&text(1, 20));
+    run.apply(&text(2, 10));
+    run.after(1.0);
+    run.spawn_failed("a/1'");
+    assert_eq!(run.after(19.999), NOTHING);
+    assert_eq!(run.after(0.001), ["spawn a/1'"]);
+}
+
+#[test]
 fn a_new_definition_waits_for_the_reload_under_way_and_is_not_forgotten() {
     let mut run = run_of(&a(1, ""));
     run.reload(&["a"]);

@@ -162,6 +162,48 @@ fn a_reload_ends_every_backoff_at_once() {
 }
 
 #[test]
+fn a_backoff_keeps_its_reason_when_a_reload_goes_well_after_one_that_did_not() {
+    let lines = "numprocesses = 2\nmax_age = 10\nmax_age_variance = 0\nrestart_delay = 60\nrestart_max_delay = 60";
+    let mut run = running(lines);
+    run.after(5.0);
+    run.exits("a/2", CODE_1);
+    run.spawned("a/2");
+    assert_eq!(run.after(5.0), ["spawn a/1'"]);
+    run.exits("a/2", CODE_1);
+    run.spawn_failed("a/1'");
+    let shown = run.watcher("a").error.expect("the reload has failed");
+    assert!(shown.starts_with("reload: "), "{shown}");
+    assert_eq!(run.after(60.0), ["spawn a/1'", "spawn a/2"]);
+    run.spawn_failed("a/2");
+    run.spawned("a/1'");
+    run.ends("a/1");
+    let shown = run.watcher("a").error.expect("worker 2 is in backoff");
+    assert!(
+        shown.starts_with("worker 2 could not be started"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn why_a_watcher_was_given_up_is_shown_even_if_a_reload_has_failed_too() {
+    let lines = "type = \"notify\"\nmax_retry = 1\nnumprocesses = 2\nreload_surge = 2";
+    let mut run = running(lines);
+    run.says_ready("a/1");
+    run.says_ready("a/2");
+    run.reload(&["a"]);
+    run.spawned("a/2'");
+    run.spawn_failed("a/1'");
+    run.exits("a/1", CODE_1);
+    let words = run.spawn_failed("a/1");
+    assert!(
+        answer(&words).contains("the replacement of worker 1"),
+        "{words:?}"
+    );
+    let shown = run.watcher("a").error.expect("a failed watcher says why");
+    assert!(shown.contains("given up after 1 failed starts"), "{shown}");
+}
+
+#[test]
 fn a_worker_that_dies_while_its_replacement_comes_is_followed_by_that() {
     let mut run = running("type = \"notify\"\nmax_retry = 1");
     run.says_ready("a/1");
