@@ -143,7 +143,8 @@ impl Supervisor {
                     awaited.push((id, Want::Stopped));
                 }
                 (Action::Scale, Some(spec)) => {
-                    awaited.extend(self.rescale(turn, id, spec).map(|want| (id, want)));
+                    self.rescale(turn, id, spec);
+                    awaited.push((id, Want::Scaled));
                 }
                 (Action::Reload, Some(spec)) => {
                     let want = self.redefine(turn, id, spec, &sockets);
@@ -257,27 +258,18 @@ impl Supervisor {
     }
 
     /// A watcher of which nothing but the number of workers is another.
-    fn rescale(
-        &mut self,
-        turn: &mut Turn<'_>,
-        id: WatcherId,
-        spec: &Rc<plan::Watcher>,
-    ) -> Option<Want> {
+    fn rescale(&mut self, turn: &mut Turn<'_>, id: WatcherId, spec: &Rc<plan::Watcher>) {
         let sockets = Rc::clone(&self.watcher(id).edition.sockets);
         let edition = self.new_edition(id, Rc::clone(spec), sockets);
-        let number = edition.number;
         let watcher = self.watcher_mut(id);
-        watcher.others.push(edition);
         // A reload that brings no other definition goes on with this one, or it would bring the former back.
         if let Some(reload) = &mut watcher.reload
             && reload.to == watcher.edition.number
         {
-            reload.to = number;
+            reload.to = edition.number;
         }
-        self.adopt_edition(id, number);
-        let wanted = spec.unit.numprocesses.value;
-        self.scale_watcher(turn, id, wanted);
-        Some(Want::Scaled)
+        self.take_edition(id, edition);
+        self.scale_watcher(turn, id, spec.unit.numprocesses.value);
     }
 
     /// A watcher that has become another.
@@ -308,9 +300,7 @@ impl Supervisor {
         if is_up {
             self.cancel_reload(turn, id);
         }
-        let number = edition.number;
-        self.watcher_mut(id).others.push(edition);
-        self.adopt_edition(id, number);
+        self.take_edition(id, edition);
         if let Some(wanted) = rescaled {
             self.scale_watcher(turn, id, wanted);
         }
@@ -370,16 +360,9 @@ impl Supervisor {
 
     /// Nothing of a watcher that is left out is alive any more.
     pub(super) fn forget_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        if self.watcher(id).wanted > 0 || !self.watcher(id).slots.is_empty() {
-            // Its shards are closed as those of one that is scaled away.
-            if self.has_shards(id) {
-                let (watcher, wanted) = (self.watcher_mut(id), 0);
-                let most = watcher.slots.len().max(watcher.wanted as usize);
-                watcher.slots.resize_with(most, Default::default);
-                watcher.wanted = wanted;
-                self.trim_slots(turn, id);
-            }
-        }
+        // Its shards are closed as those of one that is scaled away.
+        self.want(id, 0);
+        self.trim_slots(turn, id);
         let Some(watcher) = self.watchers.remove(&id) else {
             return;
         };

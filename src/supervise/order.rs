@@ -255,7 +255,7 @@ impl Supervisor {
     /// Of a watcher that is held: what has no process yet need not be waited for.
     fn stop_what_does_not_run(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
-            for post in [Post::main(id, wid), Post::beside(id, wid)] {
+            for post in Post::both(id, wid) {
                 // A replacement that is not needed any more is none of those that others depend on.
                 if post.seat == Seat::Beside || self.state(post).worker().is_none() {
                     self.stop_post(turn, post, Why::Asked);
@@ -518,8 +518,9 @@ impl Supervisor {
         for id in self.watcher_ids() {
             self.set_goal(id, Goal::Stopped { held: false });
             for wid in 1..=self.watcher(id).slots.len() as u32 {
-                self.kill_post(turn, Post::main(id, wid));
-                self.kill_post(turn, Post::beside(id, wid));
+                for post in Post::both(id, wid) {
+                    self.kill_post(turn, post);
+                }
             }
         }
     }

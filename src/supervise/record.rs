@@ -297,7 +297,7 @@ impl Supervisor {
             let signalled = watcher.signalled.as_ref().and_then(|it| it.until);
             self.timers.set(Due::Signalled(*id), signalled);
             for (wid, slot) in (1..).zip(&watcher.slots) {
-                for post in [Post::main(*id, wid), Post::beside(*id, wid)] {
+                for post in Post::both(*id, wid) {
                     let state = slot.state(post.seat);
                     self.timers.set(Due::Post(post), state.deadline());
                     if let Some(proc) = state.proc()
@@ -372,8 +372,9 @@ impl Supervisor {
         self.begin(turn);
         for id in self.order.clone() {
             for wid in 1..=self.watcher(id).slots.len() as u32 {
-                self.resume_post(turn, Post::main(id, wid));
-                self.resume_post(turn, Post::beside(id, wid));
+                for post in Post::both(id, wid) {
+                    self.resume_post(turn, post);
+                }
             }
             if self.watcher(id).goal == Goal::Queued {
                 self.queue_if_startable(turn, id);

@@ -1,6 +1,6 @@
 //! Replacing workers while they serve. The rules stand at the head of [`super`].
 
-use super::state::{Edition, Goal, Mishap, Post, Seat, State, Why, Worker};
+use super::state::{Edition, Goal, Mishap, Post, State, Why, Worker};
 use super::time::Due;
 use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
 use crate::unit::{self, LogLevel, Signal, WatcherKind};
@@ -353,15 +353,20 @@ impl Supervisor {
             }
         }
         if let Some(edition) = queued {
-            let number = edition.number;
-            self.watcher_mut(id).others.push(edition);
-            self.adopt_edition(id, number);
+            self.take_edition(id, edition);
         }
         if was_reloading {
             self.look_at_ages(turn, id);
         }
         self.forget_editions(id);
         self.touched.insert(id);
+    }
+
+    /// Makes a new definition the watcher's own at once.
+    pub(super) fn take_edition(&mut self, id: WatcherId, edition: Edition) {
+        let number = edition.number;
+        self.watcher_mut(id).others.push(edition);
+        self.adopt_edition(id, number);
     }
 
     /// Makes another definition the watcher's own.
@@ -543,6 +548,3 @@ impl Supervisor {
         }
     }
 }
-
-/// The seats of a slot, in the order in which they are looked at.
-pub(super) const SEATS: [Seat; 2] = [Seat::Main, Seat::Beside];

@@ -1,7 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::reload::SEATS;
-use super::state::{Goal, Slot, State, Watcher};
+use super::state::{Goal, Seat, Slot, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
@@ -415,12 +414,7 @@ impl Supervisor {
         self.log(turn, LogLevel::Info, id, || {
             format!("scaled from {before} to {wanted}")
         });
-        if self.has_shards(id) {
-            // Those of workers that never ran are closed too.
-            let slots = &mut self.watcher_mut(id).slots;
-            slots.resize_with(slots.len().max(before as usize), Slot::default);
-        }
-        self.watcher_mut(id).wanted = wanted;
+        self.want(id, wanted);
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
                 self.retire_slot(turn, id, wid);
@@ -429,6 +423,18 @@ impl Supervisor {
             self.want_slots(id, before.saturating_add(1));
         }
         self.touched.insert(id);
+    }
+
+    /// The one place where the number of wanted workers changes.
+    pub(super) fn want(&mut self, id: WatcherId, wanted: u32) {
+        let has_shards = self.has_shards(id);
+        let watcher = self.watcher_mut(id);
+        let before = std::mem::replace(&mut watcher.wanted, wanted);
+        if has_shards {
+            // Those of workers that never ran are closed too.
+            let count = watcher.slots.len().max(before as usize);
+            watcher.slots.resize_with(count, Slot::default);
+        }
     }
 
     fn signal_workers(
@@ -445,7 +451,7 @@ impl Supervisor {
             .numbered()
             .filter(|(number, _)| wid.is_none_or(|wid| wid == *number));
         let procs: Vec<_> = chosen
-            .flat_map(|(_, slot)| SEATS.map(|seat| slot.state(seat)))
+            .flat_map(|(_, slot)| Seat::BOTH.map(|seat| slot.state(seat)))
             .filter(|state| !matches!(state, State::Leaving { .. }))
             .filter_map(|state| state.worker().map(|worker| worker.proc))
             .collect();

@@ -176,7 +176,17 @@ pub(super) enum Seat {
     Beside,
 }
 
+impl Seat {
+    /// Both, in the order in which they are looked at.
+    pub const BOTH: [Seat; 2] = [Seat::Main, Seat::Beside];
+}
+
 impl Post {
+    /// Those of a slot.
+    pub fn both(watcher: WatcherId, wid: u32) -> [Post; 2] {
+        Seat::BOTH.map(|seat| Post { watcher, wid, seat })
+    }
+
     pub fn main(watcher: WatcherId, wid: u32) -> Post {
         let seat = Seat::Main;
         Post { watcher, wid, seat }

@@ -1,7 +1,6 @@
 //! What the supervisor knows, for people and tests to look at.
 
-use super::reload::SEATS;
-use super::state::{Binding, Slot, Socket, State, Watcher, Worker};
+use super::state::{Binding, Seat, Slot, Socket, State, Watcher, Worker};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -224,7 +223,7 @@ impl Watcher {
 
     fn workers(&self) -> Vec<WorkerView<'_>> {
         let both = |(wid, slot)| {
-            SEATS
+            Seat::BOTH
                 .into_iter()
                 .filter_map(move |seat| worker(wid, slot, seat))
         };
@@ -232,7 +231,7 @@ impl Watcher {
     }
 }
 
-fn worker(wid: u32, slot: &Slot, seat: super::state::Seat) -> Option<WorkerView<'_>> {
+fn worker(wid: u32, slot: &Slot, seat: Seat) -> Option<WorkerView<'_>> {
     let state = slot.state(seat);
     let worker = state.worker()?;
     let shown = match state {

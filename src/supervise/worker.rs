@@ -64,7 +64,7 @@ impl Supervisor {
         let warmup = self.watcher(id).unit().warmup_delay;
         let mut wid = 1;
         while self.watcher(id).tally.due > 0 && wid <= self.watcher(id).slots.len() as u32 {
-            for post in [Post::main(id, wid), Post::beside(id, wid)] {
+            for post in Post::both(id, wid) {
                 if !matches!(self.state(post), State::Due) {
                     continue;
                 }
@@ -486,8 +486,9 @@ impl Supervisor {
     /// The same for both posts of every slot.
     pub(super) fn stop_posts(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
-            self.stop_post(turn, Post::main(id, wid), Why::Asked);
-            self.stop_post(turn, Post::beside(id, wid), Why::Asked);
+            for post in Post::both(id, wid) {
+                self.stop_post(turn, post, Why::Asked);
+            }
         }
     }
 
