@@ -19,6 +19,11 @@
 //! (set_tid_address(2)), and one that is found stopped is killed and its start has failed. The manager then does nothing but
 //! wait, without touching errno, so the rules above hold there as well.
 //!
+//! A score for the OOM killer holds for all processes that share a memory, but for those in vfork (proc(5) does not say so;
+//! the kernel's `__set_oom_adj` does), and the futex is woken shortly before the memory is left. So a child that is to
+//! get a score and become another user inherits the score: from a bearer, which gives it to itself in vfork,
+//! begets the child as its sibling (CLONE_PARENT), and ends.
+//!
 //! Descriptors are placed first, while the limits are still the manager's: a worker may be given a limit of open
 //! descriptors that is lower than the numbers it gets. The folder is changed last, with the rights of the worker's user.
 
@@ -32,14 +37,14 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 /// A program to start, and all that is set for it. The default leaves everything as the manager has it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -361,10 +366,7 @@ impl Spawner {
             placement: &place(&fds),
             values: &values,
             pidfd_id,
-            oom_score_adj: oom_score_adj
-                .as_deref()
-                .filter(|_| how == Waiting::Vfork)
-                .map(str::as_bytes),
+            oom_score_adj: oom_score_adj.as_deref().map(str::as_bytes),
             cpus: cpus.as_deref(),
             nice: spawn.nice,
             rlimits: &rlimits,
@@ -380,6 +382,8 @@ impl Spawner {
             failure: UnsafeCell::new(None),
             how,
             is_shared: AtomicU32::new(1),
+            heir_stack: self.stack.middle(),
+            heir: AtomicI32::new(0),
         };
         let outcome = self.stack.run(&job);
         // The kernel makes a process that changes its user undumpable, by a flag of the memory that the child shared
@@ -388,25 +392,29 @@ impl Spawner {
             // SAFETY: takes no pointers.
             unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
         }
-        let child = outcome.map_err(|errno| SpawnError {
-            step: Step::Clone,
-            errno,
-        })?;
-        let failure = job
-            .failure
-            .into_inner()
-            .or_else(|| match (how, &oom_score_adj) {
-                (Waiting::Futex, Some(value)) => give_oom_score_adj(child.pid, value).err(),
-                _ => None,
-            });
-        let Some(failure) = failure else {
-            return Ok(child);
+        let failure = match (outcome, job.failure.into_inner()) {
+            (Ok(child), None) => return Ok(child),
+            (Ok(child), Some(failure)) => {
+                end(child.pid);
+                failure
+            }
+            (Err(_), Some(failure)) => failure,
+            (Err(errno), None) => {
+                return Err(SpawnError {
+                    step: Step::Clone,
+                    errno,
+                });
+            }
         };
-        // Mostly it has ended or is about to, so the wait is short. It is our own child, so neither can fail.
-        let _ = process::kill(child.pid, libc::SIGKILL);
-        let _ = process::wait(libc::P_PID, child.pid.as_raw(), 0);
         Err(failure.explain(spawn, &rlimits))
     }
+}
+
+/// Makes a child of ours end that is of no use. Mostly it has ended or is about to, so the wait is short.
+fn end(pid: Pid) {
+    // It is our own child, so neither can fail.
+    let _ = process::kill(pid, libc::SIGKILL);
+    let _ = process::wait(libc::P_PID, pid.as_raw(), 0);
 }
 
 /// Room for a number of up to 20 digits and the NUL behind it.
@@ -436,6 +444,17 @@ struct Job<'a> {
     how: Waiting,
     /// Not 0 until the kernel lets go of this memory for the child.
     is_shared: AtomicU32,
+    /// The top of the stack for the child of a bearer.
+    heir_stack: *mut libc::c_void,
+    /// The child of the bearer once there is one, or the errno of its clone, negative.
+    heir: AtomicI32,
+}
+
+impl Job<'_> {
+    /// Whether a bearer is needed: see the head of this file.
+    fn is_borne(&self) -> bool {
+        self.how == Waiting::Futex && self.oom_score_adj.is_some()
+    }
 }
 
 /// The variable that holds the pidfd's inode: the last entry of the environment, so that it can be cut off.
@@ -505,9 +524,38 @@ extern "C" fn begin(job: *mut libc::c_void) -> libc::c_int {
         let _ = system_call!(libc::SYS_set_tid_address, job.is_shared.as_ptr());
     }
     let Err(failure) = become_program(job);
+    give_up(job, failure)
+}
+
+/// The bearer's whole life.
+extern "C" fn bear(job: *mut libc::c_void) -> libc::c_int {
+    let argument = job;
+    // SAFETY: as in `begin`.
+    let job = unsafe { &*job.cast::<Job<'_>>().cast_const() };
+    if let Some(Err(errno)) = job.oom_score_adj.map(write_oom_score_adj) {
+        let stage = Stage::OomScoreAdj;
+        return give_up(job, Failure { stage, errno });
+    }
+    // The kernel writes the number before either goes on: whoever kills the bearer now, the manager knows its child.
+    let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+    // SAFETY: the other half of the stack that `Stack::run` gave to the job; the manager waits for this process, and
+    // then until the child has let go of the memory.
+    let result = unsafe { libc::clone(begin, job.heir_stack, flags, argument, job.heir.as_ptr()) };
+    if result == -1 {
+        job.heir.store(-Errno::last_raw(), Ordering::Release);
+    }
+    leave()
+}
+
+/// Says what failed, and ends this process.
+fn give_up(job: &Job<'_>, failure: Failure) -> libc::c_int {
     // SAFETY: the parent waits, and reads the cell only after this process has let go of the memory.
     unsafe { job.failure.get().write_volatile(Some(failure)) };
-    // Ends this process alone (it is no thread of the parent), without anything that atexit(3) would do.
+    leave()
+}
+
+/// Ends this process alone (it is no thread of the parent), without anything that atexit(3) would do.
+fn leave() -> libc::c_int {
     let _ = system_call!(libc::SYS_exit_group, 127);
     127
 }
@@ -548,7 +596,9 @@ fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
         }
     }
 
-    if let Some(value) = job.oom_score_adj {
+    if let Some(value) = job.oom_score_adj
+        && !job.is_borne()
+    {
         write_oom_score_adj(value).map_err(at(Stage::OomScoreAdj))?;
     }
     if let Some(cpus) = job.cpus {
@@ -677,21 +727,6 @@ fn pidfd_inode(pid: usize) -> Option<u64> {
     result.ok().map(|_| unsafe { status.assume_init() }.stx_ino)
 }
 
-/// Of a child that has exec'd. While it shared our memory without vfork, the kernel would have set ours as well.
-fn give_oom_score_adj(pid: Pid, value: &str) -> Result<(), Failure> {
-    let result = fs::OpenOptions::new()
-        .write(true)
-        .open(format!("/proc/{pid}/oom_score_adj"));
-    match result.and_then(|mut file| file.write_all(value.as_bytes())) {
-        // It has ended already.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-        result => result.map_err(|error| Failure {
-            stage: Stage::OomScoreAdj,
-            errno: error.raw_os_error().unwrap_or(libc::EINVAL),
-        }),
-    }
-}
-
 /// Of this process alone: for a child of vfork the kernel leaves those that share its memory out.
 fn write_oom_score_adj(value: &[u8]) -> Result<(), i32> {
     let (path, flags) = (
@@ -741,7 +776,7 @@ struct Stack {
     size: usize,
 }
 
-/// Ample: the child's frames and those of libc's thin wrappers need under 2 KiB.
+/// Ample, and half of it as well: the child's frames and those of libc's thin wrappers need under 2 KiB.
 const STACK_BYTES: usize = 64 << 10;
 
 impl Stack {
@@ -777,11 +812,12 @@ impl Stack {
 
     /// Runs `job` in a child, until it has exec'd or ended; the errno of clone otherwise.
     fn run(&mut self, job: &Job<'_>) -> Result<Child, i32> {
-        let flags = libc::CLONE_VM | libc::CLONE_PIDFD | libc::SIGCHLD;
-        let flags = match job.how {
-            Waiting::Vfork => flags | libc::CLONE_VFORK,
-            Waiting::Futex => flags,
+        let (entry, flags): (extern "C" fn(_) -> _, _) = match job.how {
+            Waiting::Futex if job.is_borne() => (bear, libc::CLONE_VFORK),
+            Waiting::Futex => (begin, libc::CLONE_PIDFD),
+            Waiting::Vfork => (begin, libc::CLONE_PIDFD | libc::CLONE_VFORK),
         };
+        let flags = libc::CLONE_VM | libc::SIGCHLD | flags;
         let argument = ptr::from_ref(job).cast_mut().cast();
         let mut pidfd: libc::c_int = -1;
         let mut mask = NO_SIGNALS;
@@ -791,22 +827,47 @@ impl Stack {
         // `wait_until_alone` waits for. What the child does there is argued at the head of this file.
         let result = unsafe {
             let top = self.base.byte_add(self.size);
-            libc::clone(begin, top, flags, argument, &raw mut pidfd)
+            libc::clone(entry, top, flags, argument, &raw mut pidfd)
         };
         let result = match result {
             -1 => Err(Errno::last_raw()),
             pid => Ok(pid),
         };
-        if let (Ok(pid), Waiting::Futex) = (result, job.how) {
-            wait_until_alone(job, pid);
+        let child = match result {
+            Ok(_) if job.is_borne() => job.heir.load(Ordering::Acquire),
+            Ok(pid) => pid,
+            Err(_) => 0,
+        };
+        if child > 0 && job.how == Waiting::Futex {
+            wait_until_alone(job, child);
         }
         set_signal_mask(&mask, ptr::null_mut());
-        let pid = result?;
-        // SAFETY: the kernel has put it there with the child, and nobody else owns it.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        // clone's result is positive when it is no error.
-        let pid = Pid::new(pid).ok_or(libc::EINVAL)?;
-        Ok(Child { pid, pidfd })
+        let pid = Pid::new(result?).ok_or(libc::EINVAL)?;
+        if !job.is_borne() {
+            // SAFETY: the kernel has put it there with the child, and nobody else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            return Ok(Child { pid, pidfd });
+        }
+        end(pid);
+        let pid = match child {
+            // The bearer was killed.
+            0 => return Err(libc::EINTR),
+            errno @ ..0 => return Err(-errno),
+            pid => Pid::new(pid).ok_or(libc::EINVAL)?,
+        };
+        // Nobody else waits for it, so the number is still its own.
+        match process::pidfd_open(pid) {
+            Ok(pidfd) => Ok(Child { pid, pidfd }),
+            Err(error) => {
+                end(pid);
+                Err(error.raw_os_error().unwrap_or(libc::EMFILE))
+            }
+        }
+    }
+
+    /// The top of its lower half, for a child that runs while the user of the upper one ends.
+    fn middle(&self) -> *mut libc::c_void {
+        self.base.wrapping_byte_add(self.size - STACK_BYTES / 2)
     }
 }
 
@@ -1098,7 +1159,7 @@ pub(crate) mod tests {
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::collections::BTreeMap;
-    use std::io::PipeWriter;
+    use std::io::{PipeWriter, Write};
     use std::ops::Deref;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
@@ -1574,15 +1635,30 @@ pub(crate) mod tests {
     fn the_oom_score_is_set_for_the_same_user_and_for_another() {
         let own = || fs::read_to_string("/proc/self/oom_score_adj").unwrap();
         let before = own();
-        let program = Program::shell("cat /proc/self/oom_score_adj");
-        assert_eq!(
-            program.output(|spec| Spawn {
-                oom_score_adj: Some(321),
-                ..spec
-            }),
-            "321\n"
-        );
-        assert_eq!(own(), before, "the manager's own is as it was");
+        let _alone = CHANGING_USER
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner());
+        let program = Program {
+            argv: ["cat", "/proc/self/oom_score_adj"].map(text).into(),
+            ..Program::at("/bin/cat")
+        };
+        let uids: &[_] = if is_root() {
+            &[None, Some(65_534)]
+        } else {
+            &[None]
+        };
+        // Often, since it was once a matter of the moment whether the manager got it as well.
+        for &uid in uids.iter().cycle().take(100) {
+            assert_eq!(
+                program.output(|spec| Spawn {
+                    oom_score_adj: Some(321),
+                    uid,
+                    ..spec
+                }),
+                "321\n"
+            );
+            assert_eq!(own(), before, "the manager's own is as it was");
+        }
     }
 
     #[test]
