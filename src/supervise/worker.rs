@@ -16,6 +16,9 @@ const MAX_STATUS: usize = 16 * 1024;
 /// The shortest delay of a backoff that has begun: `restart_delay = 0` must not become a spin.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
 
+/// How long a replacement that says nothing of itself has to stay alive before who serves is stopped for it.
+const PROOF: Duration = Duration::from_millis(100);
+
 /// How a process ended, as far as what comes next depends on it.
 struct End {
     /// Without the worker's name: `exited with code 3`.
@@ -174,10 +177,14 @@ impl Supervisor {
         }
     }
 
-    /// What its `type` asks for has come: only `ready_delay` is between it and being ready.
+    /// What its `type` asks for has come: only `ready_delay`, or the proof of a replacement, is between it and being ready.
     fn settle_worker(&mut self, turn: &mut Turn<'_>, post: Post, worker: Worker) {
-        let edition = self.watcher(post.watcher).edition(worker.edition);
-        let delay = edition.spec.unit.ready_delay;
+        let unit = &self.watcher(post.watcher).edition(worker.edition).spec.unit;
+        let delay = match unit.kind {
+            // Of a program that fails at once, one that serves must not be stopped on the word of its exec.
+            WatcherKind::Exec if post.seat == Seat::Beside => unit.ready_delay.max(PROOF),
+            _ => unit.ready_delay,
+        };
         if delay.is_zero() {
             self.make_ready(turn, post, worker);
         } else {

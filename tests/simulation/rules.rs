@@ -696,7 +696,11 @@ impl Rules {
     }
 
     fn prove(&mut self, at: At) {
-        let delay = self.definition(at).spec.unit.ready_delay;
+        let unit = &self.definition(at).spec.unit;
+        let mut delay = unit.ready_delay;
+        if at.seat == Seat::Beside && unit.kind == WatcherKind::Exec {
+            delay = delay.max(Duration::from_millis(100));
+        }
         let until = self.now + delay;
         if delay.is_zero() {
             self.serve(at);

@@ -184,6 +184,17 @@ impl Scenario {
         slots.iter().flat_map(|slot| self.spawned(slot)).collect()
     }
 
+    /// The replacement is there, and has stayed for as long as one of type `exec` has to.
+    pub fn proved(&mut self, slot: &str) -> Vec<String> {
+        self.all_proved(&[slot])
+    }
+
+    pub fn all_proved(&mut self, slots: &[&str]) -> Vec<String> {
+        let mut words = self.all_spawned(slots);
+        words.extend(self.after(0.1));
+        words
+    }
+
     pub fn spawn_failed(&mut self, slot: &str) -> Vec<String> {
         let failure = SpawnFailure {
             reason: "exec /usr/bin/program: No such file or directory".into(),

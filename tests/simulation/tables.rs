@@ -714,7 +714,7 @@ fn a_socket_that_is_bound_late_is_passed_to_new_workers() {
     }
     let words = run.event(Event::Bound { socket });
     assert_eq!(words, ["spawn a/1'"], "with the socket this time");
-    assert_eq!(run.spawned("a/1'"), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(run.proved("a/1'"), ["TERM to a/1", "CONT to a/1"]);
     assert_eq!(run.ends("a/1"), ["kill leftovers of a/1"]);
     assert_eq!(run.state("a"), "running");
 }

@@ -44,7 +44,7 @@ fn another_definition_replaces_the_workers() {
         run.apply(&a(2, "")),
         ["tell the parent: reloading", "spawn a/1'"]
     );
-    assert_eq!(run.spawned("a/1'"), ["TERM to a/1", "CONT to a/1"]);
+    assert_eq!(run.proved("a/1'"), ["TERM to a/1", "CONT to a/1"]);
     assert_eq!(
         run.ends("a/1"),
         [
@@ -61,14 +61,14 @@ fn a_replacement_that_fails_brings_back_what_was_replaced_already() {
     let (old, new) = (a(1, "numprocesses = 2"), a(2, "numprocesses = 2"));
     let mut run = run_of(&old);
     run.apply(&new);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     assert_eq!(
         run.spawn_failed("a/2'"),
         ["spawn a/1"],
         "by the old definition"
     );
-    assert_eq!(run.spawned("a/1"), ["TERM to a/1'", "CONT to a/1'"]);
+    assert_eq!(run.proved("a/1"), ["TERM to a/1'", "CONT to a/1'"]);
     let words = run.ends("a/1'");
     assert!(
         words[1].contains("failed: watcher `a`: the replacement of worker 2"),
@@ -86,7 +86,7 @@ fn what_can_not_be_put_back_stays() {
     let (old, new) = (a(1, "numprocesses = 2"), a(2, "numprocesses = 2"));
     let mut run = run_of(&old);
     run.apply(&new);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     run.spawn_failed("a/2'");
     let words = run.spawn_failed("a/1");
@@ -107,7 +107,7 @@ fn what_can_not_be_put_back_stays() {
 fn the_age_limit_of_a_new_definition_counts_for_its_first_workers() {
     let mut run = run_of(&a(1, ""));
     run.apply(&a(1, "max_age = 10\nmax_age_variance = 0"));
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     assert_eq!(run.after(9.999), NOTHING);
     assert_eq!(run.after(0.001), ["spawn a/1"]);
@@ -137,9 +137,9 @@ fn a_new_definition_waits_for_the_reload_under_way_and_is_not_forgotten() {
     assert!(run.is_as(&a(2, "")), "it is what will be");
     // One without a definition must not take its place.
     run.reload(&["a"]);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
-    run.spawned("a/1");
+    run.proved("a/1");
     run.ends("a/1'");
     assert_eq!(run.state("a"), "running");
     assert!(run.is_as(&a(2, "")));
@@ -176,7 +176,7 @@ fn a_scaling_in_the_middle_of_a_reload_is_not_undone_by_its_end() {
     run.reload(&["a"]);
     run.apply(&a(1, "numprocesses = 2"));
     assert!(run.is_as(&a(1, "numprocesses = 2")));
-    run.all_spawned(&["a/1'", "a/2"]);
+    run.all_proved(&["a/1'", "a/2"]);
     run.ends("a/1");
     assert!(run.is_as(&a(1, "numprocesses = 2")));
     assert_eq!(run.state("a"), "running");
@@ -243,7 +243,7 @@ fn a_second_apply_is_refused_until_the_first_is_done() {
     let request = RequestId(1);
     run.event(Event::Abandoned { request });
     assert!(run.apply(&a(3, ""))[0].contains("refused"));
-    run.spawned("a/1'");
+    run.proved("a/1'");
     assert_eq!(
         run.ends("a/1"),
         ["kill leftovers of a/1", "tell the parent: ready"]
@@ -260,7 +260,7 @@ fn another_address_is_bound_before_and_left_after() {
         ["tell the parent: reloading", "open s", "spawn a/1'"]
     );
     assert_eq!(run.view().sockets.len(), 2);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     assert_eq!(run.exits("a/1", TERM), ["kill leftovers of a/1"]);
     assert_eq!(
         run.gone("a/1"),
@@ -326,9 +326,8 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
         run.apply_with_unbound(&of(80), &["s"]),
         ["tell the parent: reloading", "open s", "spawn a/1'"]
     );
-    run.spawned("a/1'");
+    assert_eq!(run.proved("a/1'"), ["bind s", "TERM to a/1", "CONT to a/1"]);
     run.ends("a/1");
-    assert_eq!(run.after(0.1), ["bind s"]);
     let socket = run.socket("s");
     let error = "bind: no such address".to_owned();
     run.event(Event::BindFailed {
@@ -342,16 +341,15 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
         "the old address is not wanted any more"
     );
     assert_eq!(run.event(Event::Bound { socket }), NOTHING);
-    run.spawned("a/1");
+    run.proved("a/1");
     run.ends("a/1'");
     assert_eq!(run.state("a"), "running", "nobody is reloaded for it");
 
     // Nor if it was being tried when it was removed.
     let mut run = run_of(&watcher("a", ""));
     run.apply_with_unbound(&of(80), &["s"]);
-    run.spawned("a/1'");
+    assert_eq!(run.proved("a/1'"), ["bind s", "TERM to a/1", "CONT to a/1"]);
     run.ends("a/1");
-    assert_eq!(run.after(0.1), ["bind s"]);
     let socket = run.socket("s");
     run.apply(&of(81));
     run.event(Event::BindFailed { socket, error });

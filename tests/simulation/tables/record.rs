@@ -106,14 +106,14 @@ fn a_reload_goes_on_and_may_still_go_back() {
     run.begin();
     run.all_spawned(&["a/1", "a/2"]);
     run.apply(&of(2));
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.succeeded(false);
     assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "spawn a/2'"]);
     run.succeeded(false);
     assert!(run.apply(&of(3))[0].contains("another apply is under way"));
     assert_eq!(run.spawn_failed("a/2'"), ["spawn a/1"]);
     run.succeeded(false);
-    run.spawned("a/1");
+    run.proved("a/1");
     assert_eq!(
         run.ends("a/1'"),
         ["kill leftovers of a/1'", "tell the parent: ready"],

@@ -40,7 +40,7 @@ fn a_reload_replaces_one_worker_after_the_other_and_only_by_one_that_is_ready() 
 fn reload_surge_says_how_many_are_replaced_at_once() {
     let mut run = running("numprocesses = 3\nreload_surge = 2");
     assert_eq!(run.reload(&["a"]), ["spawn a/1'", "spawn a/2'"]);
-    run.all_spawned(&["a/1'", "a/2'"]);
+    run.all_proved(&["a/1'", "a/2'"]);
     assert_eq!(run.exits("a/2", TERM), ["kill leftovers of a/2"]);
     assert_eq!(run.gone("a/2"), ["spawn a/3'"], "room for the next");
 }
@@ -67,12 +67,38 @@ fn a_replacement_that_can_not_be_made_leaves_all_as_it_was() {
     );
     // The next that goes well makes up for it.
     run.reload(&["a"]);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
-    run.spawned("a/2'");
+    run.proved("a/2'");
     run.ends("a/2");
     assert_eq!(run.watcher("a").error, None);
     assert_eq!(run.watcher("a").restarts, 0);
+}
+
+#[test]
+fn who_serves_is_not_stopped_for_a_program_that_fails_at_once() {
+    let mut run = running("");
+    run.reload(&["a"]);
+    assert_eq!(run.spawned("a/1'"), NOTHING);
+    assert_eq!(run.after(0.099), NOTHING);
+    let words = run.ends("a/1'");
+    assert!(answer(&words).contains("exited with code 0"), "{words:?}");
+    assert_eq!(run.watcher("a").workers[0].generation, 1);
+
+    // It may be asked to prove itself for longer, not for less.
+    let mut run = running("ready_delay = 1");
+    run.after(1.0);
+    run.reload(&["a"]);
+    assert_eq!(run.spawned("a/1'"), NOTHING);
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["TERM to a/1", "CONT to a/1"]);
+
+    // What says itself that it is ready is believed.
+    let mut run = running("type = \"notify\"");
+    run.says_ready("a/1");
+    run.reload(&["a"]);
+    run.spawned("a/1'");
+    assert_eq!(run.says_ready("a/1'"), ["TERM to a/1", "CONT to a/1"]);
 }
 
 #[test]
@@ -175,7 +201,7 @@ fn a_backoff_keeps_its_reason_when_a_reload_goes_well_after_one_that_did_not() {
     assert!(shown.starts_with("reload: "), "{shown}");
     assert_eq!(run.after(60.0), ["spawn a/1'", "spawn a/2"]);
     run.spawn_failed("a/2");
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     let shown = run.watcher("a").error.expect("worker 2 is in backoff");
     assert!(
@@ -219,7 +245,7 @@ fn a_worker_that_dies_while_its_replacement_comes_is_followed_by_that() {
 fn a_worker_that_is_not_to_be_restarted_is_not_by_a_reload() {
     let mut run = running("restart = \"never\"\nnumprocesses = 2");
     run.reload(&["a"]);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     assert_eq!(run.ends("a/2"), ["kill leftovers of a/2", "cancel a/2'"]);
     assert_eq!(run.spawn_cancelled("a/2'"), ["answer 1: done"]);
@@ -244,12 +270,12 @@ fn a_reload_during_a_reload_waits_for_its_end() {
     run.reload(&["a"]);
     assert_eq!(run.reload(&["a"]), NOTHING);
     assert_eq!(run.reload(&["a"]), NOTHING);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     assert_eq!(
         run.ends("a/1"),
         ["kill leftovers of a/1", "spawn a/1", "answer 1: done"]
     );
-    run.spawned("a/1");
+    run.proved("a/1");
     assert_eq!(
         run.ends("a/1'"),
         ["kill leftovers of a/1'", "answer 2: done", "answer 3: done"]
@@ -274,7 +300,7 @@ fn a_stop_ends_a_reload_and_a_restart_does_too() {
 
     let mut run = running("");
     run.reload(&["a"]);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     assert_eq!(
         run.restart(&["a"]),
         ["TERM to a/1'", "CONT to a/1'", "answer 1: done"],
@@ -391,7 +417,7 @@ fn a_worker_that_is_too_old_and_can_not_be_replaced_is_tried_again_later() {
     assert_eq!(run.watcher("a").ready, 1);
     assert_eq!(run.after(6.999), NOTHING);
     assert_eq!(run.after(0.001), ["spawn a/1'"]);
-    run.spawned("a/1'");
+    run.proved("a/1'");
     run.ends("a/1");
     assert_eq!(run.watcher("a").error, None);
 }
