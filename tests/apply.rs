@@ -466,13 +466,13 @@ fn one_address_becomes_all_addresses_of_the_same_port() {
 #[test]
 fn two_sockets_may_swap_their_addresses() {
     let (a, b) = (free_port(), free_port());
-    let units = |first: u16, second: u16| {
+    let units = |one: &str, two: &str| {
         format!(
             r#"
             [socket.one]
-            listen = "127.0.0.1:{first}"
+            listen = "{one}"
             [socket.two]
-            listen = "127.0.0.1:{second}"
+            listen = "{two}"
             [watcher.one]
             cmd = "PROBE serve $(circus.socket.one)"
             [watcher.two]
@@ -480,46 +480,79 @@ fn two_sockets_may_swap_their_addresses() {
             "#
         )
     };
-    let manager = Manager::start(&units(a, b));
-    manager.write(&units(b, a));
-    let output = manager.cli(&["apply"]);
-    if output.status.success() {
-        assert_eq!(
-            ask(&format!("127.0.0.1:{b}"), "pid"),
-            manager.pids("one")[0].to_string()
-        );
-        assert_eq!(
-            ask(&format!("127.0.0.1:{a}"), "pid"),
-            manager.pids("two")[0].to_string()
-        );
-    } else {
-        // It may be too much to ask for at once; but then nothing has changed, and it is said.
-        assert_eq!(
-            ask(&format!("127.0.0.1:{a}"), "pid"),
-            manager.pids("one")[0].to_string()
-        );
-        assert_ne!(output.stderr, b"");
+    let (a, b) = (format!("127.0.0.1:{a}"), format!("127.0.0.1:{b}"));
+    let manager = Manager::start(&units(&a, &b));
+    let before = (listeners(&a), listeners(&b));
+    manager.apply(&units(&b, &a));
+    let pid = |name: &str| manager.pids(name)[0].to_string();
+    assert_eq!(ask(&b, "pid"), pid("one"));
+    assert_eq!(ask(&a, "pid"), pid("two"));
+    // Who had connected to an address before is answered there.
+    assert_eq!((listeners(&a), listeners(&b)), before);
+
+    let paths = ["one.sock", "two.sock"].map(|name| manager.path(name).display().to_string());
+    manager.apply(&units("DIR/one.sock", "DIR/two.sock"));
+    let before = paths.each_ref().map(|path| listeners(path));
+    manager.apply(&units("DIR/two.sock", "DIR/one.sock"));
+    assert_eq!(paths.each_ref().map(|path| listeners(path)), before);
+    // The files go with those who have them now.
+    manager.apply(&units(&a, "DIR/one.sock"));
+    assert!(manager.path("one.sock").exists() && !manager.path("two.sock").exists());
+}
+
+#[test]
+fn a_socket_that_is_renamed_keeps_its_address_and_its_queue() {
+    let port = free_port();
+    let units = |name: &str, extra: &str| {
+        format!(
+            "[socket.{name}]\nlisten = \"127.0.0.1:{port}\"\n{extra}\n[watcher.web]\ncmd = \"PROBE serve $(circus.socket.{name})\"\n"
+        )
+    };
+    let address = format!("127.0.0.1:{port}");
+    for sharding in ["", "so_reuseport = true"] {
+        let manager = Manager::start(&units("old", sharding));
+        let before = listeners(&address);
+        manager.ok(&["stop", "web"]);
+        let waiting = support::begin(&address, "pid");
+        manager.apply(&units("new", sharding));
+        assert_eq!(manager.socket("new")["state"], "listening");
+        manager.ok(&["start", "web"]);
+        assert_eq!(support::finish(waiting), manager.pids("web")[0].to_string());
+        // While it serves, and with other options.
+        manager.apply(&units("newer", &format!("{sharding}\nbacklog = 77")));
+        assert_eq!(listeners(&address), before);
+        assert_eq!(manager.socket("newer")["queue_limit"], 77);
+        ask(&address, "pid");
     }
 }
 
 #[test]
-fn a_socket_that_is_renamed_keeps_its_address() {
-    let port = free_port();
-    let units = |name: &str| {
+fn an_address_whose_change_has_failed_may_come_back() {
+    let (old, new) = (free_port(), free_port());
+    let units = |port: u16, cmd: &str| {
         format!(
-            "[socket.{name}]\nlisten = \"127.0.0.1:{port}\"\n[watcher.web]\ncmd = \"PROBE serve $(circus.socket.{name})\"\n"
+            "[socket.web]\nlisten = \"127.0.0.1:{port}\"\n[watcher.web]\ncmd = \"PROBE {cmd} $(circus.socket.web)\"\n"
         )
     };
-    let manager = Manager::start(&units("old"));
-    let output = manager.try_apply(&units("new"));
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() {
-        assert_eq!(manager.socket("new")["state"], "listening");
-        assert_eq!(listeners(&format!("x:{port}")).len(), 1);
-    } else {
-        assert!(text.contains("`new`"), "{text}");
+    let manager = Manager::start(&units(old, "serve"));
+    let address = format!("127.0.0.1:{old}");
+    let before = listeners(&address);
+    for _ in 0..2 {
+        let output = manager.try_apply(&units(new, "exit 7 ,"));
+        assert_eq!(output.status.code(), Some(1), "{}", manager.log());
+        ask(&address, "pid");
+        // All of that port is another address again, beside what is kept of both.
+        manager.apply(&units(old, "serve"));
+        assert_eq!(listeners(&address), before);
+        assert_eq!(manager.address("web"), address);
+        assert_eq!(ask(&address, "pid"), manager.pids("web")[0].to_string());
+        assert!(listeners(&format!("127.0.0.1:{new}")).is_empty());
     }
-    ask(&format!("127.0.0.1:{port}"), "pid");
+    let all = |port: u16| units(port, "serve").replace("127.0.0.1", "0.0.0.0");
+    let output = manager.try_apply(&units(new, "exit 7 ,"));
+    assert_eq!(output.status.code(), Some(1), "{}", manager.log());
+    manager.apply(&all(old));
+    assert_eq!(ask(&address, "pid"), manager.pids("web")[0].to_string());
 }
 
 #[test]

@@ -400,6 +400,42 @@ fn killed_in_the_middle_of_a_reload_it_ends_up_with_each_worker_once() {
 }
 
 #[test]
+fn killed_while_a_socket_has_two_names_it_keeps_the_one_kernel_socket() {
+    let units = |name: &str| {
+        format!(
+            r#"
+            [socket.{name}]
+            listen = "DIR/web.sock"
+            [watcher.web]
+            cmd = "PROBE do append DIR/born x , await DIR/{name} , notify READY=1 , serve $(circus.socket.{name})"
+            type = "notify"
+            "#
+        )
+    };
+    let manager = Manager::start(&units("old").replace("await DIR/old , ", ""));
+    let path = manager.path("web.sock").display().to_string();
+    let listeners = support::lives::listeners(&path);
+    manager.write(&units("new"));
+    manager.ok(&["apply", "--no-wait"]);
+    manager.wait_for_lines("born", 2);
+    manager.crash();
+    manager.touch("new");
+    let old = manager.pids("web");
+    manager.wait_for("web", "was reloaded", |web| {
+        web["state"] == "running" && web["workers"][0]["generation"] == 2
+    });
+    assert_eq!(old.len(), 2);
+    assert_eq!(support::lives::listeners(&path), listeners);
+    // The old name is gone, and has not taken the socket or its file along.
+    manager.crash();
+    assert_eq!(
+        manager.status()["sockets"].as_array().map(Vec::len),
+        Some(1)
+    );
+    UnixStream::connect(&path).expect("somebody listens");
+}
+
+#[test]
 fn killed_in_the_middle_of_an_apply_it_ends_up_with_the_old_units_or_the_new() {
     let mut random = Random::new("kill -9 in the middle of an apply");
     let manager = Manager::start(&many("0", 4));

@@ -8,6 +8,7 @@ use crate::sys::socket::{self, Address, IpFamily, Kind, Listen, Local, Queue};
 use crate::unit;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -46,13 +47,13 @@ struct Listener {
     node: Option<Node>,
     /// Where that file is, and the path that it is meant for, on which another still is.
     beside: Option<(PathBuf, PathBuf)>,
-    /// It is bound beside another on the same address.
-    shares: bool,
+    /// The one of an apply that it has its kernel socket from.
+    heir_of: Option<SocketId>,
 }
 
 enum Fds {
     Unbound,
-    One(OwnedFd),
+    One(Descriptor),
     /// One kernel queue for each wid, in the order of the kernel's own list of the group.
     Shards(Vec<Shard>),
 }
@@ -61,9 +62,16 @@ struct Shard {
     /// Which of the listener's shards: what it is held by.
     number: u32,
     key: SlotKey,
-    fd: OwnedFd,
+    fd: Descriptor,
     /// Out of the kernel's choice.
     retired: bool,
+}
+
+/// A descriptor of a kernel socket that two listeners may have, while one takes the other's place.
+struct Descriptor {
+    fd: OwnedFd,
+    /// All descriptors of the same socket share it.
+    socket: Rc<()>,
 }
 
 struct Draining {
@@ -118,14 +126,20 @@ impl Listeners {
         listener.bind(&[UNCLAIMED], None)
     }
 
-    /// Binds what an apply adds or binds anew; each is known by its name until [`Listeners::open`]. If one can't be
-    /// bound, none is: the reasons are in the answer. What is optional may fail.
+    /// Binds what an apply adds or binds anew; each is known by its name until [`Listeners::open`]. What listens on the
+    /// same address and is among those that `leave` hands its kernel socket on. If one can't be bound, none is: the
+    /// reasons are in the answer. What is optional may fail.
     pub fn prepare(
         &mut self,
         plan: &Plan,
         changes: &[Change],
+        leaving: &BTreeSet<SocketId>,
     ) -> Result<Vec<Unbound>, Vec<String>> {
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
+        let leaving: Vec<(SocketId, &Listener)> = (self.all.iter())
+            .filter(|(id, _)| leaving.contains(id))
+            .map(|(id, listener)| (*id, listener))
+            .collect();
         for change in changes {
             let (plan::Unit::Socket(name), Action::Add | Action::Rebind) =
                 (&change.unit, change.action)
@@ -135,8 +149,7 @@ impl Listeners {
             let spec = plan.sockets.iter().find(|socket| socket.name() == name);
             let Some(spec) = spec else { continue };
             let mut listener = Listener::new(spec);
-            let replaced = (self.all.values()).find(|other| other.spec.name() == name);
-            match listener.bind_beside(replaced) {
+            match listener.succeed(&leaving) {
                 Ok(()) => {}
                 Err(error) if spec.unit.optional => {
                     optional.push((name.clone(), error));
@@ -164,9 +177,14 @@ impl Listeners {
     pub fn open(&mut self, id: SocketId, spec: &Rc<plan::Socket>) {
         let listener = self.prepared.remove(spec.name());
         let mut listener = listener.unwrap_or_else(|| Listener::new(spec));
+        let predecessor = listener.heir_of.take();
+        if let Some(predecessor) = predecessor.and_then(|id| self.all.get_mut(&id)) {
+            listener.node = predecessor.node.take();
+            listener.adjust();
+        }
         listener.take_its_place();
         self.all.insert(id, listener);
-        self.dirty.insert(id);
+        self.dirty.extend([id].into_iter().chain(predecessor));
     }
 
     /// Sets what can be set on a socket that is bound.
@@ -175,22 +193,14 @@ impl Listeners {
             return;
         };
         listener.spec = Rc::clone(spec);
-        let address = address_of(&spec.unit);
-        for fd in listener.fds.iter() {
-            if let Err(error) = socket::adjust(fd, &listen(spec, &address)) {
-                log::warn!(target: &format!("socket.{}", spec.name()), "could not be changed: {error}");
-            }
-        }
+        listener.adjust();
     }
 
     /// Closes a socket for good.
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
-            // Its address must be free when an apply is said to be done, though the keeper may have it for a moment more.
-            for fd in listener.fds.iter() {
-                socket::stop_listening(fd);
-            }
             listener.remove_node();
+            listener.fds.close();
             self.dirty.insert(id);
         }
     }
@@ -232,7 +242,9 @@ impl Listeners {
         };
         listener.watched = true;
         for fd in listener.fds.iter() {
-            if let Err(error) = epoll.add(fd, Token::Socket(id.0).pack(), Interest::Readable) {
+            if let Err(error) =
+                epoll.add(fd.as_fd(), Token::Socket(id.0).pack(), Interest::Readable)
+            {
                 log::error!(target: &format!("socket.{}", listener.spec.name()), "can't be watched: {error}");
             }
         }
@@ -246,7 +258,7 @@ impl Listeners {
         listener.watched = false;
         for fd in listener.fds.iter() {
             // It is not in the set if it could not be added.
-            let _ = epoll.remove(fd);
+            let _ = epoll.remove(fd.as_fd());
         }
     }
 
@@ -369,7 +381,7 @@ impl Listeners {
             match record.shards {
                 None => {
                     if let Some(fd) = held.remove(&name_of(id, None)) {
-                        listener.fds = Fds::One(fd);
+                        listener.fds = Fds::One(Descriptor::new(fd));
                     }
                 }
                 Some(shards) => {
@@ -396,7 +408,28 @@ impl Listeners {
             }
             listeners.all.insert(id, listener);
         }
+        listeners.find_shared();
         listeners
+    }
+
+    /// Which of those that were held are of one kernel socket, they can't tell by themselves.
+    fn find_shared(&mut self) {
+        let mut by_place: HashMap<String, Vec<&mut Descriptor>> = HashMap::new();
+        for listener in self.all.values_mut() {
+            if let Some(local) = &listener.local {
+                let place = by_place.entry(local.to_string()).or_default();
+                place.extend(listener.fds.iter_mut());
+            }
+        }
+        for mut descriptors in by_place.into_values().filter(|it| it.len() > 1) {
+            let mut known: HashMap<u64, Rc<()>> = HashMap::new();
+            for descriptor in &mut descriptors {
+                if let Ok(inode) = socket::inode(descriptor.as_fd()) {
+                    let shared = known.entry(inode).or_insert(Rc::clone(&descriptor.socket));
+                    descriptor.socket = Rc::clone(shared);
+                }
+            }
+        }
     }
 
     /// A socket's address as status shows it.
@@ -429,10 +462,10 @@ impl Listeners {
             .into_iter()
             .flat_map(|listener| listener.fds.iter())
         {
-            let known = socket::inode(fd)
+            let known = socket::inode(fd.as_fd())
                 .ok()
                 .and_then(|inode| unix.get(&inode).copied());
-            if let Some(queue) = known.or_else(|| socket::queue(fd).ok()) {
+            if let Some(queue) = known.or_else(|| socket::queue(fd.as_fd()).ok()) {
                 sum.waiting += queue.waiting;
                 sum.limit += queue.limit;
             }
@@ -461,15 +494,73 @@ impl Drop for Listeners {
 }
 
 impl Fds {
-    fn iter(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn iter(&self) -> impl Iterator<Item = &Descriptor> {
         let (one, shards) = match self {
             Fds::Unbound => (None, &[][..]),
             Fds::One(fd) => (Some(fd), &[][..]),
             Fds::Shards(shards) => (None, shards.as_slice()),
         };
+        one.into_iter().chain(shards.iter().map(|shard| &shard.fd))
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Descriptor> {
+        let (one, shards) = match self {
+            Fds::Unbound => (None, &mut [][..]),
+            Fds::One(fd) => (Some(fd), &mut [][..]),
+            Fds::Shards(shards) => (None, shards.as_mut_slice()),
+        };
         one.into_iter()
-            .map(AsFd::as_fd)
-            .chain(shards.iter().map(|shard| shard.fd.as_fd()))
+            .chain(shards.iter_mut().map(|shard| &mut shard.fd))
+    }
+
+    /// The same kernel sockets once more.
+    fn again(&self) -> io::Result<Fds> {
+        Ok(match self {
+            Fds::Unbound => Fds::Unbound,
+            Fds::One(fd) => Fds::One(fd.again()?),
+            Fds::Shards(shards) => {
+                let shards = shards.iter().map(|shard| {
+                    let fd = shard.fd.again()?;
+                    Ok(Shard { fd, ..*shard })
+                });
+                Fds::Shards(shards.collect::<io::Result<_>>()?)
+            }
+        })
+    }
+
+    fn close(self) {
+        match self {
+            Fds::Unbound => {}
+            Fds::One(fd) => fd.close(),
+            Fds::Shards(shards) => shards.into_iter().for_each(|shard| shard.fd.close()),
+        }
+    }
+}
+
+impl Descriptor {
+    fn new(fd: OwnedFd) -> Descriptor {
+        let socket = Rc::new(());
+        Descriptor { fd, socket }
+    }
+
+    fn again(&self) -> io::Result<Descriptor> {
+        let socket = Rc::clone(&self.socket);
+        let fd = self.fd.try_clone()?;
+        Ok(Descriptor { fd, socket })
+    }
+
+    /// Closes it, and with the last one the kernel socket: its address must be free when an apply is said to be done,
+    /// though the keeper may have it for a moment more.
+    fn close(self) {
+        if Rc::strong_count(&self.socket) == 1 {
+            socket::stop_listening(self.fd.as_fd());
+        }
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -482,7 +573,7 @@ impl Listener {
             watched: false,
             node: None,
             beside: None,
-            shares: false,
+            heir_of: None,
         }
     }
 
@@ -495,46 +586,87 @@ impl Listener {
         }
     }
 
-    /// Binds while the socket that it is to replace is still there, on an address perhaps that they have in common.
-    fn bind_beside(&mut self, replaced: Option<&Listener>) -> Result<(), String> {
-        let Some(replaced) = replaced else {
-            return self.bind(&[UNCLAIMED], None);
-        };
-        let (address, before) = (address_of(&self.spec.unit), address_of(&replaced.spec.unit));
-        match (&address, &before) {
-            (Address::Path(path), Address::Path(other)) if path == other => {
-                // Beside it until it is needed, then in its place by one rename.
-                let mut name = path.file_name().unwrap_or_default().to_owned();
-                name.push(".new");
-                let beside = path.with_file_name(name);
-                self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None)?;
-                self.local = Some(Local::Path(path.clone()));
-                self.beside = Some((beside, path.clone()));
-                Ok(())
+    /// Binds while others that are to go are still there: takes the kernel socket of the one that has its address, or
+    /// binds beside those that have an address with it in common.
+    fn succeed(&mut self, leaving: &[(SocketId, &Listener)]) -> Result<(), String> {
+        if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
+            self.fds = predecessor.fds.again().map_err(|error| error.to_string())?;
+            self.local = predecessor.local.clone();
+            self.heir_of = Some(*id);
+            return Ok(());
+        }
+        let address = address_of(&self.spec.unit);
+        if let Address::Path(path) = &address {
+            let is_there = |(_, other): &(SocketId, &Listener)| {
+                address_of(&other.spec.unit) == address && !matches!(other.fds, Fds::Unbound)
+            };
+            if !leaving.iter().any(is_there) {
+                return self.bind(&[UNCLAIMED], None);
             }
-            (Address::Path(_) | Address::Abstract(_), _)
-            | (_, Address::Path(_) | Address::Abstract(_)) => self.bind(&[UNCLAIMED], None),
-            _ => {
-                // The kernel lets two have an address only if both say that they share it.
-                let share = |shareable| {
-                    for fd in replaced.fds.iter() {
-                        // If it can't be set, binding says why.
-                        let _ = socket::set_shareable(fd, shareable);
-                    }
-                };
-                share(true);
-                self.shares = true;
-                let bound = self.bind(&[UNCLAIMED], None);
-                self.shares = false;
-                if !replaced.spec.unit.so_reuseport.value {
-                    share(false);
-                }
-                if !self.spec.unit.so_reuseport.value {
-                    for fd in self.fds.iter() {
-                        let _ = socket::set_shareable(fd, false);
-                    }
-                }
-                bound
+            // Beside it until it is needed, then in its place by one rename.
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(".new");
+            let beside = path.with_file_name(name);
+            self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None, false)?;
+            self.local = Some(Local::Path(path.clone()));
+            self.beside = Some((beside, path.clone()));
+            return Ok(());
+        }
+        let neighbours: Vec<&Listener> = (leaving.iter())
+            .map(|(_, other)| *other)
+            .filter(|other| self.is_neighbour_of(other))
+            .collect();
+        // The kernel lets two have an address only if both say that they share it.
+        let share = |listener: &Listener, shareable| {
+            for fd in listener.fds.iter() {
+                // If it can't be set, binding says why.
+                let _ = socket::set_shareable(fd.as_fd(), shareable);
+            }
+        };
+        for other in &neighbours {
+            share(other, true);
+        }
+        let bound = self.bind_at(&address, &[UNCLAIMED], None, !neighbours.is_empty());
+        let all = neighbours.into_iter().chain([&*self]);
+        for listener in all.filter(|it| !it.spec.unit.so_reuseport.value) {
+            share(listener, false);
+        }
+        bound
+    }
+
+    /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
+    fn is_same_as(&self, bound: &Listener) -> bool {
+        let (ours, theirs) = (&self.spec.unit, &bound.spec.unit);
+        let is_chosen_by_kernel = match &ours.address.value {
+            unit::Address::Port(port) | unit::Address::Host(_, port) => *port == 0,
+            unit::Address::Ip(ip) => ip.port() == 0,
+            unit::Address::Path(_) | unit::Address::Abstract(_) => false,
+        };
+        !matches!(bound.fds, Fds::Unbound)
+            && !is_chosen_by_kernel
+            && address_of(ours) == address_of(theirs)
+            && ours.kind == theirs.kind
+            && ours.so_reuseport.value == theirs.so_reuseport.value
+    }
+
+    /// Whether both may have an internet address in common.
+    fn is_neighbour_of(&self, bound: &Listener) -> bool {
+        let Some(Local::Ip(theirs)) = &bound.local else {
+            return false;
+        };
+        let port = match &self.spec.unit.address.value {
+            unit::Address::Port(port) | unit::Address::Host(_, port) => *port,
+            unit::Address::Ip(ip) => ip.port(),
+            unit::Address::Path(_) | unit::Address::Abstract(_) => return false,
+        };
+        port == theirs.port()
+    }
+
+    fn adjust(&self) {
+        let address = address_of(&self.spec.unit);
+        for fd in self.fds.iter() {
+            if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address)) {
+                log::warn!(target: &format!("socket.{}", self.spec.name()), "could not be changed: {error}");
             }
         }
     }
@@ -553,7 +685,7 @@ impl Listener {
     }
 
     fn bind(&mut self, keys: &[SlotKey], inherited: Option<&mut Inherited>) -> Result<(), String> {
-        self.bind_at(&address_of(&self.spec.unit), keys, inherited)
+        self.bind_at(&address_of(&self.spec.unit), keys, inherited, false)
     }
 
     fn bind_at(
@@ -561,9 +693,10 @@ impl Listener {
         address: &Address,
         keys: &[SlotKey],
         inherited: Option<&mut Inherited>,
+        shares: bool,
     ) -> Result<(), String> {
         let mut listen = listen(&self.spec, address);
-        listen.reuseport |= self.shares;
+        listen.reuseport |= shares;
         let taken = match inherited {
             Some(inherited) => inherited.take(&self.spec, &listen)?,
             None => None,
@@ -580,14 +713,14 @@ impl Listener {
         };
         self.local = Some(first.local);
         if !self.spec.unit.so_reuseport.value {
-            self.fds = Fds::One(first.fd);
+            self.fds = Fds::One(Descriptor::new(first.fd));
             return Ok(());
         }
         let (first_key, rest) = keys.split_first().unwrap_or((&UNCLAIMED, &[]));
         self.fds = Fds::Shards(vec![Shard {
             number: 0,
             key: *first_key,
-            fd: first.fd,
+            fd: Descriptor::new(first.fd),
             retired: false,
         }]);
         for key in rest {
@@ -621,7 +754,7 @@ impl Listener {
         shards.push(Shard {
             number: number.map_or(0, |number| number + 1),
             key,
-            fd: bound.fd,
+            fd: Descriptor::new(bound.fd),
             retired: false,
         });
         choose(shards);
@@ -662,11 +795,8 @@ impl Listener {
         if self.watched {
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
-        // As the kernel does with its list: the last one takes the place of the one that goes. It goes now, though the
-        // keeper may have it for a moment more.
-        let shard = shards.swap_remove(index);
-        socket::stop_listening(shard.fd.as_fd());
-        drop(shard);
+        // As the kernel does with its list: the last one takes the place of the one that goes.
+        shards.swap_remove(index).fd.close();
         choose(shards);
     }
 }
@@ -704,7 +834,7 @@ impl ShardRecord {
         Shard {
             number: self.number,
             key: (WatcherId(self.watcher), self.wid),
-            fd,
+            fd: Descriptor::new(fd),
             retired: self.retired,
         }
     }

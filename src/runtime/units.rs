@@ -57,12 +57,13 @@ impl Manager {
             return Err(super::server::failure(refusal, nearest));
         }
         let News { plan, changes } = self.read_anew()?;
-        let unbound =
-            self.listeners
-                .prepare(&plan, &changes)
-                .map_err(|errors| Failure::Refused {
-                    reason: format!("{}; nothing was changed", errors.join("; ")),
-                })?;
+        let leaving = self.supervisor.leaving(&changes);
+        let unbound = self
+            .listeners
+            .prepare(&plan, &changes, &leaving)
+            .map_err(|errors| Failure::Refused {
+                reason: format!("{}; nothing was changed", errors.join("; ")),
+            })?;
         self.set_manager(&plan, &changes);
         let documents = changes.iter().cloned().map(Into::into).collect();
         self.server.keep_changes(request, documents);

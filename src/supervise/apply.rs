@@ -10,7 +10,7 @@ use super::{
 };
 use crate::plan::{self, Action, Change, Plan, Unit};
 use crate::unit::{self, LogLevel, WatcherKind};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 impl Supervisor {
@@ -67,6 +67,19 @@ impl Supervisor {
             }
         }
         changes
+    }
+
+    /// The sockets that nothing new is started with once these changes are made, and those that it is so of already.
+    pub fn leaving(&self, changes: &[Change]) -> BTreeSet<SocketId> {
+        let goes = |change: &&Change| matches!(change.action, Action::Remove | Action::Rebind);
+        let gone: HashSet<&Unit> = (changes.iter().filter(goes))
+            .map(|change| &change.unit)
+            .collect();
+        let is_gone = |name: &str| gone.contains(&Unit::Socket(name.to_owned()));
+        (self.sockets.iter())
+            .filter(|(_, socket)| socket.retired || is_gone(socket.spec.name()))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Why there can't be an apply now, if so.

@@ -478,12 +478,22 @@ pub fn wait_until_dead(pid: i32) {
 
 /// Sends one line to a `PROBE serve` and returns its answer.
 pub fn ask(address: &str, line: &str) -> String {
+    finish(begin(address, line))
+}
+
+/// Connects and asks, and does not wait for the answer.
+pub fn begin(address: &str, line: &str) -> TcpStream {
     let mut stream =
         TcpStream::connect(address).unwrap_or_else(|error| panic!("connect to {address}: {error}"));
     stream
         .set_read_timeout(Some(DEADLINE))
         .expect("set a timeout");
     writeln!(stream, "{line}").expect("ask");
+    stream
+}
+
+/// The answer to that.
+pub fn finish(mut stream: TcpStream) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer.trim_end().to_owned()
