@@ -1,16 +1,19 @@
 //! The sockets: bound here, open for ever.
 
+mod fds;
+mod listener;
+
+use self::fds::{Descriptor, Fds, Shard, ShardRecord, UNCLAIMED, name_of};
+use self::listener::{Listener, written};
 use super::{SlotKey, Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
 use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
-use crate::sys::socket::{self, Address, IpFamily, Kind, Listen, Local, Queue};
+use crate::sys::socket::{self, Local, Queue};
 use crate::unit;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,9 +22,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A shard counts as drained after so many looks at an empty queue: a handshake may still be under way at the first.
 const EMPTY_LOOKS: u32 = 3;
-
-/// The key of the one shard of a `so_reuseport` socket that no watcher has claimed.
-const UNCLAIMED: SlotKey = (WatcherId(u32::MAX), 0);
 
 /// All sockets, by [`SocketId`].
 pub struct Listeners {
@@ -37,47 +37,18 @@ pub struct Listeners {
 /// The name of an optional socket that could not be bound, and why.
 pub type Unbound = (String, String);
 
-struct Listener {
-    spec: Rc<plan::Socket>,
-    fds: Fds,
-    /// Where it is bound, with the real port.
-    local: Option<Local>,
-    watched: bool,
-    /// The file of a unix socket that was bound here (and not inherited).
-    node: Option<Node>,
-    /// Where that file is, and the path that it is meant for, on which another still is.
-    beside: Option<(PathBuf, PathBuf)>,
-    /// The one of an apply that it has its kernel socket from.
-    heir_of: Option<SocketId>,
-}
-
-enum Fds {
-    Unbound,
-    One(Descriptor),
-    /// One kernel queue for each wid, in the order of the kernel's own list of the group.
-    Shards(Vec<Shard>),
-}
-
-struct Shard {
-    /// Which of the listener's shards: what it is held by.
-    number: u32,
-    key: SlotKey,
-    fd: Descriptor,
-    /// Out of the kernel's choice.
-    retired: bool,
-}
-
-/// A descriptor of a kernel socket that two listeners may have, while one takes the other's place.
-struct Descriptor {
-    fd: OwnedFd,
-    /// All descriptors of the same socket share it.
-    socket: Rc<()>,
-}
-
 struct Draining {
     proc: ProcId,
     key: SlotKey,
     empty_looks: u32,
+}
+
+/// What the next manager must know of a socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListenerRecord {
+    local: Option<Local>,
+    node: Option<Node>,
+    shards: Option<Vec<ShardRecord>>,
 }
 
 impl Listeners {
@@ -493,379 +464,6 @@ impl Drop for Listeners {
     }
 }
 
-impl Fds {
-    fn iter(&self) -> impl Iterator<Item = &Descriptor> {
-        let (one, shards) = match self {
-            Fds::Unbound => (None, &[][..]),
-            Fds::One(fd) => (Some(fd), &[][..]),
-            Fds::Shards(shards) => (None, shards.as_slice()),
-        };
-        one.into_iter().chain(shards.iter().map(|shard| &shard.fd))
-    }
-
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Descriptor> {
-        let (one, shards) = match self {
-            Fds::Unbound => (None, &mut [][..]),
-            Fds::One(fd) => (Some(fd), &mut [][..]),
-            Fds::Shards(shards) => (None, shards.as_mut_slice()),
-        };
-        one.into_iter()
-            .chain(shards.iter_mut().map(|shard| &mut shard.fd))
-    }
-
-    /// The same kernel sockets once more.
-    fn again(&self) -> io::Result<Fds> {
-        Ok(match self {
-            Fds::Unbound => Fds::Unbound,
-            Fds::One(fd) => Fds::One(fd.again()?),
-            Fds::Shards(shards) => {
-                let shards = shards.iter().map(|shard| {
-                    let fd = shard.fd.again()?;
-                    Ok(Shard { fd, ..*shard })
-                });
-                Fds::Shards(shards.collect::<io::Result<_>>()?)
-            }
-        })
-    }
-
-    fn close(self) {
-        match self {
-            Fds::Unbound => {}
-            Fds::One(fd) => fd.close(),
-            Fds::Shards(shards) => shards.into_iter().for_each(|shard| shard.fd.close()),
-        }
-    }
-}
-
-impl Descriptor {
-    fn new(fd: OwnedFd) -> Descriptor {
-        let socket = Rc::new(());
-        Descriptor { fd, socket }
-    }
-
-    fn again(&self) -> io::Result<Descriptor> {
-        let socket = Rc::clone(&self.socket);
-        let fd = self.fd.try_clone()?;
-        Ok(Descriptor { fd, socket })
-    }
-
-    /// Closes it, and with the last one the kernel socket: its address must be free when an apply is said to be done,
-    /// though the keeper may have it for a moment more.
-    fn close(self) {
-        if Rc::strong_count(&self.socket) == 1 {
-            socket::stop_listening(self.fd.as_fd());
-        }
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Listener {
-    fn new(spec: &Rc<plan::Socket>) -> Listener {
-        Listener {
-            spec: Rc::clone(spec),
-            fds: Fds::Unbound,
-            local: None,
-            watched: false,
-            node: None,
-            beside: None,
-            heir_of: None,
-        }
-    }
-
-    /// Removes its file, if it has made one that is to go with it.
-    fn remove_node(&self) {
-        if self.spec.unit.remove_on_stop
-            && let Some(node) = &self.node
-        {
-            node.remove();
-        }
-    }
-
-    /// Binds while others that are to go are still there: takes the kernel socket of the one that has its address, or
-    /// binds beside those that have an address with it in common.
-    fn succeed(&mut self, leaving: &[(SocketId, &Listener)]) -> Result<(), String> {
-        if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
-            self.fds = predecessor.fds.again().map_err(|error| error.to_string())?;
-            self.local = predecessor.local.clone();
-            self.heir_of = Some(*id);
-            return Ok(());
-        }
-        let address = address_of(&self.spec.unit);
-        if let Address::Path(path) = &address {
-            let is_there = |(_, other): &(SocketId, &Listener)| {
-                address_of(&other.spec.unit) == address && !matches!(other.fds, Fds::Unbound)
-            };
-            if !leaving.iter().any(is_there) {
-                return self.bind(&[UNCLAIMED], None);
-            }
-            // Beside it until it is needed, then in its place by one rename.
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(".new");
-            let beside = path.with_file_name(name);
-            self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None, false)?;
-            self.local = Some(Local::Path(path.clone()));
-            self.beside = Some((beside, path.clone()));
-            return Ok(());
-        }
-        let neighbours: Vec<&Listener> = (leaving.iter())
-            .map(|(_, other)| *other)
-            .filter(|other| self.is_neighbour_of(other))
-            .collect();
-        // The kernel lets two have an address only if both say that they share it.
-        let share = |listener: &Listener, shareable| {
-            for fd in listener.fds.iter() {
-                // If it can't be set, binding says why.
-                let _ = socket::set_shareable(fd.as_fd(), shareable);
-            }
-        };
-        for other in &neighbours {
-            share(other, true);
-        }
-        let bound = self.bind_at(&address, &[UNCLAIMED], None, !neighbours.is_empty());
-        let all = neighbours.into_iter().chain([&*self]);
-        for listener in all.filter(|it| !it.spec.unit.so_reuseport.value) {
-            share(listener, false);
-        }
-        bound
-    }
-
-    /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
-    fn is_same_as(&self, bound: &Listener) -> bool {
-        let (ours, theirs) = (&self.spec.unit, &bound.spec.unit);
-        let is_chosen_by_kernel = match &ours.address.value {
-            unit::Address::Port(port) | unit::Address::Host(_, port) => *port == 0,
-            unit::Address::Ip(ip) => ip.port() == 0,
-            unit::Address::Path(_) | unit::Address::Abstract(_) => false,
-        };
-        !matches!(bound.fds, Fds::Unbound)
-            && !is_chosen_by_kernel
-            && address_of(ours) == address_of(theirs)
-            && ours.kind == theirs.kind
-            && ours.so_reuseport.value == theirs.so_reuseport.value
-    }
-
-    /// Whether both may have an internet address in common.
-    fn is_neighbour_of(&self, bound: &Listener) -> bool {
-        let Some(Local::Ip(theirs)) = &bound.local else {
-            return false;
-        };
-        let port = match &self.spec.unit.address.value {
-            unit::Address::Port(port) | unit::Address::Host(_, port) => *port,
-            unit::Address::Ip(ip) => ip.port(),
-            unit::Address::Path(_) | unit::Address::Abstract(_) => return false,
-        };
-        port == theirs.port()
-    }
-
-    fn adjust(&self) {
-        let address = address_of(&self.spec.unit);
-        for fd in self.fds.iter() {
-            if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address)) {
-                log::warn!(target: &format!("socket.{}", self.spec.name()), "could not be changed: {error}");
-            }
-        }
-    }
-
-    /// It is known from now on; the one of its name that it replaces is not reached any more if they have a path in common.
-    fn take_its_place(&mut self) {
-        let Some((beside, path)) = self.beside.take() else {
-            return;
-        };
-        match std::fs::rename(&beside, &path) {
-            Ok(()) => self.node = Node::made_at(&path),
-            Err(error) => {
-                log::error!(target: &format!("socket.{}", self.spec.name()), "{} could not take its place: {error}", beside.display());
-            }
-        }
-    }
-
-    fn bind(&mut self, keys: &[SlotKey], inherited: Option<&mut Inherited>) -> Result<(), String> {
-        self.bind_at(&address_of(&self.spec.unit), keys, inherited, false)
-    }
-
-    fn bind_at(
-        &mut self,
-        address: &Address,
-        keys: &[SlotKey],
-        inherited: Option<&mut Inherited>,
-        shares: bool,
-    ) -> Result<(), String> {
-        let mut listen = listen(&self.spec, address);
-        listen.reuseport |= shares;
-        let taken = match inherited {
-            Some(inherited) => inherited.take(&self.spec, &listen)?,
-            None => None,
-        };
-        let first = match taken {
-            Some(bound) => bound,
-            None => {
-                let bound = socket::listen(&listen).map_err(|error| error.to_string())?;
-                if let Address::Path(path) = address {
-                    self.node = Node::made_at(path);
-                }
-                bound
-            }
-        };
-        self.local = Some(first.local);
-        if !self.spec.unit.so_reuseport.value {
-            self.fds = Fds::One(Descriptor::new(first.fd));
-            return Ok(());
-        }
-        let (first_key, rest) = keys.split_first().unwrap_or((&UNCLAIMED, &[]));
-        self.fds = Fds::Shards(vec![Shard {
-            number: 0,
-            key: *first_key,
-            fd: Descriptor::new(first.fd),
-            retired: false,
-        }]);
-        for key in rest {
-            self.provide(*key)?;
-        }
-        Ok(())
-    }
-
-    /// One more shard on the address that is bound already (port 0 has become a real one).
-    fn provide(&mut self, key: SlotKey) -> Result<(), String> {
-        let Fds::Shards(shards) = &mut self.fds else {
-            return Ok(());
-        };
-        if shards.iter().any(|shard| shard.key == key) {
-            return Ok(());
-        }
-        if let Some(shard) = shards.iter_mut().find(|shard| shard.key == UNCLAIMED) {
-            shard.key = key;
-            return Ok(());
-        }
-        let first = shards
-            .first()
-            .and_then(|shard| socket::describe(shard.fd.as_fd()).ok());
-        let address = match first.map(|first| first.local) {
-            Some(Local::Ip(address)) => Address::Ip(address),
-            _ => address_of(&self.spec.unit),
-        };
-        let bound =
-            socket::listen(&listen(&self.spec, &address)).map_err(|error| error.to_string())?;
-        let number = shards.iter().map(|shard| shard.number).max();
-        shards.push(Shard {
-            number: number.map_or(0, |number| number + 1),
-            key,
-            fd: Descriptor::new(bound.fd),
-            retired: false,
-        });
-        choose(shards);
-        Ok(())
-    }
-
-    fn shard(&self, key: SlotKey) -> Option<&Shard> {
-        match &self.fds {
-            Fds::Unbound | Fds::One(_) => None,
-            Fds::Shards(shards) => shards.iter().find(|shard| shard.key == key),
-        }
-    }
-
-    fn retire(&mut self, key: SlotKey) {
-        let Fds::Shards(shards) = &mut self.fds else {
-            return;
-        };
-        if let Some(shard) = shards.iter_mut().find(|shard| shard.key == key) {
-            shard.retired = true;
-            choose(shards);
-        }
-    }
-
-    fn close(&mut self, epoll: &Epoll, key: SlotKey) {
-        let Fds::Shards(shards) = &mut self.fds else {
-            return;
-        };
-        let Some(index) = shards.iter().position(|shard| shard.key == key) else {
-            return;
-        };
-        if shards.len() == 1 {
-            // The last one stays, so that the port does.
-            shards[0].key = UNCLAIMED;
-            shards[0].retired = false;
-            choose(shards);
-            return;
-        }
-        if self.watched {
-            let _ = epoll.remove(shards[index].fd.as_fd());
-        }
-        // As the kernel does with its list: the last one takes the place of the one that goes.
-        shards.swap_remove(index).fd.close();
-        choose(shards);
-    }
-}
-
-impl Shard {
-    fn record(&self) -> ShardRecord {
-        let (WatcherId(watcher), wid) = self.key;
-        ShardRecord {
-            number: self.number,
-            watcher,
-            wid,
-            retired: self.retired,
-        }
-    }
-}
-
-/// What the next manager must know of a socket.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ListenerRecord {
-    local: Option<Local>,
-    node: Option<Node>,
-    shards: Option<Vec<ShardRecord>>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ShardRecord {
-    number: u32,
-    watcher: u32,
-    wid: u32,
-    retired: bool,
-}
-
-impl ShardRecord {
-    fn with(self, fd: OwnedFd) -> Shard {
-        Shard {
-            number: self.number,
-            key: (WatcherId(self.watcher), self.wid),
-            fd: Descriptor::new(fd),
-            retired: self.retired,
-        }
-    }
-}
-
-/// What a socket's descriptor, or that of one of its shards, is held by.
-fn name_of(id: SocketId, shard: Option<u32>) -> String {
-    match shard {
-        None => format!("s{}", id.0),
-        Some(number) => format!("s{}.{number}", id.0),
-    }
-}
-
-/// Tells the kernel which of the shards new connections may go to.
-fn choose(shards: &[Shard]) {
-    let Some(first) = shards.first() else { return };
-    let live: Vec<u32> = (0u32..)
-        .zip(shards)
-        .filter(|(_, shard)| !shard.retired)
-        .map(|(index, _)| index)
-        .collect();
-    let chosen = if live.len() == shards.len() || live.is_empty() {
-        socket::choose_all(first.fd.as_fd())
-    } else {
-        socket::choose_among(first.fd.as_fd(), &live)
-    };
-    if let Err(error) = chosen {
-        log::warn!(target: "manager", "the kernel's choice of a shard could not be changed: {error}");
-    }
-}
-
 /// The slots that have a shard of each `so_reuseport` socket from the beginning.
 fn slots(plan: &Plan) -> HashMap<&str, Vec<SlotKey>> {
     let mut slots: HashMap<&str, Vec<SlotKey>> = HashMap::new();
@@ -893,57 +491,4 @@ fn slots(plan: &Plan) -> HashMap<&str, Vec<SlotKey>> {
     }
     slots.retain(|_, keys| !keys.is_empty());
     slots
-}
-
-fn listen<'a>(spec: &'a plan::Socket, address: &'a Address) -> Listen<'a> {
-    let unit = &spec.unit;
-    Listen {
-        address,
-        kind: match unit.kind {
-            unit::SocketKind::Stream => Kind::Stream,
-            unit::SocketKind::Dgram => Kind::Dgram,
-            unit::SocketKind::Seqpacket => Kind::Seqpacket,
-        },
-        backlog: unit.backlog,
-        interface: unit
-            .interface
-            .as_ref()
-            .map(|interface| interface.value.as_str()),
-        reuseport: unit.so_reuseport.value,
-        blocking: unit.blocking,
-        umask: unit.umask.map(|mode| mode.0),
-        mode: unit.mode.map(|mode| mode.0),
-        uid: spec.uid,
-        gid: spec.gid,
-        directory_mode: unit.directory_mode.0,
-        replace: unit.replace,
-    }
-}
-
-fn address_of(unit: &unit::Socket) -> Address {
-    let family = match unit.family {
-        Some(unit::Family::Inet) => Some(IpFamily::V4),
-        Some(unit::Family::Inet6) => Some(IpFamily::V6),
-        Some(unit::Family::Unix) | None => None,
-    };
-    match &unit.address.value {
-        unit::Address::Port(port) => Address::Any {
-            port: *port,
-            family,
-        },
-        unit::Address::Ip(ip) => Address::Ip(*ip),
-        unit::Address::Host(host, port) => Address::Host(host.clone(), *port, family),
-        unit::Address::Path(path) => Address::Path(path.clone()),
-        unit::Address::Abstract(name) => Address::Abstract(name.clone().into_bytes()),
-    }
-}
-
-fn written(unit: &unit::Socket) -> String {
-    match &unit.address.value {
-        unit::Address::Port(port) => format!("[::]:{port}"),
-        unit::Address::Ip(ip) => ip.to_string(),
-        unit::Address::Host(host, port) => format!("{host}:{port}"),
-        unit::Address::Path(path) => path.display().to_string(),
-        unit::Address::Abstract(name) => format!("@{name}"),
-    }
 }
