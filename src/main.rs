@@ -6,8 +6,6 @@
 
 #![cfg_attr(all(target_env = "gnu", not(test)), no_main)]
 
-use std::process::ExitCode;
-
 // SAFETY: the C library calls it, once, as it is called here; nothing else of this name is linked.
 #[cfg(all(target_env = "gnu", not(test)))]
 #[unsafe(no_mangle)]
@@ -21,12 +19,10 @@ extern "C" fn main() -> std::ffi::c_int {
     }
     let code = tentpole::cli::main();
     let _ = std::io::stdout().flush();
-    // It does not tell its number.
-    let number = (0..u8::MAX).find(|number| ExitCode::from(*number) == code);
-    number.unwrap_or(u8::MAX).into()
+    code.into()
 }
 
 #[cfg(not(all(target_env = "gnu", not(test))))]
-fn main() -> ExitCode {
-    tentpole::cli::main()
+fn main() -> std::process::ExitCode {
+    tentpole::cli::main().into()
 }

@@ -1,11 +1,10 @@
 //! Commands that change what runs: start, stop, restart, reload, scale, signal, upgrade, shutdown.
 
 use super::client::{Client, PATIENCE, Trouble};
-use super::{Error, Screen, printable};
+use super::{Error, ExitCode, Screen, printable};
 use crate::control::call::{Call, Reply};
 use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long the manager's process may live on after it has said that everything is stopped.

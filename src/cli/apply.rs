@@ -2,13 +2,12 @@
 
 use super::act;
 use super::client::Trouble;
-use super::{Error, Screen, printable};
+use super::{Error, ExitCode, Screen, printable};
 use crate::control::call::{Call, Reply};
-use crate::control::document::{ChangeAction, ChangeDocument};
+use crate::control::document::ChangeDocument;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 
 /// What the program exits with where something would change and the command asked to be told so.
 const CHANGES: u8 = 2;
@@ -98,25 +97,14 @@ fn write_changes(changes: &[ChangeDocument], out: &mut dyn Write) -> io::Result<
         .collect();
     let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
     let unit = width(&mut names.iter().map(|name| name.chars().count()));
-    let action = width(&mut changes.iter().map(|change| word(change.action).len()));
+    let action = width(&mut changes.iter().map(|change| change.action.to_string().len()));
     for (change, name) in changes.iter().zip(&names) {
         let keys = change.keys.join(", ");
-        let action_word = word(change.action);
+        let action_word = change.action.to_string();
         let line = format!("{name:unit$}  {action_word:action$}  {}", printable(&keys));
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
-}
-
-fn word(action: ChangeAction) -> &'static str {
-    match action {
-        ChangeAction::Add => "add",
-        ChangeAction::Remove => "remove",
-        ChangeAction::Scale => "scale",
-        ChangeAction::Reload => "reload",
-        ChangeAction::Rebind => "rebind",
-        ChangeAction::Set => "set",
-    }
 }
 
 #[cfg(test)]
@@ -124,6 +112,7 @@ mod tests {
     use super::super::client::fake::{Manager, Said, nowhere};
     use super::*;
     use crate::control::call::Failure;
+    use crate::control::document::Action;
 
     const PLAIN: Screen = Screen {
         live: false,
@@ -150,7 +139,7 @@ mod tests {
         wait: true,
     };
 
-    fn change(unit: &str, action: ChangeAction, keys: &[&str]) -> ChangeDocument {
+    fn change(unit: &str, action: Action, keys: &[&str]) -> ChangeDocument {
         ChangeDocument {
             unit: unit.into(),
             action,
@@ -160,9 +149,9 @@ mod tests {
 
     fn some() -> Vec<ChangeDocument> {
         vec![
-            change("socket.new", ChangeAction::Add, &[]),
-            change("watcher.web", ChangeAction::Reload, &["cmd", "env"]),
-            change("watcher.a\x1b", ChangeAction::Scale, &["numprocesses"]),
+            change("socket.new", Action::Add, &[]),
+            change("watcher.web", Action::Reload, &["cmd", "env"]),
+            change("watcher.a\x1b", Action::Scale, &["numprocesses"]),
         ]
     }
 
@@ -221,7 +210,7 @@ mod tests {
 
     #[test]
     fn json_is_one_object_as_the_contract_shows_it() {
-        let changes = vec![change("watcher.web", ChangeAction::Reload, &["cmd"])];
+        let changes = vec![change("watcher.web", Action::Reload, &["cmd"])];
         let answer = said(changes, Some("only for people"));
         let (_, out) = shown(answer.clone(), &DRY, JSON, false);
         assert_eq!(

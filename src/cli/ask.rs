@@ -1,14 +1,13 @@
 //! Commands that only look: status.
 
 use super::client::{Client, PATIENCE, Trouble};
-use super::{Error, Screen, printable};
+use super::{Error, ExitCode, Screen, printable};
 use crate::control::call::{Call, Reply};
 use crate::control::document::{
     SocketState, SocketStatus, Status, WatcherState, WatcherStatus, WorkerState,
 };
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 /// Prints the status of the named units, or of all. `screen` is that of `out`.

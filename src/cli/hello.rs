@@ -1,10 +1,9 @@
 //! A worker to try things with: answers every HTTP request on a socket that it was given.
 
-use super::Error;
+use super::{Error, ExitCode};
 use crate::runtime::given_listener;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::ExitCode;
 use std::time::Duration;
 
 /// A client that sends nothing must not hold up the others for ever.

@@ -23,10 +23,29 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-/// The `tentpole` program.
-pub fn main() -> ExitCode {
+/// What a process exits with: one byte, as exit(3) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ExitCode(u8);
+
+impl ExitCode {
+    const SUCCESS: ExitCode = ExitCode(0);
+    const FAILURE: ExitCode = ExitCode(1);
+}
+
+impl From<u8> for ExitCode {
+    fn from(code: u8) -> Self {
+        ExitCode(code)
+    }
+}
+
+/// The `tentpole` program; the answer is its exit code.
+pub fn main() -> u8 {
+    let ExitCode(code) = run_command();
+    code
+}
+
+fn run_command() -> ExitCode {
     let surroundings = Surroundings::of_process();
     let order = match parse(std::env::args_os(), &surroundings) {
         Ok(order) => order,

@@ -1,9 +1,8 @@
 //! The manager itself: run.
 
-use super::{Error, Surroundings, units};
+use super::{Error, ExitCode, Surroundings, units};
 use crate::runtime::{self, Options};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Runs the manager in the foreground until it is told to stop.
 pub(super) fn run(

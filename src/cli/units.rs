@@ -1,6 +1,6 @@
 //! Commands on unit files, without a manager: check, plan.
 
-use super::{Error, Surroundings, printable};
+use super::{Error, ExitCode, Surroundings, printable};
 use crate::plan::{self, Examined, Host, Plan, PlannedWorker};
 use crate::runtime::System;
 use crate::unit::{self, Address, Finding, Search, Severity, Sources};
@@ -8,7 +8,6 @@ use serde::Serialize;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// Where to look for unit files, and as whom.
 pub(super) fn search(paths: Vec<PathBuf>, surroundings: &Surroundings) -> Search {

@@ -1,6 +1,7 @@
 //! What a client may ask for, and what it can be answered.
 
 use super::document::{ChangeDocument, Status};
+pub use crate::supervise::Amount;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::fmt;
@@ -124,15 +125,6 @@ pub enum Call {
         /// Its name.
         interface: String,
     },
-}
-
-/// How many workers a watcher is to keep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Amount {
-    /// This many.
-    To(u32),
-    /// This many more, or fewer.
-    By(i32),
 }
 
 /// An answer that is not an error.

@@ -3,7 +3,7 @@
 //! The names of fields and states and their order are a contract with scripts. A field that a reader does not know is
 //! ignored, so that an old command line can ask a newer manager.
 
-pub use crate::supervise::{SocketState, WatcherState, WorkerState};
+pub use crate::supervise::{Action, SocketState, WatcherState, WorkerState};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::time::{Duration, SystemTime};
 
@@ -110,27 +110,9 @@ pub struct ChangeDocument {
     /// `manager`, `socket.NAME` or `watcher.NAME`.
     pub unit: String,
     /// What is done.
-    pub action: ChangeAction,
+    pub action: Action,
     /// The keys that differ, as a unit file has them, in order of name; empty where a unit is added or removed.
     pub keys: Vec<String>,
-}
-
-/// What `apply` does to a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChangeAction {
-    /// It is new.
-    Add,
-    /// It is there no more.
-    Remove,
-    /// Its number of workers changes.
-    Scale,
-    /// Its workers are replaced.
-    Reload,
-    /// It is bound anew.
-    Rebind,
-    /// It is changed in place.
-    Set,
 }
 
 /// A moment of the wall clock, in whole seconds; as text it is RFC 3339 in UTC, such as `2026-01-01T00:00:00Z`.
@@ -320,14 +302,14 @@ mod tests {
     fn a_change_is_written_as_the_contract_shows_it() {
         let change = ChangeDocument {
             unit: "watcher.web".into(),
-            action: ChangeAction::Reload,
+            action: Action::Reload,
             keys: vec!["cmd".into()],
         };
         assert_eq!(
             serde_json::to_string(&change).unwrap(),
             r#"{"unit":"watcher.web","action":"reload","keys":["cmd"]}"#
         );
-        use ChangeAction as A;
+        use Action as A;
         let all = [A::Add, A::Remove, A::Scale, A::Reload, A::Rebind, A::Set];
         assert_eq!(
             serde_json::to_string(&all).unwrap(),

@@ -589,7 +589,7 @@ impl Frames {
 pub(super) mod tests {
     use super::super::call::{Amount, INTERFACE};
     use super::super::document::{
-        ChangeAction, SocketState, Timestamp, WatcherState, WorkerState, WorkerStatus, example,
+        Action, SocketState, Timestamp, WatcherState, WorkerState, WorkerStatus, example,
     };
     use super::*;
     use proptest::collection::vec;
@@ -849,7 +849,7 @@ pub(super) mod tests {
         let changes = |message: Option<&str>| Reply::Changes {
             changes: vec![ChangeDocument {
                 unit: "watcher.web".into(),
-                action: ChangeAction::Reload,
+                action: Action::Reload,
                 keys: vec!["cmd".into()],
             }],
             message: message.map(str::to_owned),
@@ -1013,7 +1013,7 @@ pub(super) mod tests {
     }
 
     fn change() -> impl Strategy<Value = ChangeDocument> {
-        use ChangeAction as A;
+        use Action as A;
         let actions = [A::Add, A::Remove, A::Scale, A::Reload, A::Rebind, A::Set];
         let action = proptest::sample::select(actions.to_vec());
         (text(), action, vec(text(), 0..4)).prop_map(|(unit, action, keys)| ChangeDocument {

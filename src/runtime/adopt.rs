@@ -253,9 +253,7 @@ impl Manager {
             let Some(ended) = self.processes.lost(&self.epoll, proc) else {
                 continue;
             };
-            self.leftovers.add(proc, ended);
-            let exit = Exit::Unknown;
-            self.dispatch(Event::Exited { proc, exit });
+            self.has_ended(proc, ended, Exit::Unknown);
             self.leftovers.look(proc);
         }
         let version = env!("CARGO_PKG_VERSION");

@@ -197,7 +197,8 @@ impl Ledger {
     }
 
     /// Whether the last commit has failed: what is stored is older than what is true.
-    pub fn is_behind(&self) -> bool {
+    #[cfg(test)]
+    fn is_behind(&self) -> bool {
         self.is_behind
     }
 

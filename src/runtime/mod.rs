@@ -28,7 +28,7 @@ pub use host::System;
 pub use start::{Options, StartError, run};
 
 use crate::supervise::{
-    Effect, Event, ProcId, RequestId, SpawnFailure, Supervisor, Time, WatcherId, notify,
+    Effect, Event, Exit, ProcId, RequestId, SpawnFailure, Supervisor, Time, WatcherId, notify,
 };
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::{Message, NotifySocket};
@@ -38,7 +38,7 @@ use crate::unit::Search;
 use leftovers::Leftovers;
 use listeners::Listeners;
 use parent::Parent;
-use processes::{Job, Processes};
+use processes::{Ended, Job, Processes};
 use record::{Home, Keeping};
 use server::Server;
 use std::collections::{BTreeSet, VecDeque};
@@ -452,11 +452,7 @@ impl Manager {
             let group = process::group_of(pid).ok();
             let is_probe = self.take_probe_exit(pid, exit);
             if !is_probe && let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
-                self.leftovers.add(proc, ended);
-                self.dispatch(Event::Exited {
-                    proc,
-                    exit: processes::exit(exit),
-                });
+                self.has_ended(proc, ended, processes::exit(exit));
             }
             // Nobody else could tell how it ended.
             self.save();
@@ -469,6 +465,12 @@ impl Manager {
         self.exits_left = true;
     }
 
+    /// A worker's main process has ended; what it has left behind is looked after from now on.
+    fn has_ended(&mut self, proc: ProcId, ended: Ended, exit: Exit) {
+        self.leftovers.add(proc, ended);
+        self.dispatch(Event::Exited { proc, exit });
+    }
+
     /// A main process that somebody else is the parent of has ended.
     fn take_foreign_exit(&mut self, proc: ProcId) {
         // If it has become our child meanwhile, it is taken as such, with its exit code.
@@ -476,8 +478,7 @@ impl Manager {
         let Some((exit, ended)) = self.processes.foreign_ended(&self.epoll, proc) else {
             return;
         };
-        self.leftovers.add(proc, ended);
-        self.dispatch(Event::Exited { proc, exit });
+        self.has_ended(proc, ended, exit);
         self.leftovers.look(proc);
     }
 
@@ -487,11 +488,7 @@ impl Manager {
             // A message that it sent before its end must count.
             self.take_notifications();
             if let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {
-                self.leftovers.add(proc, ended);
-                self.dispatch(Event::Exited {
-                    proc,
-                    exit: processes::exit(told.exit),
-                });
+                self.has_ended(proc, ended, processes::exit(told.exit));
             }
             self.save();
             self.keeping.vault.reap(told.pid);

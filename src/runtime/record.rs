@@ -5,10 +5,10 @@
 //! not recorded would keep its address from everybody.
 
 use super::ledger::Ledger;
-use super::leftovers::LeftoverRecord;
-use super::listeners::ListenerRecord;
+use super::leftovers::{LeftoverRecord, Leftovers};
+use super::listeners::{ListenerRecord, Listeners};
 use super::node::Node;
-use super::processes::ProcessRecord;
+use super::processes::{ProcessRecord, Processes};
 use super::server::ServerRecord;
 use super::vault::Vault;
 use super::{Manager, ledger};
@@ -178,29 +178,21 @@ impl Manager {
             self.leftovers.take_dirty();
             return;
         };
-        let listeners = self.listeners.take_dirty();
+        let dirty = Dirty {
+            listeners: self.listeners.take_dirty(),
+            processes: self.processes.take_dirty(),
+            leftovers: self.leftovers.take_dirty(),
+        };
         self.supervisor.record(&mut |key, value| match value {
             Some(value) => ledger.put(&key.to_string(), value),
             None => ledger.delete(&key.to_string()),
         });
-        for id in &listeners {
-            put(
-                ledger,
-                LISTENER,
-                u64::from(id.0),
-                self.listeners.record(*id),
-            );
-        }
-        for proc in self.processes.take_dirty() {
-            put(ledger, PROCESS, proc.0, self.processes.record(proc));
-        }
-        for proc in self.leftovers.take_dirty() {
-            put(ledger, LEFTOVER, proc.0, self.leftovers.record(proc));
-        }
+        let parts = (&self.listeners, &self.processes, &self.leftovers);
+        dirty.put(ledger, parts);
         if let Err(error) = ledger.commit() {
             log::error!(target: "manager", "the state can't be recorded: {error}; if the manager dies now, the next one goes on from an older one");
         }
-        self.hold(&listeners);
+        self.hold(&dirty.listeners);
         if self.keeping.vault.is_full() {
             self.keeping.vault.flush();
         }
@@ -242,40 +234,71 @@ impl Manager {
         }
     }
 
-    /// All of it in a ledger of its own, with what only an upgrade hands on.
-    pub(super) fn save_all(&mut self, handover: &Handover) -> io::Result<Ledger> {
+    /// All of it in a ledger of its own, with what only an upgrade hands on; and how many records that is.
+    pub(super) fn save_all(&mut self, handover: &Handover) -> io::Result<(Ledger, usize)> {
         let mut ledger = Ledger::create()?;
+        let all = Dirty {
+            listeners: self.listeners.ids().into_iter().collect(),
+            processes: self.processes.ids().into_iter().collect(),
+            leftovers: self.leftovers.ids().into_iter().collect(),
+        };
+        let mut records = 0;
         self.supervisor.record_all(&mut |key, value| {
             if let Some(value) = value {
                 ledger.put(&key.to_string(), value);
+                records += 1;
             }
         });
-        for id in self.listeners.ids() {
-            put(
-                &mut ledger,
-                LISTENER,
-                u64::from(id.0),
-                self.listeners.record(id),
-            );
-        }
-        for proc in self.processes.ids() {
-            put(&mut ledger, PROCESS, proc.0, self.processes.record(proc));
-        }
-        for proc in self.leftovers.ids() {
-            put(&mut ledger, LEFTOVER, proc.0, self.leftovers.record(proc));
-        }
+        let parts = (&self.listeners, &self.processes, &self.leftovers);
+        records += all.put(&mut ledger, parts);
         ledger.put(HOME, content(&self.home));
         ledger.put(HANDOVER, content(handover));
+        records += [HOME, HANDOVER].len();
         ledger.commit()?;
-        Ok(ledger)
+        Ok((ledger, records))
     }
 }
 
-fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) {
+/// What is to be recorded of the runtime's own.
+struct Dirty {
+    listeners: BTreeSet<SocketId>,
+    processes: BTreeSet<ProcId>,
+    leftovers: BTreeSet<ProcId>,
+}
+
+impl Dirty {
+    /// How many of them there still are.
+    fn put(
+        &self,
+        ledger: &mut Ledger,
+        (listeners, processes, leftovers): (&Listeners, &Processes, &Leftovers),
+    ) -> usize {
+        let mut records = 0;
+        for id in &self.listeners {
+            records += put(ledger, LISTENER, u64::from(id.0), listeners.record(*id));
+        }
+        for proc in &self.processes {
+            records += put(ledger, PROCESS, proc.0, processes.record(*proc));
+        }
+        for proc in &self.leftovers {
+            records += put(ledger, LEFTOVER, proc.0, leftovers.record(*proc));
+        }
+        records
+    }
+}
+
+/// Puts a record, or deletes that of what is no more; how many there are now.
+fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) -> usize {
     let name = format!("{kind}{number}");
     match record {
-        Some(record) => ledger.put(&name, content(&record)),
-        None => ledger.delete(&name),
+        Some(record) => {
+            ledger.put(&name, content(&record));
+            1
+        }
+        None => {
+            ledger.delete(&name);
+            0
+        }
     }
 }
 

@@ -4,10 +4,10 @@
 //! fills its own queue and nobody else's. A slow command waits in the supervisor, not here.
 
 use super::{Token, node::Node};
-use crate::control::call::{self, Call, Failure, Reply, Request};
-use crate::control::document::{ChangeAction, ChangeDocument};
+use crate::control::call::{Call, Failure, Reply, Request};
+use crate::control::document::ChangeDocument;
 use crate::control::wire::{self, Decoder};
-use crate::plan::{Action, Change};
+use crate::plan::Change;
 use crate::supervise::{Command, Event, Refusal, RequestId, Time, WatcherState};
 use crate::sys::epoll::{Epoll, Interest, Ready};
 use crate::sys::socket::Bound;
@@ -692,13 +692,7 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
         Call::Start { names, wait, .. } => (Command::Start(names), wait),
         Call::Stop { names, wait, .. } => (Command::Stop(names), wait),
         Call::Restart { names, wait, .. } => (Command::Restart(names), wait),
-        Call::Scale { name, to, wait } => (
-            Command::Scale {
-                name,
-                to: amount(to),
-            },
-            wait,
-        ),
+        Call::Scale { name, to, wait } => (Command::Scale { name, to }, wait),
         Call::Signal {
             name,
             signal,
@@ -744,25 +738,11 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
     }))
 }
 
-fn amount(amount: call::Amount) -> crate::supervise::Amount {
-    match amount {
-        call::Amount::To(count) => crate::supervise::Amount::To(count),
-        call::Amount::By(change) => crate::supervise::Amount::By(change),
-    }
-}
-
 impl From<Change> for ChangeDocument {
     fn from(change: Change) -> Self {
         ChangeDocument {
             unit: change.unit.to_string(),
-            action: match change.action {
-                Action::Add => ChangeAction::Add,
-                Action::Remove => ChangeAction::Remove,
-                Action::Scale => ChangeAction::Scale,
-                Action::Reload => ChangeAction::Reload,
-                Action::Rebind => ChangeAction::Rebind,
-                Action::Set => ChangeAction::Set,
-            },
+            action: change.action,
             keys: change.keys,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::adopt::{Estate, adopt};
 use super::inherited::Inherited;
-use super::keeper::Taken;
+use super::keeper::{self, Taken};
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
 use super::parent::{self, Parent};
@@ -19,7 +19,7 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::signals::{self, SignalFd};
 use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
-use crate::sys::{fork, output, process};
+use crate::sys::{fork, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -27,17 +27,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Signals that the manager takes as events; the ones it has no use for are among them, since their default would kill it.
-const SIGNALS: [i32; 7] = [
-    libc::SIGCHLD,
-    libc::SIGTERM,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGHUP,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-];
 
 /// How the manager is to run.
 #[derive(Clone, Debug)]
@@ -114,11 +103,10 @@ pub struct Base {
 /// Runs the manager until it has ended; the answer is its exit code.
 pub fn run(options: &Options) -> Result<i32, StartError> {
     // From here on a SIGTERM is not lost, however long the rest takes.
-    let signals = SignalFd::new(&SIGNALS).map_err(|error| failed("signals", &error))?;
+    let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
     let handed = Estate::handed().map_err(StartError::Other)?;
     let mut inherited = Inherited::receive();
     let watchdog = parent::watchdog();
-    output::fill_standard().map_err(|error| failed("stdin, stdout, stderr", &error))?;
     // What is made from here on is the manager's alone.
     let vault = match &handed {
         Some(estate) => Ok(Vault::handed_on(estate.held())),

@@ -8,7 +8,7 @@ use super::adopt;
 use super::ledger::{Ledger, State};
 use super::record::{CONTROL, Handover, LEDGER, NOTIFY, Records};
 use super::{Manager, Time, clock};
-use crate::control::call::Failure;
+use crate::control::call::{Failure, Reply};
 use crate::supervise::RequestId;
 use crate::sys::process::{self, Exit, Pid};
 use crate::sys::spawn::Spawn;
@@ -40,8 +40,8 @@ const MOST_TOLD: usize = 400;
 
 /// An upgrade that has begun.
 pub struct Upgrade {
-    /// Who asked, if anybody wants to know.
-    request: Option<RequestId>,
+    /// Who asked.
+    request: RequestId,
     program: PathBuf,
     probe: Pid,
     /// What the probe says.
@@ -54,20 +54,18 @@ pub struct Upgrade {
 impl Manager {
     /// Upgrades for a client, who is answered by this program if it comes to nothing, else by the next.
     pub(super) fn upgrade_for(&mut self, connection: u64, request: RequestId, no_wait: bool) {
-        let begun = self.begin_upgrade(request);
-        match begun {
-            Ok(()) if !no_wait => self.own_requests.remove(&request),
-            Ok(()) => {
-                let reply = Ok(crate::control::call::Reply::Done { message: None });
+        match self.begin_upgrade(request) {
+            Ok(()) if no_wait => {
+                let reply = Ok(Reply::Done { message: None });
                 self.server.answer(&self.epoll, connection, &reply);
-                self.own_requests.insert(request)
+                self.own_requests.insert(request);
             }
+            Ok(()) => {}
             Err(reason) => {
                 let reply = Err(Failure::Refused { reason });
                 self.server.answer(&self.epoll, connection, &reply);
-                false
             }
-        };
+        }
     }
 
     /// The same because of SIGUSR2: what becomes of it is logged.
@@ -88,14 +86,11 @@ impl Manager {
             return Err("it is not known from where this program was started".into());
         };
         let handover = self.handover(&[]);
-        let state = self
+        let (state, records) = self
             .save_all(&handover)
             .map_err(|error| format!("the state can't be written: {error}"))?;
         let answer = memory::file(c"tentpole-answer")
             .map_err(|error| format!("the new program can't be asked: {error}"))?;
-        let expected = Ledger::look(state.fd())
-            .map(|state| has_read(state.len()))
-            .map_err(|error| format!("the state can't be read again: {error}"))?;
         let path = CString::new(program.as_os_str().as_bytes())
             .map_err(|_| String::from("a NUL byte in the program's path"))?;
         let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
@@ -125,11 +120,11 @@ impl Manager {
             .map_err(|error| format!("{}: {error}; nothing has changed", program.display()))?;
         log::info!(target: "manager", "{} is asked whether it can go on from here", program.display());
         self.upgrade = Some(Upgrade {
-            request: Some(request),
+            request,
             program,
             probe,
             answer,
-            expected,
+            expected: has_read(records),
             until: clock() + PATIENCE,
         });
         Ok(())
@@ -166,9 +161,8 @@ impl Manager {
         true
     }
 
-    fn refuse_upgrade(&mut self, request: Option<RequestId>, reason: String) {
+    fn refuse_upgrade(&mut self, request: RequestId, reason: String) {
         log::error!(target: "manager", "no upgrade: {reason}");
-        let Some(request) = request else { return };
         if !self.own_requests.remove(&request) {
             let reply = Err(Failure::Failed { reason });
             self.server.answer_request(&self.epoll, request, &reply);
@@ -196,9 +190,8 @@ impl Manager {
             return Err(io::Error::other("the keeper is busy; try again"));
         }
         // What has ended is still there for the new program to see, and so is what has been said.
-        let answered: Vec<RequestId> = upgrade.request.into_iter().collect();
-        let handover = self.handover(&answered);
-        let ledger = self.save_all(&handover)?;
+        let handover = self.handover(&[upgrade.request]);
+        let (ledger, _) = self.save_all(&handover)?;
         let path = c_string(upgrade.program.clone().into_os_string());
         let argv: Vec<CString> = std::env::args_os().map(c_string).collect();
         let number = ledger.fd().as_raw_fd();

@@ -82,6 +82,7 @@ mod worker;
 
 pub mod notify;
 
+pub use crate::plan::Action;
 pub use record::{Key, Unreadable};
 pub use request::{Amount, Command, Refusal};
 pub use time::Time;

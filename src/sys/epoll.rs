@@ -1,5 +1,6 @@
 //! Waiting for many descriptors at once: one level-triggered epoll(7) set.
 
+use super::check;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -170,14 +171,6 @@ impl Epoll {
 fn milliseconds(timeout: Option<Duration>) -> i32 {
     let Some(time) = timeout else { return -1 };
     i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 fn check_long(result: libc::c_long) -> io::Result<usize> {

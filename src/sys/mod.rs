@@ -28,6 +28,15 @@ pub mod users;
 #[link(name = "gcc_eh")]
 unsafe extern "C" {}
 
+/// The result of a system call, or why it failed.
+fn check(result: i32) -> std::io::Result<i32> {
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
 /// What the C library says of an errno: `No such file or directory`.
 fn reason(errno: i32) -> String {
     let mut text = std::io::Error::from_raw_os_error(errno).to_string();

@@ -1,5 +1,6 @@
 //! The receiving end of sd_notify(3): datagrams with the credentials of their sender.
 
+use super::check;
 use super::process::Pid;
 use super::unix::MOST_FDS;
 use std::io;
@@ -232,14 +233,6 @@ fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Resu
         )
     };
     check(result).map(drop)
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Processes: their ids, signals, exits and relations, and what the manager sets for itself.
 
+use super::check;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -350,21 +351,11 @@ fn stat_field(pid: Pid, number: usize) -> io::Result<String> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// When a process started, by the clock that [`start_clock`] reads. Needs /proc.
+/// When a process started, in ticks of CLOCK_BOOTTIME (proc_pid_stat(5)). Needs /proc.
 pub fn started_at(pid: Pid) -> io::Result<u64> {
     stat_field(pid, 22)?
         .parse()
         .map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
-/// Now, by the clock of [`started_at`]: ticks of CLOCK_BOOTTIME, as proc_pid_stat(5) counts them.
-pub fn start_clock() -> u64 {
-    // SAFETY: takes no pointers.
-    let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    let ticks_per_second = u64::try_from(ticks_per_second).unwrap_or(100).max(1);
-    let now = clock(libc::CLOCK_BOOTTIME);
-    let ticks = now.as_nanos() * u128::from(ticks_per_second) / 1_000_000_000;
-    u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
 /// Whether a process has ended and was not reaped. Needs /proc; false without.
@@ -606,14 +597,6 @@ fn clock(id: libc::clockid_t) -> Duration {
         u64::try_from(time.tv_sec).unwrap_or(0),
         u32::try_from(time.tv_nsec).unwrap_or(0),
     )
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 #[cfg(test)]

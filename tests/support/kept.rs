@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use tentpole::runtime::inherited::Inherited;
+use tentpole::runtime::keeper;
 use tentpole::runtime::vault::Vault;
 use tentpole::runtime::{self, Options};
 use tentpole::sys::epoll::{Epoll, Interest};
@@ -67,14 +68,9 @@ fn run(paths: &[String]) {
 ///
 /// It says `signal N` of each that it gets, `exited PID GROUP CODE` or `exited PID GROUP -SIGNAL` of what the keeper tells, and `gone`.
 fn obey(path: &str) {
-    let signals = [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGQUIT,
-        libc::SIGHUP,
-        libc::SIGUSR1,
-        libc::SIGUSR2,
-    ];
+    let signals: Vec<i32> = (keeper::SIGNALS.into_iter())
+        .filter(|signal| *signal != libc::SIGCHLD)
+        .collect();
     let signals = SignalFd::new(&signals).expect("block signals");
     let mut vault = Vault::open(true).expect("open the vault");
     process::raise_fd_limit().expect("raise the limit");

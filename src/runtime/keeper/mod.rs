@@ -54,8 +54,10 @@ pub const VARIABLE: &str = "TENTPOLE_KEEPER";
 /// That number.
 const LINK_FD: i32 = 3;
 
-/// What the manager takes as signals; others have their default effect on the keeper.
-const FORWARDED: [i32; 6] = [
+/// Signals that a manager takes as events; the ones it has no use for are among them, since their default would kill it.
+/// The keeper takes them as well, and forwards all but SIGCHLD; others have their default effect on it.
+pub const SIGNALS: [i32; 7] = [
+    libc::SIGCHLD,
     libc::SIGTERM,
     libc::SIGINT,
     libc::SIGQUIT,
@@ -143,9 +145,7 @@ struct Keeper {
 
 impl Keeper {
     fn new(link: OwnedFd, manager: Pid) -> io::Result<Keeper> {
-        let mut all = FORWARDED.to_vec();
-        all.push(libc::SIGCHLD);
-        let signals = SignalFd::new(&all)?;
+        let signals = SignalFd::new(&SIGNALS)?;
         signals::ignore(libc::SIGXFSZ)?;
         if Pid::own().as_raw() != 1 {
             process::set_subreaper()?;
