@@ -36,7 +36,7 @@ impl Supervisor {
 
     /// Whether a socket is bound, as far as is known.
     pub fn is_bound(&self, id: SocketId) -> bool {
-        let socket = self.sockets.get(&id);
+        let socket = self.sockets.get(id);
         socket.is_some_and(|socket| matches!(socket.binding, Binding::Bound))
     }
 
@@ -47,7 +47,7 @@ impl Supervisor {
         let has_old_socket = |name: &str| {
             let sockets = |id: WatcherId| &*self.watcher(id).newest().sockets;
             let mut ids = self.names.get(name).into_iter().flat_map(|id| sockets(*id));
-            ids.any(|id| self.sockets.get(id).is_some_and(|socket| socket.retired))
+            ids.any(|id| self.sockets.get(*id).is_some_and(|socket| socket.retired))
         };
         for spec in plan.watchers.iter().filter(|it| has_old_socket(it.name())) {
             let unit = Unit::Watcher(spec.name().to_owned());
@@ -78,7 +78,7 @@ impl Supervisor {
         let is_gone = |name: &str| gone.contains(&Unit::Socket(name.to_owned()));
         (self.sockets.iter())
             .filter(|(_, socket)| socket.retired || is_gone(socket.spec.name()))
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect()
     }
 
@@ -376,7 +376,7 @@ impl Supervisor {
         // Its shards are closed as those of one that is scaled away.
         self.want(id, 0);
         self.trim_slots(turn, id);
-        let Some(watcher) = self.watchers.remove(&id) else {
+        let Some(watcher) = self.watchers.remove(id) else {
             return;
         };
         self.dirty.watchers.insert(id);
@@ -394,12 +394,12 @@ impl Supervisor {
         self.order.retain(|other| *other != id);
         self.touched.remove(&id);
         for (other, _) in &watcher.dependencies {
-            if let Some(other) = self.watchers.get_mut(other) {
+            if let Some(other) = self.watchers.get_mut(*other) {
                 other.dependents.retain(|(dependent, _)| *dependent != id);
             }
         }
         for (other, _) in &watcher.dependents {
-            if let Some(other) = self.watchers.get_mut(other) {
+            if let Some(other) = self.watchers.get_mut(*other) {
                 other
                     .dependencies
                     .retain(|(dependency, _)| *dependency != id);
@@ -412,10 +412,10 @@ impl Supervisor {
     pub(super) fn close_unused(&mut self, turn: &mut Turn<'_>) {
         let unused: Vec<SocketId> = (self.sockets.iter())
             .filter(|(_, socket)| socket.retired && socket.watchers.is_empty())
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in unused {
-            let socket = self.sockets.remove(&id);
+            let socket = self.sockets.remove(id);
             self.dirty.sockets.insert(id);
             self.stirred.remove(&id);
             self.timers.set(Due::Socket(id), None);
@@ -430,7 +430,7 @@ impl Supervisor {
     pub(super) fn sockets_by_name(&self) -> HashMap<String, SocketId> {
         (self.sockets.iter())
             .filter(|(_, socket)| !socket.retired)
-            .map(|(id, socket)| (socket.spec.name().to_owned(), *id))
+            .map(|(id, socket)| (socket.spec.name().to_owned(), id))
             .collect()
     }
 
@@ -469,8 +469,8 @@ impl Supervisor {
             watcher.dependents.clear();
         }
         for id in &order {
-            for (other, requires) in self.watchers[id].dependencies.clone() {
-                if let Some(other) = self.watchers.get_mut(&other) {
+            for (other, requires) in self.watchers[*id].dependencies.clone() {
+                if let Some(other) = self.watchers.get_mut(other) {
                     other.dependents.push((*id, requires));
                 }
             }
@@ -481,20 +481,20 @@ impl Supervisor {
     /// Which watchers each socket has: those with any definition that refers to it.
     pub(super) fn rebuild_users(&mut self) {
         let mut users: HashMap<SocketId, BTreeSet<(u32, WatcherId)>> = HashMap::new();
-        for (id, watcher) in &self.watchers {
+        for (id, watcher) in self.watchers.iter() {
             for socket in watcher.editions().flat_map(|edition| &*edition.sockets) {
                 users
                     .entry(*socket)
                     .or_default()
-                    .insert((watcher.rank, *id));
+                    .insert((watcher.rank, id));
             }
         }
-        for (id, socket) in &mut self.sockets {
-            let watchers = users.remove(id).unwrap_or_default();
+        for (id, socket) in self.sockets.iter_mut() {
+            let watchers = users.remove(&id).unwrap_or_default();
             let watchers: Vec<_> = watchers.into_iter().map(|(_, id)| id).collect();
             if socket.watchers != watchers {
                 socket.watchers = watchers;
-                self.stirred.insert(*id);
+                self.stirred.insert(id);
             }
         }
     }

@@ -76,6 +76,7 @@ mod reload;
 mod request;
 mod socket;
 mod state;
+mod table;
 mod time;
 mod view;
 mod worker;
@@ -98,6 +99,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
+use table::Table;
 use time::{Due, Timers};
 
 /// A socket unit of the supervisor.
@@ -460,8 +462,8 @@ pub struct Supervisor {
     settings: Settings,
     manager: unit::Manager,
     control_gid: Option<u32>,
-    sockets: BTreeMap<SocketId, Socket>,
-    watchers: BTreeMap<WatcherId, Watcher>,
+    sockets: Table<SocketId, Socket>,
+    watchers: Table<WatcherId, Watcher>,
     phase: Phase,
     /// With `[manager] warmup_delay`, the earliest time of the next watcher's start.
     next_start: Time,
@@ -509,8 +511,8 @@ impl Supervisor {
             settings,
             manager: plan.manager.clone(),
             control_gid: plan.control_gid,
-            sockets: BTreeMap::new(),
-            watchers: BTreeMap::new(),
+            sockets: Table::default(),
+            watchers: Table::default(),
             phase: Phase::New,
             next_start: Time::ZERO,
             next_proc: 1,
@@ -613,7 +615,7 @@ impl Supervisor {
 
     /// The definition of a socket.
     pub fn socket(&self, id: SocketId) -> Option<&Rc<plan::Socket>> {
-        self.sockets.get(&id).map(|socket| &socket.spec)
+        self.sockets.get(id).map(|socket| &socket.spec)
     }
 
     fn expire(&mut self, turn: &mut Turn<'_>) {
@@ -654,17 +656,17 @@ impl Supervisor {
 
     /// A watcher that there is: ids come from indexes that forget a watcher when it is forgotten.
     fn watcher(&self, id: WatcherId) -> &Watcher {
-        &self.watchers[&id]
+        &self.watchers[id]
     }
 
     fn watcher_mut(&mut self, id: WatcherId) -> &mut Watcher {
         self.dirty.watchers.insert(id);
-        let watcher = self.watchers.get_mut(&id);
+        let watcher = self.watchers.get_mut(id);
         watcher.unwrap_or_else(|| unreachable!("an index names a watcher that is forgotten"))
     }
 
     fn watcher_ids(&self) -> Vec<WatcherId> {
-        self.watchers.keys().copied().collect()
+        self.watchers.ids().collect()
     }
 
     fn slot_mut(&mut self, id: WatcherId, wid: u32) -> &mut Slot {
@@ -674,7 +676,7 @@ impl Supervisor {
 
     fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
         self.dirty.sockets.insert(id);
-        self.sockets.get_mut(&id)
+        self.sockets.get_mut(id)
     }
 
     /// What stands at a post.
@@ -709,7 +711,7 @@ impl Supervisor {
         } = post;
         self.dirty.slots.insert((id, wid));
         self.timers.set(Due::Post(post), state.deadline());
-        let watcher = self.watchers.get_mut(&id);
+        let watcher = self.watchers.get_mut(id);
         let Some(watcher) = watcher else { return state };
         let slot = &mut watcher.slots[wid as usize - 1];
         let proc = state.proc();
@@ -748,7 +750,7 @@ impl Supervisor {
         }
         let before = std::mem::replace(&mut watcher.goal, goal);
         self.touched.insert(id);
-        let watcher = &self.watchers[&id];
+        let watcher = &self.watchers[id];
         self.stirred.extend(&*watcher.edition.sockets);
         let rank = watcher.rank;
         if matches!(before, Goal::Stopped { .. }) {
@@ -786,7 +788,7 @@ impl Supervisor {
         text: impl FnOnce() -> String,
     ) {
         if level as u8 <= self.settings.log_level as u8
-            && let Some(socket) = self.sockets.get(&id)
+            && let Some(socket) = self.sockets.get(id)
         {
             let unit = format!("socket.{}", socket.spec.name());
             turn.effects.push(Effect::Log {

@@ -50,7 +50,7 @@ impl Supervisor {
         }
         let failed: Vec<(SocketId, String)> = (self.sockets.iter())
             .filter_map(|(id, socket)| match &socket.binding {
-                Binding::Failed { error, .. } => Some((*id, error.clone())),
+                Binding::Failed { error, .. } => Some((id, error.clone())),
                 _ => None,
             })
             .collect();
@@ -265,7 +265,7 @@ impl Supervisor {
     }
 
     pub(super) fn settle_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        if !self.watchers.contains_key(&id) {
+        if !self.watchers.contains(id) {
             return;
         }
         if self.watcher(id).goal == (Goal::Stopped { held: true }) && !self.is_held(id) {
@@ -316,7 +316,7 @@ impl Supervisor {
             return;
         }
         let shards = self.has_shards(id);
-        let Some(watcher) = self.watchers.get_mut(&id) else {
+        let Some(watcher) = self.watchers.get_mut(id) else {
             return;
         };
         while watcher.slots.len() as u32 > watcher.wanted
@@ -337,7 +337,7 @@ impl Supervisor {
     /// Makes a change of state known to everything that depends on it.
     fn tell_state(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         let state = self.watcher(id).state();
-        let before = (self.watchers.get_mut(&id)).and_then(|watcher| watcher.told.replace(state));
+        let before = (self.watchers.get_mut(id)).and_then(|watcher| watcher.told.replace(state));
         if before != Some(state) {
             if let Some(count) = before.and_then(|before| self.census.get_mut(&before)) {
                 *count -= 1;
@@ -473,9 +473,9 @@ impl Supervisor {
         });
         self.startable.clear();
         // Nothing is started by traffic any more, and nothing is bound.
-        for id in self.sockets.keys() {
-            self.stirred.insert(*id);
-            self.timers.set(Due::Socket(*id), None);
+        for id in self.sockets.ids() {
+            self.stirred.insert(id);
+            self.timers.set(Due::Socket(id), None);
         }
     }
 

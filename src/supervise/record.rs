@@ -7,6 +7,7 @@
 use super::order::Phase;
 use super::request::Pending;
 use super::state::{Binding, Edition, Goal, Post, Seat, Slot, Socket, State, Watcher};
+use super::table::Table;
 use super::time::{Due, Timers};
 use super::{
     Dirty, Effect, ParentNotice, RequestId, Settings, SocketId, Supervisor, Time, Turn, WatcherId,
@@ -109,10 +110,10 @@ impl Supervisor {
             slots,
         } = std::mem::take(&mut self.dirty);
         for id in sockets {
-            sink(Key::Socket(id), self.sockets.get(&id).map(content));
+            sink(Key::Socket(id), self.sockets.get(id).map(content));
         }
         for (id, number) in editions {
-            let edition = self.watchers.get(&id).and_then(|watcher| {
+            let edition = self.watchers.get(id).and_then(|watcher| {
                 watcher
                     .editions()
                     .find(|edition| edition.number == number)
@@ -121,10 +122,10 @@ impl Supervisor {
             sink(Key::Edition(id, number), edition);
         }
         for id in watchers {
-            sink(Key::Watcher(id), self.watchers.get(&id).map(content));
+            sink(Key::Watcher(id), self.watchers.get(id).map(content));
         }
         for (id, wid) in slots {
-            let watcher = self.watchers.get(&id);
+            let watcher = self.watchers.get(id);
             let slot = watcher.and_then(|watcher| watcher.slots.get(wid as usize - 1));
             sink(Key::Slot(id, wid), slot.map(content));
         }
@@ -137,15 +138,15 @@ impl Supervisor {
     pub fn record_all(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) {
         self.dirty = Dirty {
             manager: true,
-            sockets: self.sockets.keys().copied().collect(),
-            watchers: self.watchers.keys().copied().collect(),
+            sockets: self.sockets.ids().collect(),
+            watchers: self.watchers.ids().collect(),
             editions: BTreeSet::new(),
             slots: BTreeSet::new(),
         };
-        for (id, watcher) in &self.watchers {
-            let editions = watcher.editions().map(|edition| (*id, edition.number));
+        for (id, watcher) in self.watchers.iter() {
+            let editions = watcher.editions().map(|edition| (id, edition.number));
             self.dirty.editions.extend(editions);
-            let slots = watcher.numbered().map(|(wid, _)| (*id, wid));
+            let slots = watcher.numbered().map(|(wid, _)| (id, wid));
             self.dirty.slots.extend(slots);
         }
         self.record(sink);
@@ -190,8 +191,8 @@ impl Supervisor {
         settings: Settings,
     ) -> Result<Supervisor, Unreadable> {
         let mut manager: Option<ManagerRecord> = None;
-        let mut sockets: BTreeMap<SocketId, Socket> = BTreeMap::new();
-        let mut watchers: BTreeMap<WatcherId, Watcher> = BTreeMap::new();
+        let mut sockets: Table<SocketId, Socket> = Table::default();
+        let mut watchers: Table<WatcherId, Watcher> = Table::default();
         let mut specs: HashMap<(WatcherId, u32), Rc<plan::Watcher>> = HashMap::new();
         let mut slots: BTreeMap<(WatcherId, u32), Slot> = BTreeMap::new();
         for (key, bytes) in records {
@@ -214,21 +215,21 @@ impl Supervisor {
         let Some(manager) = manager else {
             return Err(Unreadable("there is no record of the manager".into()));
         };
-        for (id, watcher) in &mut watchers {
+        for (id, watcher) in watchers.iter_mut() {
             for edition in watcher.editions_mut() {
-                let spec = specs.get(&(*id, edition.number)).map(Rc::clone);
+                let spec = specs.get(&(id, edition.number)).map(Rc::clone);
                 edition.spec = spec.ok_or_else(|| {
-                    let key = Key::Edition(*id, edition.number);
+                    let key = Key::Edition(id, edition.number);
                     Unreadable(format!("there is no record `{key}`"))
                 })?;
-                if let Some(id) = edition.sockets.iter().find(|id| !sockets.contains_key(id)) {
+                if let Some(id) = edition.sockets.iter().find(|id| !sockets.contains(**id)) {
                     let key = Key::Socket(*id);
                     return Err(Unreadable(format!("there is no record `{key}`")));
                 }
             }
         }
         for ((id, wid), slot) in slots {
-            let Some(watcher) = watchers.get_mut(&id).filter(|_| wid > 0) else {
+            let Some(watcher) = watchers.get_mut(id).filter(|_| wid > 0) else {
                 let key = Key::Slot(id, wid);
                 return Err(Unreadable(format!("record `{key}` is of no watcher")));
             };
@@ -236,7 +237,7 @@ impl Supervisor {
             watcher.slots.resize_with(wid as usize - 1, Slot::default);
             watcher.slots.push(slot);
         }
-        let names = (watchers.iter()).map(|(id, watcher)| (watcher.name().to_owned(), *id));
+        let names = (watchers.iter()).map(|(id, watcher)| (watcher.name().to_owned(), id));
         let mut supervisor = Supervisor {
             names: names.collect(),
             settings,
@@ -278,10 +279,10 @@ impl Supervisor {
         self.dirty.manager = true;
         self.rebuild_dependents();
         self.rebuild_users();
-        self.touched = self.watchers.keys().copied().collect();
+        self.touched = self.watchers.ids().collect();
         let is_stopping = self.is_stopping();
         let is_new = matches!(self.phase, Phase::New);
-        for (id, socket) in &self.sockets {
+        for (id, socket) in self.sockets.iter() {
             let due = match socket.binding {
                 // It is not tried yet, or not any more.
                 _ if is_stopping || is_new => None,
@@ -289,21 +290,21 @@ impl Supervisor {
                 Binding::Failed { retry, .. } => Some(retry),
                 _ => socket.trigger.paused,
             };
-            self.timers.set(Due::Socket(*id), due);
+            self.timers.set(Due::Socket(id), due);
         }
         let mut unsettled = 0;
-        for (id, watcher) in &mut self.watchers {
+        for (id, watcher) in self.watchers.iter_mut() {
             unsettled += u32::from(watcher.booting);
             let signalled = watcher.signalled.as_ref().and_then(|it| it.until);
-            self.timers.set(Due::Signalled(*id), signalled);
+            self.timers.set(Due::Signalled(id), signalled);
             for (wid, slot) in (1..).zip(&watcher.slots) {
-                for post in Post::both(*id, wid) {
+                for post in Post::both(id, wid) {
                     let state = slot.state(post.seat);
                     self.timers.set(Due::Post(post), state.deadline());
                     if let Some(proc) = state.proc()
                         && self.procs.insert(proc, post).is_some()
                     {
-                        let key = Key::Slot(*id, wid);
+                        let key = Key::Slot(id, wid);
                         let proc = proc.0;
                         return Err(Unreadable(format!(
                             "record `{key}` has process {proc}, and so has another"
@@ -324,9 +325,9 @@ impl Supervisor {
             Phase::Stopping {
                 remaining, until, ..
             } => {
-                for (id, watcher) in &self.watchers {
+                for (id, watcher) in self.watchers.iter() {
                     if watcher.tally.live() > 0 {
-                        remaining.entry(watcher.level).or_default().insert(*id);
+                        remaining.entry(watcher.level).or_default().insert(id);
                     }
                 }
                 self.timers.set(Due::Shutdown, *until);
@@ -359,13 +360,13 @@ impl Supervisor {
             }
             self.extend_parent(turn);
         }
-        for (id, socket) in &self.sockets {
+        for (id, socket) in self.sockets.iter() {
             let is_needed = !socket.retired && !self.is_stopping();
             if is_needed && matches!(socket.binding, Binding::Trying { .. }) {
-                turn.effects.push(Effect::Bind { socket: *id });
+                turn.effects.push(Effect::Bind { socket: id });
             }
             if socket.watched {
-                turn.effects.push(Effect::Watch { socket: *id });
+                turn.effects.push(Effect::Watch { socket: id });
             }
         }
         // Whoever was to say so is gone.

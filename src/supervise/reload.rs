@@ -494,7 +494,7 @@ impl Supervisor {
     }
 
     pub(super) fn signalled_due(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.get_mut(&id) else {
+        let Some(watcher) = self.watchers.get_mut(id) else {
             return;
         };
         let timeout = watcher.unit().start_timeout.unwrap_or_default();

@@ -13,7 +13,7 @@ const LONGEST_BIND_RETRY: Duration = Duration::from_secs(30);
 impl Supervisor {
     /// Whether traffic on it must wake us.
     pub(super) fn must_watch(&self, id: SocketId) -> bool {
-        let Some(socket) = self.sockets.get(&id) else {
+        let Some(socket) = self.sockets.get(id) else {
             return false;
         };
         matches!(socket.binding, Binding::Bound)
@@ -32,7 +32,7 @@ impl Supervisor {
 
     pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
         let must = self.must_watch(id);
-        let Some(socket) = self.sockets.get_mut(&id) else {
+        let Some(socket) = self.sockets.get_mut(id) else {
             return;
         };
         if socket.watched != must {
@@ -103,7 +103,7 @@ impl Supervisor {
     }
 
     pub(super) fn bind_failed(&mut self, turn: &mut Turn<'_>, id: SocketId, error: String) {
-        let Some(Binding::Trying { attempts, .. }) = self.sockets.get(&id).map(|it| &it.binding)
+        let Some(Binding::Trying { attempts, .. }) = self.sockets.get(id).map(|it| &it.binding)
         else {
             return;
         };
@@ -152,7 +152,7 @@ impl Supervisor {
         socket.binding = Binding::Bound;
         self.log_socket(turn, LogLevel::Info, id, || "is bound now".into());
         self.stirred.insert(id);
-        if self.sockets.get(&id).is_some_and(|socket| socket.retired) {
+        if self.sockets.get(id).is_some_and(|socket| socket.retired) {
             return;
         }
         // Workers that run without it are replaced by some that have it.
@@ -167,7 +167,7 @@ impl Supervisor {
 
     /// The watchers that listen on it.
     fn users(&self, id: SocketId) -> Vec<WatcherId> {
-        let socket = self.sockets.get(&id);
+        let socket = self.sockets.get(id);
         socket
             .map(|socket| socket.watchers.clone())
             .unwrap_or_default()

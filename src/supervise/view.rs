@@ -130,7 +130,7 @@ impl Supervisor {
     /// In order of name; what is being replaced by another of its name comes after that.
     fn view_sockets(&self) -> Vec<SocketView<'_>> {
         let mut sockets: Vec<_> = (self.sockets.iter())
-            .map(|(id, socket)| (socket.retired, self.view_socket(*id, socket)))
+            .map(|(id, socket)| (socket.retired, self.view_socket(id, socket)))
             .collect();
         sockets.sort_by(|(a_retired, a), (b_retired, b)| {
             (a.name, a_retired, a.id).cmp(&(b.name, b_retired, b.id))

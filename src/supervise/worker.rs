@@ -436,7 +436,7 @@ impl Supervisor {
     pub(super) fn post_due(&mut self, turn: &mut Turn<'_>, post: Post) {
         let (id, wid) = (post.watcher, post.wid);
         // What is scaled away takes its deadline along; this guards the index all the same.
-        let known = self.watchers.get(&id);
+        let known = self.watchers.get(id);
         if known.is_none_or(|watcher| watcher.slots.len() < wid as usize) {
             return;
         }
@@ -783,7 +783,7 @@ impl Supervisor {
     pub(super) fn has_shards(&self, id: WatcherId) -> bool {
         let mut sockets = self.watcher(id).editions().flat_map(|it| &*it.sockets);
         sockets.any(|socket| {
-            let socket = self.sockets.get(socket);
+            let socket = self.sockets.get(*socket);
             socket.is_some_and(|socket| socket.spec.unit.so_reuseport.value)
         })
     }
