@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, NulError, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 
 /// PATH where nobody sets one.
 pub(super) const DEFAULT_PATH: &str =
@@ -38,38 +40,75 @@ pub(super) fn refusal(name: &str) -> Option<&'static str> {
         .then_some("the manager sets it for each worker")
 }
 
+/// A variable of the manager's own environment, made once as each worker gets it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variable {
+    /// `NAME=VALUE`.
+    assignment: Rc<CStr>,
+    /// Length of the name, in bytes.
+    name: usize,
+}
+
+impl Variable {
+    /// None if there is a NUL byte in it.
+    fn new(name: &OsStr, value: &OsStr) -> Option<Variable> {
+        Some(Variable {
+            assignment: assignment(name, value).ok()?.into(),
+            name: name.len(),
+        })
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.assignment.to_bytes()[..self.name])
+    }
+
+    fn value(&self) -> &OsStr {
+        OsStr::from_bytes(&self.assignment.to_bytes()[self.name + 1..])
+    }
+}
+
 /// What workers may get of the manager's own environment: not what was meant for the manager alone, and of two
 /// variables that are named alike the first, as for getenv(3).
-pub fn inheritable(own: Vec<(OsString, OsString)>) -> Vec<(OsString, OsString)> {
+pub fn inheritable(own: &[(OsString, OsString)]) -> Vec<Variable> {
     let mut seen = HashSet::with_capacity(own.len());
-    let is_wanted =
-        |name: &OsString| !PROTOCOL.iter().any(|known| name == known) && !name.is_empty();
-    let wanted: Vec<bool> = (own.iter())
-        .map(|(name, _)| is_wanted(name) && seen.insert(name))
-        .collect();
-    let wanted = own.into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
-    wanted.map(|(variable, _)| variable).collect()
+    let is_wanted = |name: &OsStr| !PROTOCOL.iter().any(|known| name == *known) && !name.is_empty();
+    own.iter()
+        .filter(|(name, _)| is_wanted(name) && seen.insert(name))
+        .filter_map(|(name, value)| Variable::new(name, value))
+        .collect()
+}
+
+fn assignment(name: &OsStr, value: &OsStr) -> Result<CString, NulError> {
+    let mut text = Vec::with_capacity(name.len() + value.len() + 2);
+    text.extend_from_slice(name.as_bytes());
+    text.push(b'=');
+    text.extend_from_slice(value.as_bytes());
+    CString::new(text)
 }
 
 /// An environment in the making: what is copied keeps its order, what is added comes after it in order of name. It
 /// borrows what it can, since one is made for each worker.
 pub(super) struct Environment<'a> {
-    copied: Vec<(&'a OsStr, Cow<'a, OsStr>)>,
+    copied: Vec<Copied<'a>>,
     added: Vec<(Cow<'a, OsStr>, Cow<'a, OsStr>)>,
+}
+
+/// A variable of the manager's own, and what it was set to if it was.
+struct Copied<'a> {
+    own: &'a Variable,
+    value: Option<Cow<'a, OsStr>>,
 }
 
 impl<'a> Environment<'a> {
     /// The manager's own where it is to be copied, as [`inheritable`] leaves it, else a PATH and nothing more.
-    pub(super) fn new(copy: bool, own: &'a [(OsString, OsString)]) -> Self {
+    pub(super) fn new(copy: bool, own: &'a [Variable]) -> Self {
         let mut made = Environment {
             copied: Vec::new(),
             added: Vec::new(),
         };
         if copy {
             let own = own.iter();
-            made.copied = own
-                .map(|(name, value)| (name.as_os_str(), value.into()))
-                .collect();
+            made.copied = own.map(|own| Copied { own, value: None }).collect();
         } else {
             made.set(OsStr::new("PATH"), OsStr::new(DEFAULT_PATH));
         }
@@ -83,17 +122,19 @@ impl<'a> Environment<'a> {
         value: impl Into<Cow<'a, OsStr>>,
     ) {
         let (name, value) = (name.into(), value.into());
-        let known = self.entries().position(|(known, _)| known == name);
-        match known {
-            Some(at) if at < self.copied.len() => self.copied[at].1 = value,
-            Some(at) => self.added[at - self.copied.len()].1 = value,
-            None => self.added.push((name, value)),
+        let copied = &mut self.copied;
+        if let Some(known) = copied.iter_mut().find(|it| it.own.name() == name) {
+            known.value = Some(value);
+        } else if let Some(known) = self.added.iter_mut().find(|(known, _)| *known == name) {
+            known.1 = value;
+        } else {
+            self.added.push((name, value));
         }
     }
 
     /// Takes `name` away.
     pub(super) fn remove(&mut self, name: &str) {
-        self.copied.retain(|(known, _)| *known != name);
+        self.copied.retain(|copied| copied.own.name() != name);
         self.added.retain(|(known, _)| **known != *name);
     }
 
@@ -113,26 +154,26 @@ impl<'a> Environment<'a> {
         })
     }
 
-    /// All of it, as `NAME=VALUE`.
-    pub(super) fn into_assignments(mut self) -> Vec<OsString> {
+    /// All of it, as `NAME=VALUE`; the name of a variable that has a NUL byte otherwise.
+    pub(super) fn into_assignments(mut self) -> Result<Vec<Rc<CStr>>, String> {
         self.added.sort_unstable();
-        self.entries()
-            .map(|(name, value)| {
-                // Room for the NUL byte too that exec wants behind it.
-                let mut assignment = OsString::with_capacity(name.len() + value.len() + 2);
-                assignment.push(name);
-                assignment.push("=");
-                assignment.push(value);
-                assignment
-            })
-            .collect()
+        let made = |name: &OsStr, value: &OsStr| match assignment(name, value) {
+            Ok(assignment) => Ok(Rc::from(assignment)),
+            Err(_) => Err(format!("a NUL byte in the variable `{}`", name.display())),
+        };
+        let copied = self.copied.iter().map(|copied| match &copied.value {
+            None => Ok(Rc::clone(&copied.own.assignment)),
+            Some(value) => made(copied.own.name(), value),
+        });
+        let added = self.added.iter().map(|(name, value)| made(name, value));
+        copied.chain(added).collect()
     }
 
     fn entries(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
-        let copied = self
-            .copied
-            .iter()
-            .map(|(name, value)| (*name, value.as_ref()));
+        let copied = self.copied.iter().map(|copied| {
+            let value = copied.value.as_deref();
+            (copied.own.name(), value.unwrap_or(copied.own.value()))
+        });
         let added = self
             .added
             .iter()
@@ -306,11 +347,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn own(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-        pairs
-            .iter()
+    fn own(pairs: &[(&str, &str)]) -> Vec<Variable> {
+        let pairs = pairs.iter();
+        let pairs: Vec<_> = pairs
             .map(|(name, value)| (name.into(), value.into()))
-            .collect()
+            .collect();
+        inheritable(&pairs)
+    }
+
+    fn assignments(made: Environment<'_>) -> Vec<String> {
+        let made = made.into_assignments().expect("no NUL byte");
+        let text = |entry: Rc<CStr>| entry.to_str().expect("UTF-8").to_owned();
+        made.into_iter().map(text).collect()
     }
 
     #[test]
@@ -320,12 +368,21 @@ mod tests {
         for (name, value) in [("M", "3"), ("Z", "4"), ("B", "5"), ("M", "6")] {
             made.set(OsStr::new(name), OsStr::new(value));
         }
-        assert_eq!(made.into_assignments(), ["Z=4", "A=2", "B=5", "M=6"]);
+        assert_eq!(assignments(made), ["Z=4", "A=2", "B=5", "M=6"]);
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused_with_the_name_of_its_variable() {
+        let own = own(&[("A", "1")]);
+        let mut made = Environment::new(true, &own);
+        made.set(OsStr::new("A"), OsStr::new("b\0c"));
+        let why = made.into_assignments().expect_err("it can't be passed on");
+        assert_eq!(why, "a NUL byte in the variable `A`");
     }
 
     #[test]
     fn what_was_meant_for_the_manager_is_not_inherited_and_doubles_are_dropped() {
-        let left = inheritable(own(&[
+        let left = own(&[
             ("LISTEN_FDS", "1"),
             ("LISTEN_PID", "1"),
             ("LISTEN_PIDFDID", "1"),
@@ -337,18 +394,16 @@ mod tests {
             ("A", "second"),
             ("LISTEN_ADDRESS", "0.0.0.0"),
             ("", "nameless"),
-        ]));
-        assert_eq!(left, own(&[("A", "first"), ("LISTEN_ADDRESS", "0.0.0.0")]));
+        ]);
+        let left = assignments(Environment::new(true, &left));
+        assert_eq!(left, ["A=first", "LISTEN_ADDRESS=0.0.0.0"]);
     }
 
     #[test]
     fn without_the_copy_there_is_a_path_and_nothing_more() {
         let own = own(&[("A", "1")]);
         let made = Environment::new(false, &own);
-        assert_eq!(
-            made.into_assignments(),
-            [OsString::from(format!("PATH={DEFAULT_PATH}"))]
-        );
+        assert_eq!(assignments(made), [format!("PATH={DEFAULT_PATH}")]);
     }
 
     #[test]

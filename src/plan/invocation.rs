@@ -82,7 +82,7 @@ impl Watcher {
             listen_pid,
             notify: unit.kind == WatcherKind::Notify || unit.watchdog.is_some(),
             watchdog_pid: unit.watchdog.is_some(),
-            env: filling.environment.into_assignments(),
+            env: filling.environment.into_assignments()?,
         })
     }
 
@@ -334,7 +334,7 @@ mod tests {
         plan.watchers[0].invocation(&Moment {
             wid: 2,
             generation: 3,
-            environment: &inheritable(Machine::new().environment()),
+            environment: &inheritable(&Machine::new().environment()),
             manager_env: &plan.manager.env,
             env_file: file,
             unbound: &unbound,
@@ -654,7 +654,7 @@ mod tests {
         let order: Vec<&str> = made
             .env
             .iter()
-            .filter_map(|entry| entry.to_str()?.split('=').next())
+            .filter_map(|entry| entry.to_str().ok()?.split('=').next())
             .collect();
         assert_eq!(order[..3], ["LANG", "PATH", "HOME"]);
         assert!(order[3..].is_sorted());
@@ -717,7 +717,7 @@ mod tests {
         let made = plan.watchers[0].invocation(&Moment {
             wid: 1,
             generation: 1,
-            environment: &own,
+            environment: &inheritable(&own),
             manager_env: &[],
             env_file: None,
             unbound: &[],

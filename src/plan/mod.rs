@@ -22,7 +22,7 @@ mod substitute;
 mod testing;
 
 pub use diff::{Action, Change, Unit, diff};
-pub use environment::inheritable;
+pub use environment::{Variable, inheritable};
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
@@ -30,7 +30,7 @@ use crate::unit::{self, Finding, Limit, Mode, Name, Resource, Severity, Units};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -191,7 +191,7 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
     units
         .watchers
         .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-    let own = inheritable(host.environment());
+    let own = inheritable(&host.environment());
     let hints = Hints::new();
     let mut findings = Vec::new();
 
@@ -331,7 +331,7 @@ pub struct Invocation {
     /// The environment, without LISTEN_PID, LISTEN_PIDFDID and WATCHDOG_PID, whose values are known to the child only,
     /// and without NOTIFY_SOCKET, whose value is known to the runtime; everything else of "What a worker gets" is here.
     /// As `NAME=VALUE`.
-    pub env: Vec<OsString>,
+    pub env: Vec<Rc<CStr>>,
     /// Sockets from fd 3 up.
     pub fds: Vec<Name>,
     /// Whether LISTEN_PID and LISTEN_PIDFDID are wanted.
@@ -375,7 +375,7 @@ pub struct Moment<'a> {
     /// How many processes the worker has had, this one included.
     pub generation: u64,
     /// The manager's own environment, as [`Host::environment`] gives it and [`inheritable`] leaves it.
-    pub environment: &'a [(OsString, OsString)],
+    pub environment: &'a [Variable],
     /// `[manager] env` as [`Plan::manager`] has it, its substitutions filled in.
     pub manager_env: &'a [(String, unit::At<String>)],
     /// Text of the `env_file`, where the watcher has one and it could be read.

@@ -1,10 +1,11 @@
 //! What would run, for `tentpole plan`.
 
-use super::{Host, Invocation, Moment, Plan, Sink, Source, Watcher, inheritable};
+use super::{Host, Invocation, Moment, Plan, Sink, Source, Variable, Watcher, inheritable};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// One worker as it would be started.
@@ -60,7 +61,7 @@ impl Plan {
         host: &dyn Host,
         read: &'a dyn Fn(&Path) -> io::Result<String>,
     ) -> impl Iterator<Item = Result<PlannedWorker, String>> + use<'a> {
-        let environment = inheritable(host.environment());
+        let environment = inheritable(&host.environment());
         let all = self.watchers.iter().flat_map(|watcher| {
             (1..=watcher.unit.numprocesses.value).map(move |wid| (watcher, wid))
         });
@@ -71,7 +72,7 @@ impl Plan {
         &self,
         watcher: &Watcher,
         wid: u32,
-        environment: &[(OsString, OsString)],
+        environment: &[Variable],
         read: &dyn Fn(&Path) -> io::Result<String>,
     ) -> Result<PlannedWorker, String> {
         let text = match watcher.env_file(wid) {
@@ -105,7 +106,7 @@ fn shown(watcher: &Watcher, wid: u32, invocation: Invocation) -> PlannedWorker {
         .env
         .iter()
         .map(|entry| {
-            let entry = text(entry);
+            let entry = text(OsStr::from_bytes(entry.to_bytes()));
             // A name has one byte at least, which may be anything.
             let equals = entry.char_indices().skip(1).find(|(_, c)| *c == '=');
             let (name, value) = entry.split_at(equals.map_or(entry.len(), |(at, _)| at));

@@ -1,6 +1,6 @@
 //! One watcher: which sockets it passes, whom it runs as, and its texts taken apart.
 
-use super::environment::{self, Environment, shorten};
+use super::environment::{self, Environment, Variable, shorten};
 use super::nearest::Hints;
 use super::option::{self, Value};
 use super::substitute::{
@@ -39,7 +39,7 @@ pub(super) struct World<'a> {
     /// By name in lower case: made when the first reference needs it.
     by_any_case: OnceCell<HashMap<String, usize>>,
     manager_env: &'a [(String, At<String>)],
-    own: &'a [(OsString, OsString)],
+    own: &'a [Variable],
     /// Made when the first reference needs it.
     own_in_lower_case: OnceCell<HashSet<OsString>>,
     hints: &'a Hints,
@@ -50,7 +50,7 @@ impl<'a> World<'a> {
     pub(super) fn new(
         sockets: &'a [unit::Socket],
         manager_env: &'a [(String, At<String>)],
-        own: &'a [(OsString, OsString)],
+        own: &'a [Variable],
         hints: &'a Hints,
     ) -> Self {
         World {
@@ -87,7 +87,7 @@ impl<'a> World<'a> {
     fn has_own_variable(&self, name: &str) -> bool {
         let own = self.own_in_lower_case.get_or_init(|| {
             let own = self.own.iter();
-            own.map(|(name, _)| name.to_ascii_lowercase()).collect()
+            own.map(|own| own.name().to_ascii_lowercase()).collect()
         });
         own.contains(&OsString::from(name.to_ascii_lowercase()))
     }
@@ -110,7 +110,7 @@ impl<'a> World<'a> {
 /// Fills `$(circus.env.X)` into the values of `[manager] env`, which are the same for all watchers.
 pub(super) fn fold_manager_env(
     env: &mut [(String, At<String>)],
-    own: &[(OsString, OsString)],
+    own: &[Variable],
     findings: &mut Vec<Finding>,
 ) {
     let mut environment = Environment::new(true, own);
@@ -818,7 +818,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
     fn variable_hint(&self, name: &str, sees: Sees) -> String {
         let own = self.world.own.iter().filter(|_| self.unit.copy_env);
         let known = own
-            .filter_map(|(name, _)| name.to_str())
+            .filter_map(|own| own.name().to_str())
             .chain(self.set_variables(sees));
         self.world.hints.nearest(name, known)
     }

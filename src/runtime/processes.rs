@@ -1,7 +1,7 @@
 //! The workers' processes: making them, signalling them, knowing whose a pid is.
 
 use super::{SlotKey, Token, listeners::Listeners, spawn_failure};
-use crate::plan::{Invocation, Moment, Sink, Source, Watcher};
+use crate::plan::{Invocation, Moment, Sink, Source, Variable, Watcher};
 use crate::supervise::{self, Exit, ProcId, Sender, SocketId, SpawnFailure, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::output;
@@ -10,10 +10,10 @@ use crate::sys::spawn::{self, Child, Spawn, SpawnError, Spawner, Step};
 use crate::unit::{self, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::rc::Rc;
 
 /// Longest `env_file` that is read, in bytes.
@@ -44,7 +44,7 @@ impl Job {
 /// The workers' processes.
 pub struct Processes {
     spawner: Spawner,
-    environment: Vec<(OsString, OsString)>,
+    environment: Vec<Variable>,
     manager_env: Vec<(String, unit::At<String>)>,
     /// fd 0 of most workers.
     empty: Option<OwnedFd>,
@@ -105,7 +105,7 @@ impl Ended {
 impl Processes {
     pub fn new(
         spawner: Spawner,
-        environment: Vec<(OsString, OsString)>,
+        environment: Vec<Variable>,
         manager_env: Vec<(String, unit::At<String>)>,
     ) -> Processes {
         Processes {
@@ -260,13 +260,12 @@ impl Processes {
 
         let candidates = c_strings(invocation.candidates)?;
         let argv = c_strings(invocation.argv)?;
-        let mut env = Vec::with_capacity(invocation.env.len() + 1);
-        for entry in invocation.env {
-            env.push(c_string(entry)?);
-        }
-        if invocation.notify {
-            env.push(assignment("NOTIFY_SOCKET".into(), &notify_socket.into())?);
-        }
+        let notify = match invocation.notify {
+            true => Some(c_string(format!("NOTIFY_SOCKET={notify_socket}").into())?),
+            false => None,
+        };
+        let own = invocation.env.iter().map(|entry| &**entry);
+        let env: Vec<&CStr> = own.chain(notify.as_deref()).collect();
         let mut pid_vars = Vec::with_capacity(2);
         if invocation.listen_pid {
             pid_vars.push("LISTEN_PID");
@@ -596,13 +595,6 @@ fn c_string(text: OsString) -> Result<CString, SpawnFailure> {
 
 fn c_strings(texts: Vec<OsString>) -> Result<Vec<CString>, SpawnFailure> {
     texts.into_iter().map(c_string).collect()
-}
-
-fn assignment(mut name: OsString, value: &OsString) -> Result<CString, SpawnFailure> {
-    name.reserve_exact(value.as_bytes().len() + 2);
-    name.push("=");
-    name.push(value);
-    c_string(name)
 }
 
 /// What a shell would exit with: 127 not found, 126 found and not executable.

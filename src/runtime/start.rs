@@ -22,7 +22,6 @@ use crate::sys::spawn::Spawner;
 use crate::sys::{fork, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -90,7 +89,7 @@ impl std::error::Error for StartError {}
 pub struct Base {
     pub signals: SignalFd,
     /// The environment that workers may get.
-    pub environment: Vec<(OsString, OsString)>,
+    pub environment: Vec<plan::Variable>,
     pub spawner: Spawner,
     /// The limit of open descriptors before it was raised.
     pub nofile: Option<(u64, u64)>,
@@ -137,7 +136,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     }
     let base = Base {
         signals,
-        environment: plan::inheritable(System::new().environment()),
+        environment: plan::inheritable(&System::new().environment()),
         spawner,
         nofile,
         search: options.search.clone(),

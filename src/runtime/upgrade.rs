@@ -113,7 +113,7 @@ impl Manager {
             .spawn_program(&Spawn {
                 candidates: &[path],
                 argv: &argv,
-                env: &env,
+                env: &env.iter().map(|entry| &**entry).collect::<Vec<_>>(),
                 fds: &fds,
                 ..Spawn::default()
             })

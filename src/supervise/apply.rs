@@ -483,10 +483,7 @@ impl Supervisor {
         let mut users: HashMap<SocketId, BTreeSet<(u32, WatcherId)>> = HashMap::new();
         for (id, watcher) in self.watchers.iter() {
             for socket in watcher.editions().flat_map(|edition| &*edition.sockets) {
-                users
-                    .entry(*socket)
-                    .or_default()
-                    .insert((watcher.rank, id));
+                users.entry(*socket).or_default().insert((watcher.rank, id));
             }
         }
         for (id, socket) in self.sockets.iter_mut() {

@@ -54,7 +54,7 @@ pub struct Spawn<'a> {
     /// Its arguments, the program's own name first.
     pub argv: &'a [CString],
     /// Its environment, as `KEY=VALUE`, without the variables that the next two name.
-    pub env: &'a [CString],
+    pub env: &'a [&'a CStr],
     /// Variables that hold its own pid, such as `LISTEN_PID`.
     pub pid_vars: &'a [&'a str],
     /// The variable that holds the inode of its pidfd; left out where the kernel has no such numbers.
@@ -1175,7 +1175,7 @@ pub(crate) mod tests {
     pub(crate) struct Program {
         candidates: Vec<CString>,
         argv: Vec<CString>,
-        env: Vec<CString>,
+        env: Vec<&'static CStr>,
     }
 
     /// A program that reads its end of input when this is dropped.
@@ -1200,7 +1200,7 @@ pub(crate) mod tests {
             Program {
                 candidates: vec![text("/bin/sh")],
                 argv: ["sh", "-c", script].map(text).into(),
-                env: vec![text("PATH=/usr/bin:/bin:/usr/sbin:/sbin")],
+                env: vec![c"PATH=/usr/bin:/bin:/usr/sbin:/sbin"],
             }
         }
 
@@ -1214,7 +1214,7 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn env(mut self, entry: &str) -> Program {
-            self.env.push(text(entry));
+            self.env.push(Box::leak(text(entry).into_boxed_c_str()));
             self
         }
 

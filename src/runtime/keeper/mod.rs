@@ -39,7 +39,7 @@ use crate::sys::unix::{self, Received};
 use crate::unit::{LogFormat, LogLevel, Signal, signal_name};
 use protocol::{FromKeeper, LONGEST, MOST_AT_ONCE, ToKeeper};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -303,10 +303,12 @@ impl Keeper {
         if self.failures % 2 == 1 {
             candidates.reverse();
         }
+        let env = c_strings(environment(std::env::vars_os(), Pid::own()).into_iter());
+        let env: Vec<&CStr> = env.iter().map(|entry| &**entry).collect();
         let child = spawner.spawn(&Spawn {
             candidates: &candidates,
             argv: &c_strings(std::env::args_os()),
-            env: &c_strings(environment(std::env::vars_os(), Pid::own()).into_iter()),
+            env: &env,
             fds: &[(theirs.as_fd(), LINK_FD)],
             ..Spawn::default()
         });
