@@ -371,6 +371,24 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_stored_than_a_manager_can_be_started_with() {
+        let (near, systemd) = UnixDatagram::pair().unwrap();
+        let mut store = Store::new(near, 1000);
+        store.fit(OTHERS + 2);
+        assert_eq!(store.most, 2);
+        store.fit(5000);
+        assert_eq!(store.most, 2);
+        let mut vault = Vault::Systemd(store);
+        let (reader, _writer) = io::pipe().unwrap();
+        for name in ["a", "b", "c"] {
+            vault.hold(&[(name, reader.as_fd())]);
+        }
+        assert_eq!(texts(&systemd).len(), 2);
+        assert_eq!(vault.stored(), ["a", "b"]);
+        assert_eq!(vault.variable(), Some(("FDSTORE", "2".into())));
+    }
+
+    #[test]
     fn what_systemd_has_no_room_for_is_sent_later() {
         let (mut vault, systemd) = store(1000);
         let (reader, _writer) = io::pipe().unwrap();
