@@ -10,12 +10,11 @@ mod support;
 use serde_json::Value;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use support::lives::listeners;
 use support::load::Load;
@@ -72,7 +71,8 @@ const WEB: &str = r#"
 #[test]
 fn it_is_active_when_every_watcher_is_running() {
     each(|install| {
-        let system = System::boot(install, "");
+        // The manager asks for more than this.
+        let system = System::boot(install, "[Service]\nTimeoutStartSec=2\n");
         system.write_units(
             r#"
             [socket.web]
@@ -85,7 +85,10 @@ fn it_is_active_when_every_watcher_is_running() {
         system.ok(&["start", "--no-block", "tentpole"]);
         system.wait_until("the worker has begun", || system.path("begun").exists());
         system.wait_for_property("StatusText", "0 of 1 watchers running, 1 starting");
-        assert_eq!(system.property("ActiveState"), "activating");
+        let changed = poll_for(Duration::from_millis(2300), || {
+            (system.property("ActiveState") != "activating").then_some(())
+        });
+        assert!(changed.is_none(), "{}", system.log());
         fs::write(system.path("go"), "").expect("write a file");
         system.wait_for_property("ActiveState", "active");
         system.wait_for_property("StatusText", "1 of 1 watchers running");
@@ -418,12 +421,119 @@ fn no_more_is_stored_than_a_new_manager_can_be_given() {
 }
 
 #[test]
-fn a_manager_that_stands_still_is_replaced_by_the_watchdog() {
+fn a_state_that_nobody_can_read_is_tried_again_until_somebody_can() {
+    each(|install| {
+        let system = System::boot(install, "");
+        system.write_units(WEB);
+        system.ok(&["start", "tentpole"]);
+        let before = system.snapshot();
+        let load = Load::start(&[&system.address()], 2);
+        let main = system.main();
+        let state = state_of(main);
+        // As if a newer one had written it.
+        state
+            .write_all_at(b"newstate", 0)
+            .expect("write to the state");
+        load.now("nobody takes over");
+        kill(main, libc::SIGKILL);
+        system.wait_until("another one has failed", || {
+            system.log().matches("can't be read").count() == 2
+        });
+        assert_eq!(system.property("ExecMainStatus"), "75");
+        assert_eq!(system.property("NFileDescriptorStore"), "4");
+        load.now("somebody takes over");
+        state
+            .write_all_at(b"tentpole", 0)
+            .expect("write to the state");
+        system.wait_for_property("ActiveState", "active");
+        assert_eq!(system.snapshot(), before, "{}", system.log());
+        load.finish();
+    });
+}
+
+#[test]
+fn a_new_manager_leaves_the_workers_of_another_service_alone() {
+    each(|install| {
+        let system = System::boot(install, "");
+        let other = SERVICE.replace(
+            "/usr/bin/tentpole run",
+            "DIR/tentpole run --control DIR/other.sock DIR/other.toml",
+        );
+        system.write_unit("other.service", &other);
+        system.ok(&["daemon-reload"]);
+        // By the same names, and in the same place: both are children of systemd once their manager is dead.
+        system.write_units(WEB);
+        let units = WEB.replace("PROBE", &format!("{}/probe", system.inside));
+        fs::write(system.path("other.toml"), units).expect("write the units");
+        system.ok(&["start", "tentpole", "other"]);
+        // What we know nothing of would have to end.
+        let control = system.path("other.sock").display().to_string();
+        system.tentpole(&["--control", &control, "reload", "web"]);
+        let ours = system.snapshot();
+        let theirs = system.status_of("other.sock");
+        let show = |name: &str| system.ok(&["show", "--property", name, "--value", "other"]);
+        let main = system.outside_of(
+            "other.service",
+            show("MainPID").trim().parse().expect("a pid"),
+        );
+        freeze(main);
+        kill(main, libc::SIGKILL);
+        wait_until_dead(main);
+        system.crash(1);
+        system.wait_until("the other one is replaced", || {
+            show("NRestarts").trim() == "1"
+        });
+        system.wait_until("the other one is active", || {
+            show("ActiveState").trim() == "active"
+        });
+        assert_eq!(system.snapshot(), ours, "{}", system.log());
+        assert_eq!(workers(&system.status_of("other.sock")), workers(&theirs));
+    });
+}
+
+#[test]
+fn without_a_store_a_keeper_is_the_main_process() {
     each(|install| {
         let system = System::boot(
             install,
-            "[Service]\nWatchdogSec=500ms\nTimeoutAbortSec=200ms\n",
+            "[Service]\nFileDescriptorStoreMax=0\nUnsetEnvironment=FDSTORE\n",
         );
+        system.write_units(WEB);
+        system.ok(&["start", "tentpole"]);
+        let before = system.snapshot();
+        let main = system.property("MainPID");
+        let load = Load::start(&[&system.address()], 2);
+        for round in 0..3 {
+            load.now(format!("kill {round}"));
+            let old = system.status()["manager"]["pid"].as_i64().expect("a pid");
+            assert_ne!(old.to_string(), main);
+            kill(system.outside(old), libc::SIGKILL);
+            system.wait_until("another manager answers", || {
+                let output = system.try_tentpole(&["status", "--json"]);
+                let status: Result<Value, _> = serde_json::from_slice(&output.stdout);
+                status.is_ok_and(|status| status["manager"]["pid"] != old)
+            });
+            assert_eq!(system.snapshot(), before, "{}", system.log());
+        }
+        load.now("reload");
+        system.ok(&["reload", "tentpole"]);
+        load.now("upgrade");
+        system.tentpole(&["upgrade"]);
+        assert_eq!(system.snapshot(), before, "{}", system.log());
+        load.finish();
+        assert_eq!(system.property("MainPID"), main);
+        assert_eq!(system.property("StatusText"), "1 of 1 watchers running");
+        assert_eq!(system.property("NRestarts"), "0");
+        system.ok(&["stop", "tentpole"]);
+        assert_eq!(system.property("Result"), "success");
+        system.wait_until_empty();
+    });
+}
+
+#[test]
+fn a_manager_that_stands_still_is_replaced_by_the_watchdog() {
+    each(|install| {
+        let system = System::boot(install, "[Service]\nWatchdogSec=1\nTimeoutAbortSec=200ms\n");
         system.write_units(WEB);
         system.ok(&["start", "tentpole"]);
         let before = system.snapshot();
@@ -458,7 +568,7 @@ fn each(test: impl Fn(&Install)) {
 }
 
 fn installs() -> Vec<Install> {
-    static SAID: Once = Once::new();
+    static SAID: AtomicBool = AtomicBool::new(false);
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let roots = [PathBuf::from("/"), here.join("target/real-systemd")];
     let found = roots.into_iter().filter(|root| {
@@ -476,7 +586,16 @@ fn installs() -> Vec<Install> {
     let Some(reason) = reason else {
         return found;
     };
-    SAID.call_once(|| leave_out(&format!("the service under a real systemd: {reason}")));
+    let what = format!("the service under a real systemd: {reason}");
+    assert!(
+        std::env::var_os("TENTPOLE_REQUIRE_REAL").is_none_or(|value| value != "1"),
+        "{what}, and TENTPOLE_REQUIRE_REAL=1"
+    );
+    if !SAID.swap(true, Ordering::Relaxed) {
+        // Past the test harness, which would keep what a passing test prints to itself.
+        let line = format!("left out: {what}\n");
+        io::stderr().write_all(line.as_bytes()).expect("say so");
+    }
     Vec::new()
 }
 
@@ -758,6 +877,13 @@ impl System {
         serde_json::from_str(&self.tentpole(&["status", "--json"])).expect("is JSON")
     }
 
+    /// The status of a manager whose control socket is in the folder.
+    fn status_of(&self, control: &str) -> Value {
+        let control = self.path(control).display().to_string();
+        let text = self.tentpole(&["--control", &control, "status", "--json"]);
+        serde_json::from_str(&text).expect("is JSON")
+    }
+
     /// The address of the socket `web`.
     fn address(&self) -> String {
         let web = find(&self.status()["sockets"], "web");
@@ -784,20 +910,30 @@ impl System {
 
     /// The processes of the service, as this process sees them.
     fn processes(&self) -> Vec<i32> {
+        self.processes_of("tentpole.service")
+    }
+
+    fn processes_of(&self, service: &str) -> Vec<i32> {
         let path = self
             .cgroup
-            .join("system.slice/tentpole.service/cgroup.procs");
+            .join("system.slice")
+            .join(service)
+            .join("cgroup.procs");
         let text = fs::read_to_string(path).unwrap_or_default();
         text.lines().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// A process of the service as this process sees it.
     fn outside(&self, pid: i64) -> i32 {
-        let found = self.processes().into_iter().find(|outside| {
+        self.outside_of("tentpole.service", pid)
+    }
+
+    fn outside_of(&self, service: &str, pid: i64) -> i32 {
+        let found = self.processes_of(service).into_iter().find(|outside| {
             let all = process_status(*outside, "NSpid");
             all.split_whitespace().last() == Some(&pid.to_string())
         });
-        found.unwrap_or_else(|| panic!("pid {pid} is not of the service\n{}", self.log()))
+        found.unwrap_or_else(|| panic!("pid {pid} is not of {service}\n{}", self.log()))
     }
 
     /// The service's main process, as this process sees it.
@@ -836,20 +972,24 @@ impl Drop for System {
     }
 }
 
+/// The file in which a manager records its state.
+fn state_of(manager: i32) -> fs::File {
+    let fds = fs::read_dir(format!("/proc/{manager}/fd")).expect("a list of descriptors");
+    let mut fds = fds.map(|entry| entry.expect("an entry").path());
+    let state = fds.find(|path| {
+        fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains("tentpole-state"))
+    });
+    let path = state.expect("a state");
+    fs::File::options()
+        .write(true)
+        .open(path)
+        .expect("open the state")
+}
+
 fn workers(status: &Value) -> Vec<i64> {
     let watchers = status["watchers"].as_array().expect("watchers").iter();
     let workers = watchers.flat_map(|watcher| watcher["workers"].as_array().expect("workers"));
     workers
         .map(|worker| worker["pid"].as_i64().expect("a pid"))
         .collect()
-}
-
-/// Past the test harness, which would keep what a passing test prints to itself.
-fn leave_out(what: &str) {
-    assert!(
-        std::env::var_os("TENTPOLE_REQUIRE_REAL").is_none_or(|value| value != "1"),
-        "{what}, and TENTPOLE_REQUIRE_REAL=1"
-    );
-    let line = format!("left out: {what}\n");
-    io::stderr().write_all(line.as_bytes()).expect("say so");
 }
