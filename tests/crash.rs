@@ -773,8 +773,14 @@ mod under_systemd {
     use std::os::unix::net::UnixDatagram;
     use std::path::Path;
     use std::process::Child;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// The workers of a manager that died become children of the process that started it, as they would be systemd's, and only
+    /// their cgroup tells them from those of another service: here all have the same. So there is one service at a time.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     struct Systemd {
+        _alone: MutexGuard<'static, ()>,
         dir: tempfile::TempDir,
         socket: UnixDatagram,
         stored: Vec<(String, OwnedFd)>,
@@ -786,6 +792,7 @@ mod under_systemd {
 
     impl Systemd {
         fn start(units: &str) -> Systemd {
+            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
             let dir = support::folder();
             support::write_units(dir.path(), units);
             let socket = UnixDatagram::bind(dir.path().join("notify")).expect("bind");
@@ -795,6 +802,7 @@ mod under_systemd {
             // Whatever becomes of the manager, its workers stay: as with KillMode=process.
             unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
             let mut systemd = Systemd {
+                _alone: alone,
                 dir,
                 socket,
                 stored: Vec::new(),
@@ -1007,7 +1015,7 @@ mod under_systemd {
         assert_eq!(systemd.status()["manager"]["pid"], systemd.pid());
         let names: Vec<&String> = systemd.stored.iter().map(|(name, _)| name).collect();
         assert!(
-            names.iter().all(|name| name.starts_with("tentpole.")),
+            names.iter().all(|name| name.starts_with("tentpole/")),
             "{names:?}"
         );
         let mut once = names.clone();

@@ -556,6 +556,45 @@ fn sockets_of_the_managers_own_parent_are_taken_by_name_and_by_address() {
 }
 
 #[test]
+fn an_inherited_socket_is_taken_by_its_name_unless_several_have_it() {
+    let one = TcpListener::bind("127.0.0.1:0").unwrap();
+    let two = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = two.local_addr().unwrap();
+    let start = |names: &str| {
+        let manager = spawn_by_script(
+            &format!(
+                r#"
+                [socket.two]
+                listen = "{second}"
+                inherit = "require"
+                [socket.web]
+                listen = "127.0.0.1:0"
+                [socket.datagrams]
+                listen = "127.0.0.1:0"
+                type = "dgram"
+                "#
+            ),
+            &format!(r#"LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES={names} exec "$@""#),
+            |command| pass_fds(command, &[one.as_fd(), two.as_fd()]),
+        );
+        manager.wait_for_notice("READY=1");
+        let found = ["web", "two", "datagrams"].map(|name| manager.address(name));
+        (found, manager.log())
+    };
+    let [one, two] = [&one, &two].map(|socket| socket.local_addr().unwrap().to_string());
+    let (found, _) = start("web:two");
+    assert_eq!(found[..2], [one.clone(), two.clone()]);
+    // One of another type is not meant.
+    let (found, log) = start("datagrams:other");
+    assert!(!found.contains(&one), "{found:?}");
+    assert!(log.contains("`datagrams` is closed"), "{log}");
+    let (found, log) = start("web:web");
+    assert_ne!(found[0], one);
+    assert_eq!(found[1], two);
+    assert!(log.contains("`web` is closed"), "{log}");
+}
+
+#[test]
 fn sockets_that_were_meant_for_another_process_are_not_taken() {
     let given = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = given.local_addr().unwrap();

@@ -1,8 +1,12 @@
 //! The manager itself: run.
 
-use super::{Error, ExitCode, Surroundings, units};
-use crate::runtime::{self, Options};
+use super::{Error, ExitCode, Surroundings, complain, units};
+use crate::runtime::{self, Options, StartError};
 use std::path::PathBuf;
+
+/// What a manager exits with that could not go on where another has ended (EX_TEMPFAIL of sysexits.h). Nothing is lost yet:
+/// `tentpole.service` has systemd start the next one.
+const TRY_AGAIN: u8 = 75;
 
 /// Runs the manager in the foreground until it is told to stop.
 pub(super) fn run(
@@ -17,7 +21,13 @@ pub(super) fn run(
         default_control: surroundings.own_control(),
         keeper,
     };
-    let code = runtime::run(&options).map_err(anyhow::Error::from)?;
+    let code = match runtime::run(&options) {
+        Err(error @ StartError::Again(_)) => {
+            complain(&error.to_string());
+            return Ok(ExitCode::from(TRY_AGAIN));
+        }
+        ended => ended.map_err(anyhow::Error::from)?,
+    };
     // What a process can exit with is one byte, as exit(3) says.
     Ok(ExitCode::from((code & 0xff) as u8))
 }

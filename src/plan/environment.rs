@@ -11,8 +11,8 @@ pub(super) const DEFAULT_PATH: &str =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the manager says to each worker anew, and must not hand on from its own parent: sd_listen_fds(3), sd_notify(3),
-/// sd_watchdog_enabled(3). The last is the keeper's word to a manager.
-const PROTOCOL: [&str; 10] = [
+/// sd_watchdog_enabled(3). The last are words of a keeper, an earlier self and a service to a manager.
+const PROTOCOL: [&str; 11] = [
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_PIDFDID",
@@ -23,6 +23,7 @@ const PROTOCOL: [&str; 10] = [
     "FDSTORE",
     "TENTPOLE_KEEPER",
     "TENTPOLE_UPGRADE",
+    "TENTPOLE_NOFILE",
 ];
 
 /// Who a worker is.

@@ -53,11 +53,10 @@ impl Estate {
         }))
     }
 
-    /// The names of what is held for it.
-    pub fn held(&self) -> Vec<String> {
-        let own = self.fds.keys().cloned();
-        let ledger = self.ledger.iter().map(|_| LEDGER.to_owned());
-        own.chain(ledger).collect()
+    /// The names of what systemd has stored of it, if it was handed on.
+    pub fn stored(&self) -> Vec<String> {
+        let handover = self.records.handover.as_ref();
+        handover.map_or_else(Vec::new, |handover| handover.stored.clone())
     }
 
     /// Looks at what was held. `None` if nothing of it is of any use: its manager had not begun.

@@ -4,25 +4,28 @@ use crate::plan;
 use crate::sys::inherit;
 use crate::sys::socket::{self, Bound, Listen};
 use crate::unit::Inherit;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Sockets that nobody has taken yet.
 #[derive(Debug, Default)]
 pub struct Inherited {
     sockets: Vec<(OwnedFd, String)>,
+    /// The names that several of them had.
+    shared: BTreeSet<String>,
 }
 
 impl Inherited {
     /// Takes them from the environment, if they are meant for this process.
     pub fn receive() -> Inherited {
-        Inherited {
-            sockets: inherit::listen_fds(),
-        }
+        let sockets = inherit::listen_fds();
+        let mut seen = BTreeSet::new();
+        let again = sockets.iter().filter(|(_, name)| !seen.insert(name));
+        let shared = again.map(|(_, name)| name.clone()).collect();
+        Inherited { sockets, shared }
     }
 
-    /// The one that `spec` asks for, if any: by name, else by address. An error if it must have one and there is none,
-    /// or if the one of its name is of another kind.
+    /// The one that `spec` asks for, if any: by name, else by address. An error if it must have one and there is none.
     pub fn take(
         &mut self,
         spec: &plan::Socket,
@@ -31,27 +34,37 @@ impl Inherited {
         if spec.unit.inherit == Inherit::Never {
             return Ok(None);
         }
-        let by_name = self
-            .sockets
-            .iter()
-            .position(|(fd, name)| name == spec.fd_name() && socket::matches(fd.as_fd(), listen));
-        let index = by_name.or_else(|| {
-            self.sockets
-                .iter()
-                .position(|(fd, _)| socket::matches(fd.as_fd(), listen))
-        });
-        match index {
-            Some(index) => {
-                let (fd, _) = self.sockets.swap_remove(index);
-                let adopted = socket::adopt(fd.as_fd(), listen).and_then(|()| socket::describe(fd.as_fd()));
-                let description = adopted.map_err(|error| format!("the inherited socket is unfit: {error}"))?;
-                Ok(Some(Bound { fd, local: description.local }))
-            }
-            None if spec.unit.inherit == Inherit::Require => {
-                Err("`inherit` is \"require\", and no socket of this name or address came through LISTEN_FDS".into())
-            }
-            None => Ok(None),
-        }
+        let Some(index) = self.find(spec.fd_name(), listen) else {
+            return match spec.unit.inherit {
+                Inherit::Require => Err("`inherit` is \"require\", and no socket of this name or address came through LISTEN_FDS".into()),
+                Inherit::Auto | Inherit::Never => Ok(None),
+            };
+        };
+        let (fd, _) = self.sockets.swap_remove(index);
+        let adopted = socket::adopt(fd.as_fd(), listen).and_then(|()| socket::describe(fd.as_fd()));
+        let description =
+            adopted.map_err(|error| format!("the inherited socket is unfit: {error}"))?;
+        let local = description.local;
+        log::debug!(target: &format!("socket.{}", spec.name()), "inherited, on {local}");
+        Ok(Some(Bound { fd, local }))
+    }
+
+    /// All sockets of one unit of systemd have the same name: then the address decides. Where there is only one, the name
+    /// does, whatever its address.
+    fn find(&self, wanted: &str, listen: &Listen<'_>) -> Option<usize> {
+        let position = |fits: &dyn Fn(&OwnedFd, &str) -> bool| {
+            self.sockets.iter().position(|(fd, name)| fits(fd, name))
+        };
+        let is_namesake = |name: &str| name == wanted;
+        let both =
+            |fd: &OwnedFd, name: &str| is_namesake(name) && socket::matches(fd.as_fd(), listen);
+        let by_name =
+            |fd: &OwnedFd, name: &str| is_namesake(name) && socket::is_alike(fd.as_fd(), listen);
+        let by_address = |fd: &OwnedFd, _: &str| socket::matches(fd.as_fd(), listen);
+        let is_only_one = !self.shared.contains(wanted);
+        position(&both)
+            .or_else(|| position(&by_name).filter(|_| is_only_one))
+            .or_else(|| position(&by_address))
     }
 
     /// Those whose names begin with `mark`, by what follows it.

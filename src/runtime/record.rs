@@ -55,6 +55,9 @@ pub struct Home {
 pub struct Handover {
     /// Descriptors: the name of each, and its number.
     pub fds: Vec<(String, i32)>,
+    /// The names of those that systemd has stored.
+    #[serde(default)]
+    pub stored: Vec<String>,
     pub server: ServerRecord,
     pub own_requests: BTreeSet<RequestId>,
     /// The interval of the parent's watchdog.

@@ -19,13 +19,20 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::signals::{self, SignalFd};
 use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen};
 use crate::sys::spawn::Spawner;
-use crate::sys::{fork, process};
+use crate::sys::{fork, output, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The variable by which a service tells how many files its workers may open (the soft limit), where the manager itself was
+/// started with another limit: systemd hands what it has stored to the next manager only within that.
+const NOFILE: &str = "TENTPOLE_NOFILE";
+
+/// How long a manager that can't take over waits before it gives up its place to the next.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How the manager is to run.
 #[derive(Clone, Debug)]
@@ -61,12 +68,22 @@ pub enum StartError {
     Sockets(Vec<String>),
     /// Something else, named.
     Other(String),
+    /// What another manager has left could not be taken over, or the loop has failed: the workers run, and what there is of
+    /// them is still kept by whoever keeps it. Another try may go better, if by another binary.
+    Again(String),
+}
+
+impl StartError {
+    /// The same error, in going on where another manager has ended.
+    fn again(self) -> StartError {
+        StartError::Again(self.to_string())
+    }
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (StartError::Units(lines) | StartError::Sockets(lines)) = self else {
-            let StartError::Other(text) = self else {
+            let (StartError::Other(text) | StartError::Again(text)) = self else {
                 return Ok(());
             };
             return f.write_str(text);
@@ -103,15 +120,15 @@ pub struct Base {
 pub fn run(options: &Options) -> Result<i32, StartError> {
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
-    let handed = Estate::handed().map_err(StartError::Other)?;
-    let mut inherited = Inherited::receive();
+    let handed = Estate::handed().map_err(StartError::Again)?;
+    let inherited = Inherited::receive();
     let watchdog = parent::watchdog();
     // What is made from here on is the manager's alone.
     let vault = match &handed {
-        Some(estate) => Ok(Vault::handed_on(estate.held())),
+        Some(estate) => Ok(Vault::handed_on(estate.stored())),
         None => Vault::open(options.keeper),
     };
-    let mut vault = vault.map_err(|error| failed("the keeper", &error))?;
+    let vault = vault.map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
     logger::init(LogLevel::Info, LogFormat::Text);
 
@@ -119,18 +136,10 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
-    let nofile = match process::raise_fd_limit() {
-        Ok(original) => {
-            if let Some((soft, hard)) = original {
-                spawner.restore_nofile(soft, hard);
-            }
-            original
-        }
-        Err(error) => {
-            log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
-            None
-        }
-    };
+    let nofile = raise_fd_limit();
+    if let Some((soft, hard)) = nofile {
+        spawner.restore_nofile(soft, hard);
+    }
     if process::Pid::own().as_raw() != 1 {
         process::set_subreaper().map_err(|error| failed("becoming a subreaper", &error))?;
     }
@@ -143,26 +152,64 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         program: fork::program(),
         watchdog,
     };
+    let is_stored = matches!(vault, Vault::Systemd(_));
+    let ended = match begin(options, base, vault, handed, inherited) {
+        Ok((manager, beginning)) => manager
+            .run(beginning)
+            .map_err(|error| failed("the event loop", &error).again()),
+        Err(error) => Err(error),
+    };
+    if is_stored && matches!(ended, Err(StartError::Again(_))) {
+        // systemd has one pause for all cases, and a short one.
+        let _ = output::wait_for(&[], Some(PAUSE));
+    }
+    ended
+}
+
+/// Raises the limit of open descriptors. The answer is the one that workers get, soft and hard, if it is another.
+fn raise_fd_limit() -> Option<(u64, u64)> {
+    let before = process::fd_limit().ok();
+    let original = match process::raise_fd_limit() {
+        Ok(original) => original,
+        Err(error) => {
+            log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
+            None
+        }
+    };
+    let (Ok(wanted), Some((_, hard))) = (std::env::var(NOFILE), before) else {
+        return original;
+    };
+    match wanted.parse::<u64>() {
+        Ok(soft) if soft <= hard => Some((soft, hard)),
+        _ => {
+            log::warn!(target: "manager", "{NOFILE}={wanted} is no number up to {hard}, the limit of open files");
+            original
+        }
+    }
+}
+
+/// Makes a manager: one that goes on where another has ended, if there was one.
+fn begin(
+    options: &Options,
+    base: Base,
+    mut vault: Vault,
+    handed: Option<Estate>,
+    mut inherited: Inherited,
+) -> Result<(Manager, Beginning), StartError> {
     let estate = match handed {
         Some(estate) => Some(estate),
         None => vault
             .take_over(&mut inherited)
             .map_err(|error| failed("taking over from an earlier manager", &error))
-            .and_then(|taken| left(&mut vault, taken))?,
+            .and_then(|taken| left(&mut vault, taken))
+            .map_err(StartError::again)?,
     };
-    let (manager, beginning) = match estate {
-        Some(estate) => {
-            let (manager, arrears) = adopt(base, vault, estate)?;
-            (manager, Beginning::Again(arrears))
-        }
-        None => {
-            let manager = start(options, base, vault, inherited)?;
-            (manager, Beginning::Fresh)
-        }
-    };
-    manager
-        .run(beginning)
-        .map_err(|error| failed("the event loop", &error))
+    match estate {
+        Some(estate) => adopt(base, vault, estate)
+            .map(|(manager, arrears)| (manager, Beginning::Again(arrears)))
+            .map_err(StartError::again),
+        None => start(options, base, vault, inherited).map(|manager| (manager, Beginning::Fresh)),
+    }
 }
 
 /// What an earlier manager has left, if it is of any use.

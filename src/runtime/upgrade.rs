@@ -196,7 +196,7 @@ impl Manager {
         let argv: Vec<CString> = std::env::args_os().map(c_string).collect();
         let number = ledger.fd().as_raw_fd();
         let mut variables = vec![(VARIABLE, number.to_string())];
-        variables.extend(self.keeping.vault.link_variable());
+        variables.extend(self.keeping.vault.variable());
         let env = environment(&variables);
         let error = match self.set_inheritable(ledger.fd(), true) {
             Ok(()) => fork::execute(&path, &argv, &env),
@@ -233,6 +233,7 @@ impl Manager {
         let fds = self.descriptors().into_iter();
         Handover {
             fds: fds.map(|(name, fd)| (name, fd.as_raw_fd())).collect(),
+            stored: self.keeping.vault.stored(),
             server: self.server.record(),
             own_requests: self.own_requests.clone(),
             watchdog: self.watchdog,

@@ -4,15 +4,23 @@ use super::inherited::Inherited;
 use super::keeper::{self, Exited, Link, Taken, Teller, Word};
 use super::parent;
 use crate::sys::epoll::Epoll;
-use crate::sys::process::Pid;
+use crate::sys::process::{self, Pid};
 use crate::sys::unix;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 
-/// Marks what is ours among the descriptors that systemd hands a service: the others come from its socket units.
-const MARK: &str = "tentpole.";
+/// Marks what is ours among the descriptors that systemd hands a service: the others come from its socket units, and are
+/// called like those (`tentpole.socket`) where they have no other name. The name of a unit has no slash.
+const MARK: &str = "tentpole/";
+
+/// The variable by which systemd offers to keep descriptors, and how many.
+const OFFER: &str = "FDSTORE";
+
+/// Of the descriptors that a manager may be started with, so many may be others than those that are kept: of socket units, and
+/// systemd's own while it starts a process.
+const OTHERS: u64 = 128;
 
 /// Who keeps them.
 #[derive(Debug)]
@@ -33,7 +41,8 @@ impl Vault {
         if let Some(link) = Link::inherited() {
             return Ok(Vault::Keeper(link));
         }
-        if let Some(store) = Store::offered() {
+        if let Some(mut store) = Store::offered() {
+            store.fit(process::fd_limit()?.0);
             return Ok(Vault::Systemd(store));
         }
         if with_keeper {
@@ -42,26 +51,36 @@ impl Vault {
         Ok(Vault::Nobody)
     }
 
-    /// The one that our former self had, whose place we take by an upgrade: all that it held is held already. Of systemd's
-    /// store these are the names.
-    pub fn handed_on(held: impl IntoIterator<Item = String>) -> Vault {
+    /// The one that our former self had, whose place we take by an upgrade: all that it held is held already, in systemd's store
+    /// by these names.
+    pub fn handed_on(stored: Vec<String>) -> Vault {
         if let Some(link) = Link::handed_on() {
             return Vault::Keeper(link);
         }
         match Store::offered() {
             Some(mut store) => {
-                store.held = held.into_iter().collect();
+                store.held = stored.into_iter().collect();
                 Vault::Systemd(store)
             }
             None => Vault::Nobody,
         }
     }
 
-    /// What tells our next self of the link, as a variable.
-    pub fn link_variable(&self) -> Option<(&'static str, String)> {
+    /// The names of what systemd has stored.
+    pub fn stored(&self) -> Vec<String> {
         match self {
+            Vault::Nobody | Vault::Keeper(_) => Vec::new(),
+            Vault::Systemd(store) => store.held.iter().cloned().collect(),
+        }
+    }
+
+    /// What tells our next self of it, as a variable.
+    pub fn variable(&self) -> Option<(&'static str, String)> {
+        match self {
+            Vault::Nobody => None,
             Vault::Keeper(link) => Some((keeper::VARIABLE, link.number().to_string())),
-            Vault::Nobody | Vault::Systemd(_) => None,
+            // It can't find out any more with which limit of open descriptors we were started.
+            Vault::Systemd(store) => Some((OFFER, store.most.to_string())),
         }
     }
 
@@ -203,7 +222,7 @@ pub struct Store {
 
 impl Store {
     fn offered() -> Option<Store> {
-        let most = std::env::var("FDSTORE").ok()?.parse().ok();
+        let most = std::env::var(OFFER).ok()?.parse().ok();
         let most = most.filter(|most| *most > 0)?;
         Some(Store::new(parent::connect()?, most))
     }
@@ -218,6 +237,13 @@ impl Store {
         }
     }
 
+    /// Takes no more than systemd could hand to a manager that is started with this limit of open descriptors: if there are more,
+    /// it can't start one at all.
+    fn fit(&mut self, limit: u64) {
+        let room = usize::try_from(limit.saturating_sub(OTHERS)).unwrap_or(usize::MAX);
+        self.most = self.most.min(room);
+    }
+
     fn hold(&mut self, fds: &[(&str, BorrowedFd<'_>)]) {
         for (name, fd) in fds {
             let is_new = !self.held.contains(*name);
@@ -225,7 +251,7 @@ impl Store {
                 if !std::mem::replace(&mut self.is_over, true) {
                     log::warn!(
                         target: "manager",
-                        "systemd keeps {} descriptors at most, and there are more: raise `FileDescriptorStoreMax=`", self.most
+                        "systemd can keep {} descriptors for the next manager, and there are more: raise `FileDescriptorStoreMax=` and `LimitNOFILE=`", self.most
                     );
                 }
                 continue;
@@ -332,7 +358,7 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         vault.hold(&[("s1", reader.as_fd())]);
         let (text, mut fds) = heard(&systemd).unwrap();
-        assert_eq!(text, "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole.s1\n");
+        assert_eq!(text, "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole/s1\n");
         writer.write_all(b"x").unwrap();
         let mut read = [0];
         File::from(fds.pop().unwrap())
@@ -340,7 +366,7 @@ mod tests {
             .unwrap();
         assert_eq!((read, fds.len()), (*b"x", 0));
         vault.release(&["s1", "never held"]);
-        assert_eq!(texts(&systemd), ["FDSTOREREMOVE=1\nFDNAME=tentpole.s1\n"]);
+        assert_eq!(texts(&systemd), ["FDSTOREREMOVE=1\nFDNAME=tentpole/s1\n"]);
         vault.release(&["s1"]);
         assert_eq!(texts(&systemd), [""; 0]);
     }
@@ -355,9 +381,9 @@ mod tests {
         assert_eq!(
             texts(&systemd),
             [
-                "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole.ledger\n",
-                "FDSTOREREMOVE=1\nFDNAME=tentpole.ledger\n",
-                "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole.ledger\n",
+                "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole/ledger\n",
+                "FDSTOREREMOVE=1\nFDNAME=tentpole/ledger\n",
+                "FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole/ledger\n",
             ]
         );
         // There is no place for more.
@@ -366,8 +392,26 @@ mod tests {
         vault.end();
         assert_eq!(
             texts(&systemd),
-            ["FDSTOREREMOVE=1\nFDNAME=tentpole.ledger\n"]
+            ["FDSTOREREMOVE=1\nFDNAME=tentpole/ledger\n"]
         );
+    }
+
+    #[test]
+    fn no_more_is_stored_than_a_manager_can_be_started_with() {
+        let (near, systemd) = UnixDatagram::pair().unwrap();
+        let mut store = Store::new(near, 1000);
+        store.fit(OTHERS + 2);
+        assert_eq!(store.most, 2);
+        store.fit(5000);
+        assert_eq!(store.most, 2);
+        let mut vault = Vault::Systemd(store);
+        let (reader, _writer) = io::pipe().unwrap();
+        for name in ["a", "b", "c"] {
+            vault.hold(&[(name, reader.as_fd())]);
+        }
+        assert_eq!(texts(&systemd).len(), 2);
+        assert_eq!(vault.stored(), ["a", "b"]);
+        assert_eq!(vault.variable(), Some(("FDSTORE", "2".into())));
     }
 
     #[test]
@@ -387,7 +431,7 @@ mod tests {
             vault.flush();
         }
         heard.extend(texts(&systemd));
-        let held = |name: &String| format!("FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole.{name}\n");
+        let held = |name: &String| format!("FDSTORE=1\nFDPOLL=0\nFDNAME=tentpole/{name}\n");
         for name in &names[..499] {
             assert_eq!(
                 heard.iter().filter(|text| **text == held(name)).count(),

@@ -445,15 +445,20 @@ pub fn set_subreaper() -> io::Result<()> {
 /// The most descriptors that the manager asks for.
 const MOST_FDS: u64 = 1 << 20;
 
-/// Raises the soft limit of open descriptors to the hard one, and as root both to what the kernel allows, up to 2^20.
-/// Returns the original soft and hard limit, for the children, if they are others now; nothing is ever lowered.
-pub fn raise_fd_limit() -> io::Result<Option<(u64, u64)>> {
+/// The soft and the hard limit of open descriptors.
+pub fn fd_limit() -> io::Result<(u64, u64)> {
     let mut limit = MaybeUninit::<libc::rlimit>::uninit();
     // SAFETY: `limit` has room for the structure.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()) })?;
     // SAFETY: the call succeeded and has filled it.
-    let original = unsafe { limit.assume_init() };
-    let (soft, hard) = (original.rlim_cur, original.rlim_max);
+    let limit = unsafe { limit.assume_init() };
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Raises the soft limit of open descriptors to the hard one, and as root both to what the kernel allows, up to 2^20.
+/// Returns the original soft and hard limit, for the children, if they are others now; nothing is ever lowered.
+pub fn raise_fd_limit() -> io::Result<Option<(u64, u64)>> {
+    let (soft, hard) = fd_limit()?;
 
     // SAFETY: takes nothing, can't fail.
     let is_root = unsafe { libc::geteuid() } == 0;

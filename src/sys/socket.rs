@@ -687,6 +687,17 @@ fn local_of(socket: &Socket) -> io::Result<Local> {
     })
 }
 
+/// Whether `fd` is a socket of this type and family, on whatever address.
+pub fn is_alike(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> bool {
+    let is_family = |local: &Local| match listen.address {
+        Address::Ip(_) | Address::Any { .. } | Address::Host(..) => matches!(local, Local::Ip(_)),
+        Address::Path(_) | Address::Abstract(_) => {
+            matches!(local, Local::Path(_) | Local::Abstract(_))
+        }
+    };
+    describe(fd).is_ok_and(|found| found.kind == Some(listen.kind) && is_family(&found.local))
+}
+
 /// Whether `fd` is a socket of this type on this address: one that was inherited and may be taken instead of binding.
 pub fn matches(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> bool {
     let Ok(description) = describe(fd) else {
