@@ -7,6 +7,7 @@
 
 mod adopt;
 mod host;
+mod image;
 pub mod inherited;
 pub mod keeper;
 pub mod ledger;

@@ -7,18 +7,18 @@
 use super::adopt;
 use super::ledger::{Ledger, State};
 use super::record::{CONTROL, Handover, LEDGER, NOTIFY, Records};
-use super::{Manager, Time, clock};
+use super::{Manager, Time, clock, image};
 use crate::control::call::{Failure, Reply};
 use crate::supervise::RequestId;
 use crate::sys::process::{self, Exit, Pid};
 use crate::sys::spawn::Spawn;
 use crate::sys::{fork, inherit, memory, output};
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,12 +96,12 @@ impl Manager {
         let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
         let mut argv = vec![
             path.clone(),
-            c_string(PROBE.into()),
-            c_string(PROBE_FD.to_string().into()),
+            image::c_string(PROBE.into()),
+            image::c_string(PROBE_FD.to_string().into()),
         ];
         // It will be executed with these, so it must know them too.
-        argv.extend(std::env::args_os().skip(1).map(c_string));
-        let env = environment(&[]);
+        argv.extend(image::arguments().into_iter().skip(1));
+        let env = image::environment(&[], &[VARIABLE]);
         let fds = [
             (null.as_fd(), 0),
             (answer.as_fd(), 1),
@@ -192,12 +192,12 @@ impl Manager {
         // What has ended is still there for the new program to see, and so is what has been said.
         let handover = self.handover(&[upgrade.request]);
         let (ledger, _) = self.save_all(&handover)?;
-        let path = c_string(upgrade.program.clone().into_os_string());
-        let argv: Vec<CString> = std::env::args_os().map(c_string).collect();
+        let path = image::c_string(upgrade.program.clone().into_os_string());
+        let argv = image::arguments();
         let number = ledger.fd().as_raw_fd();
         let mut variables = vec![(VARIABLE, number.to_string())];
         variables.extend(self.keeping.vault.variable());
-        let env = environment(&variables);
+        let env = image::environment(&variables, &[]);
         let error = match self.set_inheritable(ledger.fd(), true) {
             Ok(()) => fork::execute(&path, &argv, &env),
             Err(error) => error,
@@ -308,29 +308,4 @@ pub fn probe(fd: i32) -> Result<String, String> {
 /// What a probe says that has read so many records.
 fn has_read(records: usize) -> String {
     format!("{records} records are read")
-}
-
-/// Our own environment, with these variables besides.
-fn environment(variables: &[(&str, String)]) -> Vec<CString> {
-    let own = std::env::vars_os().filter(|(name, _)| {
-        // What came by LISTEN_FDS is taken.
-        let is_stale = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE];
-        let is_new = variables.iter().any(|(other, _)| name == *other);
-        !is_new && is_stale.iter().all(|other| name != *other)
-    });
-    let more = variables
-        .iter()
-        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    own.chain(more)
-        .map(|(mut name, value)| {
-            name.push("=");
-            name.push(value);
-            c_string(name)
-        })
-        .collect()
-}
-
-/// What came to us from execve(2), or is a path that we were started by: it holds no NUL byte.
-fn c_string(text: OsString) -> CString {
-    CString::new(text.into_vec()).unwrap_or_default()
 }

@@ -29,7 +29,7 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::{TRIM_AFTER, logger, parent};
+use super::{TRIM_AFTER, image, logger, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
@@ -39,11 +39,10 @@ use crate::sys::unix::{self, Received};
 use crate::unit::{LogFormat, LogLevel, Signal, signal_name};
 use protocol::{FromKeeper, LONGEST, MOST_AT_ONCE, ToKeeper};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::CString;
 use std::io;
 use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -299,16 +298,17 @@ impl Keeper {
             spawner.restore_nofile(soft, hard);
         }
         let program = self.program.iter().map(|path| path.clone().into());
-        let mut candidates = c_strings(program.chain(["/proc/self/exe".into()]));
+        let mut candidates: Vec<CString> = program.map(image::c_string).collect();
+        candidates.push(c"/proc/self/exe".into());
         if self.failures % 2 == 1 {
             candidates.reverse();
         }
-        let env = c_strings(environment(std::env::vars_os(), Pid::own()).into_iter());
-        let env: Vec<&CStr> = env.iter().map(|entry| &**entry).collect();
+        let variables = [(VARIABLE, LINK_FD.to_string())];
+        let env = image::environment(&variables, image::stale_watchdog());
         let child = spawner.spawn(&Spawn {
             candidates: &candidates,
-            argv: &c_strings(std::env::args_os()),
-            env: &env,
+            argv: &image::arguments(),
+            env: &env.iter().map(|entry| &**entry).collect::<Vec<_>>(),
             fds: &[(theirs.as_fd(), LINK_FD)],
             ..Spawn::default()
         });
@@ -470,43 +470,6 @@ impl Keeper {
     }
 }
 
-/// For execve(2), which has given us these: they hold no NUL byte.
-fn c_strings(texts: impl Iterator<Item = OsString>) -> Vec<CString> {
-    let texts = texts.map(|text| CString::new(text.into_vec()));
-    texts.filter_map(Result::ok).collect()
-}
-
-/// What a new manager finds: what the keeper was started with, less what was meant for the keeper's own pid.
-fn environment(own: impl Iterator<Item = (OsString, OsString)>, pid: Pid) -> Vec<OsString> {
-    let own: Vec<(OsString, OsString)> = own.collect();
-    let pid = OsString::from(pid.to_string());
-    // The first manager's keep-alives came by way of us, and so do those of the next.
-    let is_watched = own
-        .iter()
-        .find(|(name, _)| name == "WATCHDOG_PID")
-        .is_none_or(|(_, value)| *value == pid);
-    let dropped = |name: &OsString| {
-        let listen = [
-            "LISTEN_PID",
-            "LISTEN_FDS",
-            "LISTEN_FDNAMES",
-            "LISTEN_PIDFDID",
-        ];
-        listen.iter().any(|other| name == other)
-            || name == VARIABLE
-            || name == "WATCHDOG_PID"
-            || (name == "WATCHDOG_USEC" && !is_watched)
-    };
-    let kept = own.into_iter().filter(|(name, _)| !dropped(name));
-    kept.chain([(VARIABLE.into(), LINK_FD.to_string().into())])
-        .map(|(mut name, value)| {
-            name.push("=");
-            name.push(value);
-            name
-        })
-        .collect()
-}
-
 /// The manager's parent, by NOTIFY_SOCKET: what there is no room for waits.
 #[derive(Default)]
 struct Parent {
@@ -559,43 +522,6 @@ impl Parent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn surviving(entries: &[(&str, &str)]) -> Vec<String> {
-        let own = entries
-            .iter()
-            .map(|(name, value)| (name.into(), value.into()));
-        let found = environment(own, Pid::new(42).unwrap()).into_iter();
-        found.map(|entry| entry.into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn a_new_manager_is_told_what_is_true_for_it() {
-        let entries = [
-            ("PATH", "/bin"),
-            ("LISTEN_PID", "42"),
-            ("LISTEN_FDS", "2"),
-            ("LISTEN_FDNAMES", "a:b"),
-            ("LISTEN_PIDFDID", "9"),
-            ("NOTIFY_SOCKET", "/run/n"),
-            ("TENTPOLE_KEEPER", "7"),
-            ("WATCHDOG_USEC", "1000"),
-            ("WATCHDOG_PID", "42"),
-        ];
-        let expected = [
-            "PATH=/bin",
-            "NOTIFY_SOCKET=/run/n",
-            "WATCHDOG_USEC=1000",
-            "TENTPOLE_KEEPER=3",
-        ];
-        assert_eq!(surviving(&entries), expected);
-        // A watchdog of somebody else is not for the manager.
-        let entries = [("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "7")];
-        assert_eq!(surviving(&entries), ["TENTPOLE_KEEPER=3"]);
-        assert_eq!(
-            surviving(&entries[..1]),
-            ["WATCHDOG_USEC=1000", "TENTPOLE_KEEPER=3"]
-        );
-    }
 
     #[test]
     fn what_the_parent_has_no_room_for_is_bounded_and_keeps_what_counts() {
