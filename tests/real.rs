@@ -13,7 +13,9 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use support::lives::listeners;
 use support::{DEADLINE, Manager, folder, is_root, kill, poll};
 use tempfile::TempDir;
 
@@ -76,6 +78,63 @@ fn gunicorn_takes_a_descriptor_by_its_number() {
     ]);
     load(&cluster);
     outlives_everything(&cluster);
+}
+
+#[test]
+fn clients_of_gunicorn_notice_nothing_of_what_is_done_to_it_or_to_the_manager() {
+    let Some(gunicorn) = program("gunicorn") else {
+        return;
+    };
+    let example = Example::new("gunicorn");
+    let home = example.home.path().join("gunicorn.toml");
+    let cmd = format!("numprocesses = 2\nready_delay = \"500ms\"\ncmd = \"{gunicorn} --workers");
+    let cluster = example.run(&[("cmd = \"gunicorn --workers", &cmd)]);
+    let manager = &cluster.manager;
+    let before = listeners(&cluster.address);
+    let is_over = AtomicBool::new(false);
+    let answered = AtomicU64::new(0);
+    let client = || {
+        while !is_over.load(Ordering::Relaxed) {
+            cluster.ask().answer(&cluster);
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        // However this ends, so do they.
+        let _end = OnDrop(|| is_over.store(true, Ordering::Relaxed));
+        for _ in 0..4 {
+            scope.spawn(client);
+        }
+        for round in 0..rounds() {
+            manager.ok(&["reload", "web"]);
+            let workers = manager.pids("web");
+            manager.ok(&["upgrade"]);
+            manager.crash();
+            assert_eq!(manager.pids("web"), workers, "{}", manager.log());
+            manager.ok(&["restart", "web"]);
+            let units = fs::read_to_string(&home).expect("read the units");
+            let mark = format!("numprocesses = 2\nenv = {{ MARK = \"{round}\" }}");
+            manager.write(&units.replace("numprocesses = 2", &mark));
+            manager.ok(&["apply"]);
+        }
+    });
+    assert_eq!(listeners(&cluster.address), before);
+    assert_eq!(manager.watcher("web")["restarts"], 0, "{}", manager.log());
+    assert!(answered.load(Ordering::Relaxed) > 100);
+}
+
+/// How often everything is done: `TENTPOLE_ROUNDS=100` is the long run.
+fn rounds() -> u64 {
+    let given = std::env::var("TENTPOLE_ROUNDS").ok();
+    given.map_or(2, |text| text.parse().expect("TENTPOLE_ROUNDS is a number"))
+}
+
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
 }
 
 #[test]
