@@ -507,22 +507,7 @@ impl Supervisor {
                 self.vacate(post);
                 return;
             }
-            State::Launching {
-                proc,
-                edition,
-                generation,
-                cancelled,
-            } => {
-                if !cancelled {
-                    turn.effects.push(Effect::CancelSpawn { proc });
-                }
-                State::Launching {
-                    proc,
-                    edition,
-                    generation,
-                    cancelled: true,
-                }
-            }
+            launching @ State::Launching { .. } => cancelled(turn, launching),
             State::Starting { mut worker, .. }
             | State::Settling { mut worker, .. }
             | State::Ready { mut worker, .. }
@@ -579,22 +564,7 @@ impl Supervisor {
                 self.vacate(post);
                 return;
             }
-            State::Launching {
-                proc,
-                edition,
-                generation,
-                cancelled,
-            } => {
-                if !cancelled {
-                    turn.effects.push(Effect::CancelSpawn { proc });
-                }
-                State::Launching {
-                    proc,
-                    edition,
-                    generation,
-                    cancelled: true,
-                }
-            }
+            launching @ State::Launching { .. } => cancelled(turn, launching),
             State::Starting { mut worker, .. }
             | State::Settling { mut worker, .. }
             | State::Ready { mut worker, .. }
@@ -1055,6 +1025,18 @@ impl Supervisor {
 /// When a worker that is asked to end now is killed.
 fn kill_time(now: Time, graceful_timeout: Option<Duration>) -> Time {
     graceful_timeout.map_or(Time::NEVER, |timeout| now + timeout)
+}
+
+/// A process that is being made, and is not wanted any more.
+fn cancelled(turn: &mut Turn<'_>, mut launching: State) -> State {
+    if let State::Launching {
+        proc, cancelled, ..
+    } = &mut launching
+        && !std::mem::replace(cancelled, true)
+    {
+        turn.effects.push(Effect::CancelSpawn { proc: *proc });
+    }
+    launching
 }
 
 /// A stop that somebody asked for outweighs one that came of itself.
