@@ -2,6 +2,7 @@
 //!
 //! Each reader of [`Field`] answers `None` after it reported what is wrong, so that whoever calls it goes on to the next key.
 
+use super::document::{Integer, Item, Table, Value};
 use super::finding::is_deceptive;
 use super::nearest::nearest;
 use super::value::{
@@ -14,14 +15,9 @@ use super::{
 };
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
-use toml::Spanned;
-use toml::de::{DeInteger, DeTable, DeValue};
-
-/// A value of the file `file`, before it has a type.
-pub(super) type Raw<'v> = Spanned<DeValue<'v>>;
 
 /// Names a table in messages: `manager`, `socket.web`.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +71,11 @@ pub(super) type Vocabulary<T> = &'static [(&'static str, Option<T>)];
 
 /// One key's value.
 pub(super) struct Field<'v, 'f> {
-    raw: &'v DeValue<'v>,
+    raw: Value<'v>,
     /// Where the value stands.
     pub place: Place,
     /// Tables of the same key that this one is laid over, the lowest first.
-    under: &'v [(u32, &'v DeTable<'v>)],
+    under: &'v [Table<'v>],
     key: KeyPath<'v>,
     unit: Label<'v>,
     /// Where relative paths start.
@@ -90,8 +86,8 @@ pub(super) struct Field<'v, 'f> {
 impl<'v, 'f> Field<'v, 'f> {
     /// The value `raw` of `key`, which stands at `place`, over `under`.
     pub fn new(
-        (raw, place): (&'v DeValue<'v>, Place),
-        under: &'v [(u32, &'v DeTable<'v>)],
+        (raw, place): (Value<'v>, Place),
+        under: &'v [Table<'v>],
         key: &'v str,
         unit: Label<'v>,
         folder: &'v Path,
@@ -109,11 +105,11 @@ impl<'v, 'f> Field<'v, 'f> {
         }
     }
 
-    /// A value inside this one, of the file `file`.
-    fn inner<'g>(&'g mut self, part: Part<'v>, file: u32, raw: &'v Raw<'v>) -> Field<'v, 'g> {
+    /// A value inside this one.
+    fn inner<'g>(&'g mut self, part: Part<'v>, item: Item<'v>) -> Field<'v, 'g> {
         Field {
-            raw: raw.get_ref(),
-            place: place(file, raw.span()),
+            raw: item.value,
+            place: item.place,
             under: &[],
             key: KeyPath {
                 key: self.key.key,
@@ -145,13 +141,13 @@ impl<'v, 'f> Field<'v, 'f> {
     /// Reports a value of the wrong type or out of range.
     pub fn mismatch(&mut self, wanted: impl fmt::Display) {
         let found = match self.raw {
-            DeValue::String(text) => format!("the text `\"{}\"`", clipped(text)),
-            DeValue::Integer(integer) => format!("`{}`", clipped(&integer.to_string())),
-            DeValue::Float(float) => format!("`{}`", clipped(float.as_str())),
-            DeValue::Boolean(boolean) => format!("`{boolean}`"),
-            DeValue::Datetime(_) => "a date or time".to_string(),
-            DeValue::Array(_) => "a list".to_string(),
-            DeValue::Table(_) => "a table".to_string(),
+            Value::Text(text) => format!("the text `\"{}\"`", clipped(text)),
+            Value::Integer(integer) => format!("`{}`", clipped(&integer.to_string())),
+            Value::Float(float) => format!("`{}`", clipped(float)),
+            Value::Boolean(boolean) => format!("`{boolean}`"),
+            Value::Date => "a date or time".to_string(),
+            Value::List(_) => "a list".to_string(),
+            Value::Table(_) => "a table".to_string(),
         };
         self.refuse(format_args!("must be {wanted}; found {found}"));
     }
@@ -159,13 +155,13 @@ impl<'v, 'f> Field<'v, 'f> {
     /// `true` or `false`, and nothing else.
     pub fn boolean(&mut self) -> Option<bool> {
         let meant = match self.raw {
-            DeValue::Boolean(boolean) => return Some(*boolean),
-            DeValue::String(text) => match text.to_ascii_lowercase().as_str() {
+            Value::Boolean(boolean) => return Some(boolean),
+            Value::Text(text) => match text.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "1" | "y" | "t" => Some(true),
                 "false" | "no" | "off" | "0" | "n" | "f" => Some(false),
                 _ => None,
             },
-            DeValue::Integer(integer) => match number(integer) {
+            Value::Integer(integer) => match number(integer) {
                 Some(0) => Some(false),
                 Some(1) => Some(true),
                 _ => None,
@@ -187,7 +183,7 @@ impl<'v, 'f> Field<'v, 'f> {
     }
 
     fn text_such_as(&mut self, wanted: &str) -> Option<&'v str> {
-        let DeValue::String(text) = self.raw else {
+        let Value::Text(text) = self.raw else {
             self.mismatch(wanted);
             return None;
         };
@@ -213,7 +209,7 @@ impl<'v, 'f> Field<'v, 'f> {
     where
         T: TryFrom<i64> + PartialOrd + fmt::Display,
     {
-        if let DeValue::Integer(integer) = self.raw
+        if let Value::Integer(integer) = self.raw
             && let Some(number) = number(integer)
             && let Ok(number) = T::try_from(number)
             && range.contains(&number)
@@ -225,7 +221,7 @@ impl<'v, 'f> Field<'v, 'f> {
             range.start(),
             range.end(),
             match self.raw {
-                DeValue::String(_) => ", without quotes",
+                Value::Text(_) => ", without quotes",
                 _ => "",
             }
         ));
@@ -234,7 +230,7 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// A length of time.
     pub fn duration(&mut self) -> Option<Duration> {
-        if matches!(self.raw, DeValue::String(text) if is_infinity(text)) {
+        if matches!(self.raw, Value::Text(text) if is_infinity(text)) {
             self.refuse("must come to an end; write a duration such as `\"1h\"`");
             return None;
         }
@@ -249,10 +245,10 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// A length of time; `"infinity"` is `None`.
     pub fn timeout(&mut self) -> Option<Option<Duration>> {
-        if matches!(self.raw, DeValue::String(text) if text.trim() == "infinity") {
+        if matches!(self.raw, Value::Text(text) if text.trim() == "infinity") {
             return Some(None);
         }
-        if matches!(self.raw, DeValue::String(text) if is_infinity(text)) {
+        if matches!(self.raw, Value::Text(text) if is_infinity(text)) {
             self.refuse("is not a duration; write `\"infinity\"` for no limit");
             return None;
         }
@@ -284,7 +280,7 @@ impl<'v, 'f> Field<'v, 'f> {
 
     fn time(&mut self, wanted: &str) -> Option<Duration> {
         let duration = match self.raw {
-            DeValue::Integer(integer) => match number(integer) {
+            Value::Integer(integer) => match number(integer) {
                 Some(seconds) if seconds < 0 => {
                     Err("is negative; a duration is 0 or more".to_string())
                 }
@@ -292,10 +288,8 @@ impl<'v, 'f> Field<'v, 'f> {
                 Some(seconds) => duration_of_seconds(seconds as f64),
                 None => duration_of_seconds(f64::INFINITY),
             },
-            DeValue::Float(float) => {
-                duration_of_seconds(float.as_str().parse().unwrap_or(f64::NAN))
-            }
-            DeValue::String(text) => parse_duration(text),
+            Value::Float(float) => duration_of_seconds(float.parse().unwrap_or(f64::NAN)),
+            Value::Text(text) => parse_duration(text),
             _ => {
                 self.mismatch(wanted);
                 return None;
@@ -307,8 +301,8 @@ impl<'v, 'f> Field<'v, 'f> {
     /// A signal by name or number.
     pub fn signal(&mut self) -> Option<Signal> {
         let signal = match self.raw {
-            DeValue::String(text) => parse_signal(text),
-            DeValue::Integer(integer) => signal_of_number(number(integer).unwrap_or(i64::MAX)),
+            Value::Text(text) => parse_signal(text),
+            Value::Integer(integer) => signal_of_number(number(integer).unwrap_or(i64::MAX)),
             _ => {
                 self.mismatch("a signal such as `\"TERM\"` or `15`");
                 return None;
@@ -320,15 +314,15 @@ impl<'v, 'f> Field<'v, 'f> {
     /// An octal mode of at most `max`.
     pub fn mode(&mut self, max: u32) -> Option<Mode> {
         let mode = match self.raw {
-            DeValue::String(text) => parse_mode(text, max),
-            DeValue::Integer(integer) if integer.radix() == 8 => parse_mode(integer.as_str(), max),
-            DeValue::Integer(integer) => {
+            Value::Text(text) => parse_mode(text, max),
+            Value::Integer(integer) if integer.radix == 8 => parse_mode(integer.digits, max),
+            Value::Integer(integer) => {
                 // A value that is beyond any mode has no octal that could have been meant.
                 let value = number(integer).and_then(|value| u64::try_from(value).ok());
                 Err(match value.filter(|value| *value <= 7777) {
                     Some(value) => {
-                        let meant = match integer.radix() {
-                            10 => mode_meant(integer.as_str().trim_start_matches('+'), value),
+                        let meant = match integer.radix {
+                            10 => mode_meant(integer.digits.trim_start_matches('+'), value),
                             _ => value & 0o7777,
                         };
                         format!("is not octal; write `\"{meant:04o}\"` or `0o{meant:o}`")
@@ -347,8 +341,8 @@ impl<'v, 'f> Field<'v, 'f> {
     /// A user or group by name or number.
     pub fn principal(&mut self) -> Option<Principal> {
         let principal = match self.raw {
-            DeValue::String(text) => parse_principal(text),
-            DeValue::Integer(integer) => principal_of_number(number(integer).unwrap_or(i64::MAX)),
+            Value::Text(text) => parse_principal(text),
+            Value::Integer(integer) => principal_of_number(number(integer).unwrap_or(i64::MAX)),
             _ => {
                 self.mismatch("a name or a number, such as `\"www-data\"` or `33`");
                 return None;
@@ -361,12 +355,12 @@ impl<'v, 'f> Field<'v, 'f> {
     pub fn address(&mut self) -> Option<Address> {
         const WANTED: &str = "an address such as `\"127.0.0.1:8000\"`, `8000` or `\"/run/x.sock\"`";
         match self.raw {
-            DeValue::Integer(_) => self.integer(0..=u16::MAX).map(Address::Port),
-            DeValue::String(text) => {
+            Value::Integer(_) => self.integer(0..=u16::MAX).map(Address::Port),
+            Value::Text(text) => {
                 let address = parse_address(text, self.folder);
                 self.check(address)
             }
-            DeValue::Array(_) => {
+            Value::List(_) => {
                 self.refuse("must be one address; write a `[socket.NAME]` for each, so that each has its own name");
                 None
             }
@@ -395,7 +389,7 @@ impl<'v, 'f> Field<'v, 'f> {
 
     fn one_of<T>(&mut self, vocabulary: Vocabulary<T>) -> Option<&'v str> {
         match self.raw {
-            DeValue::String(text) => Some(text),
+            Value::Text(text) => Some(text),
             _ => {
                 self.mismatch(format_args!("one of {}", allowed(vocabulary)));
                 None
@@ -427,8 +421,8 @@ impl<'v, 'f> Field<'v, 'f> {
     /// Words: text, or a list of texts. Whether the text can be split is checked where it is known who splits it.
     pub fn words(&mut self) -> Option<Words> {
         match self.raw {
-            DeValue::String(_) => self.text().map(|text| Words::Text(text.to_string())),
-            DeValue::Array(_) => {
+            Value::Text(_) => self.text().map(|text| Words::Text(text.to_string())),
+            Value::List(_) => {
                 let words = self.list("text in quotes", |word| word.text().map(str::to_string))?;
                 Some(Words::List(
                     words.into_iter().map(|word| word.value).collect(),
@@ -461,20 +455,19 @@ impl<'v, 'f> Field<'v, 'f> {
         item: &str,
         mut read: impl FnMut(&mut Field<'v, '_>) -> Option<T>,
     ) -> Option<Vec<At<T>>> {
-        let DeValue::Array(array) = self.raw else {
+        let Value::List(list) = self.raw else {
             match self.raw {
-                DeValue::String(text) => {
+                Value::Text(text) => {
                     self.mismatch(format_args!("a list, such as `[\"{}\"]`", clipped(text)));
                 }
                 _ => self.mismatch(format_args!("a list of {item}")),
             }
             return None;
         };
-        let file = self.place.file;
-        let mut items = Vec::with_capacity(array.len());
+        let mut items = Vec::with_capacity(list.len());
         let mut is_whole = true;
-        for (index, raw) in array.iter().enumerate() {
-            let mut field = self.inner(Part::Index(index), file, raw);
+        for (index, item) in list.iter().enumerate() {
+            let mut field = self.inner(Part::Index(index), item);
             match read(&mut field) {
                 Some(value) => items.push(At {
                     value,
@@ -508,22 +501,16 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// The inline table `{ ... }` with these keys; keys that are unknown or not built are reported, the others can be
     /// taken from the answer by [`Self::part`].
-    pub fn table(
-        &mut self,
-        example: &str,
-        known: &[&str],
-        unbuilt: &[&str],
-    ) -> Option<&'v DeTable<'v>> {
-        let DeValue::Table(table) = self.raw else {
+    pub fn table(&mut self, example: &str, known: &[&str], unbuilt: &[&str]) -> Option<Table<'v>> {
+        let Value::Table(table) = self.raw else {
             self.mismatch(format_args!("a table such as `{example}`"));
             return None;
         };
-        for (key, _) in table.iter() {
-            let name: &str = key.get_ref();
+        for item in table.iter() {
+            let name = item.key;
             if known.contains(&name) {
                 continue;
             }
-            let place = place(self.place.file, key.span());
             let message = if unbuilt.contains(&name) {
                 format!("key `{name}` of {} is not built yet", self.key)
             } else {
@@ -542,54 +529,47 @@ impl<'v, 'f> Field<'v, 'f> {
                     ),
                 }
             };
-            self.findings.push(Finding::error(place, message));
+            self.findings.push(Finding::error(item.key_place, message));
         }
         Some(table)
     }
 
     /// The value of `key` in `table`, which [`Self::table`] gave.
-    pub fn part(&mut self, table: &'v DeTable<'v>, key: &'static str) -> Option<Field<'v, '_>> {
-        let raw = table.get(key)?;
-        let file = self.place.file;
+    pub fn part(&mut self, table: Table<'v>, key: &'static str) -> Option<Field<'v, '_>> {
+        let item = table.get(key)?;
         let part = match self.key.part {
             Part::Key(outer) => Part::KeyOfKey(outer, key),
             _ => Part::Key(key),
         };
-        Some(self.inner(part, file, raw))
+        Some(self.inner(part, item))
     }
 
-    /// The keys of this table and of those that it is laid over, in order of name, each with its file.
-    fn merged(&self) -> BTreeMap<&'v str, (u32, Range<usize>, &'v Raw<'v>)> {
+    /// The keys of this table and of those that it is laid over, in order of name.
+    fn merged(&self) -> BTreeMap<&'v str, Item<'v>> {
         let own = match self.raw {
-            DeValue::Table(table) => Some((self.place.file, table)),
+            Value::Table(table) => Some(table),
             _ => None,
         };
-        let layers = self.under.iter().copied().chain(own);
-        layers
-            .flat_map(|(file, table)| {
-                table
-                    .iter()
-                    .map(move |(key, raw)| (key.get_ref().as_ref(), (file, key.span(), raw)))
-            })
-            .collect()
+        let tables = self.under.iter().copied().chain(own);
+        let items = tables.flat_map(Table::iter);
+        items.map(|item| (item.key, item)).collect()
     }
 
     /// Environment variables, in order of name.
     pub fn environment(&mut self) -> Option<Vec<(String, At<String>)>> {
-        let DeValue::Table(_) = self.raw else {
+        let Value::Table(_) = self.raw else {
             self.mismatch("a table such as `{ NAME = \"value\" }`");
             return None;
         };
         let mut variables = Vec::new();
         let mut is_good = true;
-        for (name, (file, key, raw)) in self.merged() {
+        for (name, item) in self.merged() {
             if let Err(why) = check_variable(name) {
                 let message = format!("{} of {} {why}", self.key, self.unit);
-                self.findings
-                    .push(Finding::error(place(file, key), message));
+                self.findings.push(Finding::error(item.key_place, message));
                 is_good = false;
             }
-            let mut field = self.inner(Part::Key(name), file, raw);
+            let mut field = self.inner(Part::Key(name), item);
             let place = field.place;
             match field.scalar_text() {
                 Some(value) => variables.push((name.to_string(), At { value, place })),
@@ -602,9 +582,9 @@ impl<'v, 'f> Field<'v, 'f> {
     /// Text, or a number or boolean as its text.
     fn scalar_text(&mut self) -> Option<String> {
         match self.raw {
-            DeValue::Integer(integer) => Some(integer.to_string()),
-            DeValue::Float(float) => Some(float.as_str().to_string()),
-            DeValue::Boolean(boolean) => Some(boolean.to_string()),
+            Value::Integer(integer) => Some(integer.to_string()),
+            Value::Float(float) => Some(float.to_string()),
+            Value::Boolean(boolean) => Some(boolean.to_string()),
             _ => self
                 .text_such_as("text in quotes, a number or a boolean")
                 .map(str::to_string),
@@ -613,13 +593,13 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// Resource limits, in order of resource.
     pub fn limits(&mut self) -> Option<Vec<(Resource, Limit)>> {
-        let DeValue::Table(_) = self.raw else {
+        let Value::Table(_) = self.raw else {
             self.mismatch("a table such as `{ nofile = 4096 }`");
             return None;
         };
         let mut limits = Vec::new();
         let mut is_good = true;
-        for (name, (file, key, raw)) in self.merged() {
+        for (name, item) in self.merged() {
             let Some((_, resource)) = RESOURCES.iter().find(|(known, _)| *known == name) else {
                 let bare = name.to_ascii_lowercase();
                 let bare = ["rlimit_", "limit"]
@@ -636,12 +616,11 @@ impl<'v, 'f> Field<'v, 'f> {
                     clipped(name),
                     self.key
                 );
-                self.findings
-                    .push(Finding::error(place(file, key), message));
+                self.findings.push(Finding::error(item.key_place, message));
                 is_good = false;
                 continue;
             };
-            match self.inner(Part::Key(name), file, raw).limit() {
+            match self.inner(Part::Key(name), item).limit() {
                 Some(limit) => limits.push((*resource, limit)),
                 None => is_good = false,
             }
@@ -653,7 +632,7 @@ impl<'v, 'f> Field<'v, 'f> {
     fn limit(&mut self) -> Option<Limit> {
         const EXAMPLE: &str = "{ soft = 1024, hard = \"infinity\" }";
         match self.raw {
-            DeValue::Table(_) => {
+            Value::Table(_) => {
                 let table = self.table(EXAMPLE, &["soft", "hard"], &[])?;
                 let mut ends = [None; 2];
                 let mut is_good = true;
@@ -674,7 +653,7 @@ impl<'v, 'f> Field<'v, 'f> {
                 }
                 self.check(limit_of(ends[0], ends[1]))
             }
-            DeValue::String(text) => {
+            Value::Text(text) => {
                 let limit = parse_limit(text);
                 self.check(limit)
             }
@@ -687,7 +666,7 @@ impl<'v, 'f> Field<'v, 'f> {
 
     fn size(&mut self) -> Option<Option<u64>> {
         match self.raw {
-            DeValue::Integer(integer) => {
+            Value::Integer(integer) => {
                 match number(integer).and_then(|number| u64::try_from(number).ok()) {
                     Some(number) => Some(Some(number)),
                     None => {
@@ -696,7 +675,7 @@ impl<'v, 'f> Field<'v, 'f> {
                     }
                 }
             }
-            DeValue::String(text) => {
+            Value::Text(text) => {
                 let size = super::value::parse_size(text);
                 self.check(size)
             }
@@ -717,34 +696,24 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// Whether the value is a number.
     pub fn is_number(&self) -> bool {
-        matches!(self.raw, DeValue::Integer(_) | DeValue::Float(_))
+        matches!(self.raw, Value::Integer(_) | Value::Float(_))
     }
 
     /// Whether the value is a table.
     pub fn is_table(&self) -> bool {
-        matches!(self.raw, DeValue::Table(_))
+        matches!(self.raw, Value::Table(_))
     }
 
     /// Whether the value is text, and which.
     pub fn as_text(&self) -> Option<&'v str> {
         match self.raw {
-            DeValue::String(text) => Some(text),
+            Value::Text(text) => Some(text),
             _ => None,
         }
     }
 }
 
 const EXAMPLE_DURATION: &str = "a duration such as `5` or `\"1m30s\"`";
-
-/// The place of a span that `toml` gave.
-pub(super) fn place(file: u32, span: Range<usize>) -> Place {
-    let clamp = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-    Place {
-        file,
-        start: clamp(span.start),
-        end: clamp(span.end),
-    }
-}
 
 /// Whether `name` may name a unit: printable, without `/`, at most 255 bytes.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
@@ -806,8 +775,8 @@ fn check_variable(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn number(integer: &DeInteger<'_>) -> Option<i64> {
-    i64::from_str_radix(integer.as_str(), integer.radix()).ok()
+fn number(integer: Integer<'_>) -> Option<i64> {
+    i64::from_str_radix(integer.digits, integer.radix).ok()
 }
 
 fn is_infinity(text: &str) -> bool {

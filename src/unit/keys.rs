@@ -3,6 +3,7 @@
 //! A key of the design that is not built yet has its line too, so that it is refused as such.
 
 use super::address::{unix_path, with_host};
+use super::document::{self, Value};
 use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
 use super::value::{clipped, signal_name};
@@ -13,7 +14,6 @@ use super::{
 };
 use std::path::Path;
 use std::time::Duration;
-use toml::de::{DeTable, DeValue};
 
 /// A kind of table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -400,10 +400,10 @@ pub(super) struct Table<'v> {
 pub(super) struct Entry<'v> {
     pub key: &'v str,
     pub key_place: Place,
-    pub value: &'v DeValue<'v>,
+    pub value: Value<'v>,
     pub place: Place,
     /// Tables of the same key that this one is laid over, the lowest first.
-    pub under: Vec<(u32, &'v DeTable<'v>)>,
+    pub under: Vec<document::Table<'v>>,
 }
 
 impl<'v> Table<'v> {
@@ -460,7 +460,7 @@ impl<'v> Table<'v> {
     /// What to say of a key that this kind of table does not have.
     fn unknown(&self, entry: &Entry<'_>) -> Finding {
         let (kind, key) = (self.kind.name(), clipped(entry.key));
-        let is_table = matches!(entry.value, DeValue::Table(_));
+        let is_table = matches!(entry.value, Value::Table(_));
         let meant = || nearest(entry.key, self.kind.keys());
         let hint = if let Some(meant) = self.foreign(entry.key) {
             format!("; did you mean `{meant}`?")

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod address;
+mod document;
 mod field;
 mod finding;
 mod keys;

@@ -3,7 +3,8 @@
 //! Drop-ins are laid over the main file key by key before anything is typed, so that a mistake which a drop-in puts
 //! right is none, and each value still knows its own file.
 
-use super::field::{Raw, check_name, place};
+use super::document::{self, Item, Value};
+use super::field::check_name;
 use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Table, header_of, home_of};
 use super::nearest::nearest;
@@ -13,8 +14,6 @@ use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
-use toml::Spanned;
-use toml::de::{DeString, DeTable, DeValue};
 
 /// Collects the units of one main file after the other.
 #[derive(Debug, Default)]
@@ -90,40 +89,36 @@ impl Reader {
 
     /// The tables of a document; what is none of ours is reported.
     fn find_tables<'v>(&mut self, document: &'v Document<'v>, layers: &mut Vec<Layer<'v>>) {
-        let file = document.file;
-        for (key, raw) in document.root.iter() {
-            let Some(kind) = Kind::ALL
-                .into_iter()
-                .find(|kind| kind.name() == key.get_ref())
-            else {
-                self.error(
-                    place(file, key.span()),
-                    unknown_table(key.get_ref(), raw.get_ref()),
-                );
+        for item in document.values.root().iter() {
+            let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == item.key) else {
+                self.error(item.key_place, unknown_table(&item));
                 continue;
             };
-            let DeValue::Table(table) = raw.get_ref() else {
+            let Value::Table(table) = item.value else {
                 let message = format!(
                     "`{}` must be a table: write {}",
                     kind.name(),
                     header_of(kind)
                 );
-                self.error(place(file, key.span()), message);
+                self.error(item.key_place, message);
                 continue;
             };
             if kind == Kind::Manager {
-                layers.push(Layer::new(kind, "", file, document.header(key, raw), table));
+                layers.push(Layer::new(kind, "", document.header(&item), table));
                 continue;
             }
-            for (name, raw) in table.iter() {
-                let DeValue::Table(table) = raw.get_ref() else {
-                    // One finding is enough: all keys of `[socket]` have the same mistake.
-                    let message = format!("`[{0}]` needs a name; write `[{0}.NAME]`", kind.name());
-                    self.error(place(file, key.span()), message);
-                    break;
+            let mut is_named = true;
+            for unit in table.iter() {
+                let Value::Table(table) = unit.value else {
+                    is_named = false;
+                    continue;
                 };
-                let header = document.header(name, raw);
-                layers.push(Layer::new(kind, name.get_ref(), file, header, table));
+                layers.push(Layer::new(kind, unit.key, document.header(&unit), table));
+            }
+            if !is_named {
+                // One finding is enough: all keys of `[socket]` have the same mistake.
+                let message = format!("`[{0}]` needs a name; write `[{0}.NAME]`", kind.name());
+                self.error(item.key_place, message);
             }
         }
     }
@@ -230,10 +225,11 @@ impl Reader {
 }
 
 /// What to say of a key of the document's top that is no kind of table.
-fn unknown_table(key: &str, value: &DeValue<'_>) -> String {
+fn unknown_table(item: &Item<'_>) -> String {
+    let key = item.key;
     let shown = clipped(key);
     let lower = key.to_ascii_lowercase();
-    if !matches!(value, DeValue::Table(_) | DeValue::Array(_)) {
+    if !matches!(item.value, Value::Table(_) | Value::List(_)) {
         return match home_of(key, None) {
             Some(home) => {
                 format!("key `{shown}` stands outside of any table; it belongs in {home}")
@@ -269,29 +265,26 @@ fn unknown_table(key: &str, value: &DeValue<'_>) -> String {
 struct Layer<'v> {
     kind: Kind,
     name: &'v str,
-    file: u32,
     header: Place,
-    table: &'v DeTable<'v>,
+    table: document::Table<'v>,
 }
 
 impl<'v> Layer<'v> {
-    fn new(kind: Kind, name: &'v str, file: u32, header: Place, table: &'v DeTable<'v>) -> Self {
+    fn new(kind: Kind, name: &'v str, header: Place, table: document::Table<'v>) -> Self {
         Layer {
             kind,
             name,
-            file,
             header,
             table,
         }
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry<'v>> {
-        let file = self.file;
-        self.table.iter().map(move |(key, raw)| Entry {
-            key: key.get_ref(),
-            key_place: place(file, key.span()),
-            value: raw.get_ref(),
-            place: place(file, raw.span()),
+        self.table.iter().map(|item| Entry {
+            key: item.key,
+            key_place: item.key_place,
+            value: item.value,
+            place: item.place,
             under: Vec::new(),
         })
     }
@@ -318,18 +311,18 @@ fn merge<'v>(layers: &[Layer<'v>], folder: &'v Path, is_partial: bool) -> Table<
     let mut merged: BTreeMap<&str, Entry<'v>> = BTreeMap::new();
     for layer in layers {
         // What the layers below say in another way goes; what this one says in two ways is for the reader to refuse.
-        for (key, _) in layer.table.iter() {
-            for other in first.kind.replaced_by(key.get_ref()) {
+        for item in layer.table.iter() {
+            for other in first.kind.replaced_by(item.key) {
                 merged.remove(other);
             }
         }
         for mut entry in layer.entries() {
             if let Some(below) = merged.remove(entry.key)
                 && MERGED.contains(&entry.key)
-                && let (DeValue::Table(table), DeValue::Table(_)) = (below.value, entry.value)
+                && let (Value::Table(table), Value::Table(_)) = (below.value, entry.value)
             {
                 entry.under = below.under;
-                entry.under.push((below.place.file, table));
+                entry.under.push(table);
             }
             merged.insert(entry.key, entry);
         }
@@ -342,11 +335,9 @@ fn merge<'v>(layers: &[Layer<'v>], folder: &'v Path, is_partial: bool) -> Table<
 struct Document<'v> {
     file: u32,
     text: &'v str,
-    root: DeTable<'v>,
+    values: document::Document<'v>,
     /// Where the syntax errors are, and what they are.
     errors: Vec<(Range<usize>, String)>,
-    /// Syntax errors that are left out.
-    further_errors: usize,
 }
 
 /// Texts longer than this have only their first syntax error reported: garbage of that size has millions.
@@ -355,22 +346,17 @@ const LONGEST_RECOVERED: usize = 4 << 20;
 const MOST_ERRORS: usize = 100;
 
 fn parse(file: u32, text: &str) -> Document<'_> {
-    let (root, errors) = match DeTable::parse(text) {
-        Ok(root) => (root, Vec::new()),
-        Err(error) if text.len() > LONGEST_RECOVERED => {
-            (Spanned::new(0..0, DeTable::new()), vec![error])
-        }
-        Err(_) => DeTable::parse_recoverable(text),
-    };
-    let further_errors = errors.len().saturating_sub(MOST_ERRORS);
-    let mut errors: Vec<(Range<usize>, String)> = errors
+    let mut values = document::Document::parse(file, text, MOST_ERRORS);
+    if text.len() > LONGEST_RECOVERED && !values.mistakes.is_empty() {
+        values.forget();
+    }
+    let mut errors: Vec<(Range<usize>, String)> = values
+        .mistakes
         .iter()
-        .take(MOST_ERRORS)
-        .map(|error| {
-            let span = error.span().unwrap_or(0..0);
+        .map(|(span, message)| {
             let start = floor_char_boundary(text, span.start);
             let end = floor_char_boundary(text, span.end).max(start);
-            explain(error.message(), text, start..end)
+            explain(message, text, start..end)
         })
         .collect();
     errors.sort_by_key(|(span, _)| span.start);
@@ -383,9 +369,8 @@ fn parse(file: u32, text: &str) -> Document<'_> {
     Document {
         file,
         text,
+        values,
         errors,
-        further_errors,
-        root: root.into_inner(),
     }
 }
 
@@ -395,13 +380,21 @@ impl Document<'_> {
     }
 
     /// Where the header `[a.b]` of the table `raw` stands; its key where there is none, as with `a.b.c = 1`.
-    fn header(&self, key: &Spanned<DeString<'_>>, raw: &Raw<'_>) -> Place {
-        let span = raw.span();
-        let is_header = self
-            .text
-            .get(span.clone())
-            .is_some_and(|text| text.starts_with('['));
-        place(self.file, if is_header { span } else { key.span() })
+    fn header(&self, item: &Item<'_>) -> Place {
+        let text = self.text.as_bytes();
+        match text.get(item.place.start as usize) {
+            Some(b'[') => item.place,
+            _ => item.key_place,
+        }
+    }
+
+    fn place(&self, span: Range<usize>) -> Place {
+        let clamp = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Place {
+            file: self.file,
+            start: clamp(span.start),
+            end: clamp(span.end),
+        }
     }
 
     /// Adds the syntax errors to `findings`, and takes out of those from `since` on what may only follow from them.
@@ -438,18 +431,15 @@ impl Document<'_> {
                     .any(|line| start <= line.end && end >= line.start)
         });
         for (span, message) in &self.errors {
-            findings.push(Finding::error(
-                place(self.file, span.clone()),
-                message.clone(),
-            ));
+            findings.push(Finding::error(self.place(span.clone()), message.clone()));
         }
-        if self.further_errors > 0 {
+        if self.values.further_mistakes > 0 {
             let end = text.len();
             let message = format!(
                 "{} more mistakes of syntax are not shown",
-                self.further_errors
+                self.values.further_mistakes
             );
-            findings.push(Finding::error(place(self.file, end..end), message));
+            findings.push(Finding::error(self.place(end..end), message));
         }
     }
 }
@@ -470,13 +460,10 @@ fn is_structural(message: &str) -> bool {
 const DUPLICATE_TABLE: &str = "duplicate table ";
 const DUPLICATE_KEY: &str = "duplicate key ";
 
-/// `toml`'s message, said so that it helps with what people write in unit files, and the span that is meant.
+/// The parser's message, said so that it helps with what people write in unit files, and the span that is meant.
 fn explain(message: &str, text: &str, span: Range<usize>) -> (Range<usize>, String) {
     let line_start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
     let line = text[line_start..].lines().next().unwrap_or("");
-    let message = message
-        .strip_suffix(", expected nothing")
-        .unwrap_or(message);
     if message == "duplicate key" {
         let message = match line.trim_start().starts_with('[') {
             true => format!(
