@@ -5,9 +5,9 @@
 //! start, so nothing is allocated for a key or a table: a text without escapes is borrowed, and a table is a chain through
 //! the vector. A broken text gives what could be understood of it, by the same rules as the crate `toml`.
 
-use super::Place;
+use super::{NameMap, Place};
 use std::borrow::Cow;
-use std::collections::HashMap;
+
 use std::fmt;
 use std::ops::Range;
 use toml_parser::decoder::{Encoding, ScalarKind};
@@ -306,7 +306,7 @@ struct Builder<'t> {
     file: u32,
     nodes: Vec<Node<'t>>,
     /// The keys of tables with more than [`FEW`].
-    index: HashMap<(Id, Cow<'t, str>), Id>,
+    index: NameMap<(Id, Cow<'t, str>), Id>,
     state: State,
     /// The table of the last header.
     current: Id,
@@ -352,9 +352,9 @@ impl<'t> Builder<'t> {
         let mut builder = Builder {
             source,
             file,
-            // As many as there can be lines of a usual length.
-            nodes: Vec::with_capacity(source.input().len() / 24 + 1),
-            index: HashMap::new(),
+            // Enough for lines of a usual length; what stays untouched costs nothing.
+            nodes: Vec::with_capacity(source.input().len() / 16 + 1),
+            index: NameMap::default(),
             state: State::Line,
             current: ROOT,
             path: Vec::new(),
@@ -446,13 +446,6 @@ impl<'t> Builder<'t> {
             next = node.next;
         }
         None
-    }
-
-    fn table_mut(&mut self, id: Id) -> Option<&mut HeldTable> {
-        match &mut self.nodes[id as usize].value {
-            Held::Table(table) => Some(table),
-            Held::Scalar(..) | Held::List { .. } => None,
-        }
     }
 
     /// Reads one part of a key.
@@ -627,8 +620,16 @@ impl<'t> Builder<'t> {
         let Some(table) = self.descend(self.current, 0, is_dotted) else {
             return;
         };
-        let is_open = !is_dotted || self.table_mut(table).is_some_and(|table| table.is_implicit);
-        self.attach_new(table, value, is_open);
+        // The last table of a list of tables has a header, and cannot be added to by keys with dots.
+        if is_dotted
+            && let Held::Table(HeldTable {
+                is_implicit: false, ..
+            }) = self.nodes[table as usize].value
+            && let Some(key) = self.path.last()
+        {
+            return self.mistakes.duplicate(key.place);
+        }
+        self.attach_new(table, value);
     }
 
     /// Puts the last value of the innermost list or inline table into it.
@@ -646,19 +647,18 @@ impl<'t> Builder<'t> {
         if let Some(value) = value
             && self.has_key(outer)
         {
-            let is_dotted = self.path.len() > outer + 1;
+            // What is reached by dots was made by dots: else there was a mistake on the way.
             if let Some(table) = self.descend(node, outer, true) {
-                let was_dotted = self.table_mut(table).is_some_and(|table| table.is_dotted);
-                self.attach_new(table, value, is_dotted == was_dotted);
+                self.attach_new(table, value);
             }
         }
         self.path.truncate(outer);
     }
 
-    /// Puts a value into a table, at the last part of the path; its key must be new, and the table open to it.
-    fn attach_new(&mut self, table: Id, value: Id, is_open: bool) {
+    /// Puts a value into a table, at the last part of the path; its key must be new.
+    fn attach_new(&mut self, table: Id, value: Id) {
         let Some(key) = self.path.pop() else { return };
-        if is_open && self.find(table, &key).is_none() {
+        if self.find(table, &key).is_none() {
             self.attach(table, key, value);
         } else {
             self.mistakes.duplicate(key.place);
@@ -1043,6 +1043,7 @@ mod tests {
             "a = []\n[[a]]\nx = 1\n[a.b]\n",
             "[[a]]\n[a]\nx = 1\n",
             "[[a.b]]\n[a]\nb = 1\n",
+            "[[a.b]]\n[a]\nb.c = 1\nb.d.e = 2\n",
             "[a\nb = 1\n[c]\nd = 2\n",
             "[[a]\nb = 1\n",
             "a\nb = 1\n",
@@ -1052,6 +1053,7 @@ mod tests {
             "a = { b = 1\n[c]\nd = 4\n",
             "a = [{ {x}, b = 1 }, 2]\nc = 3\n",
             "a = { [1], b = 2 }\nc = 3\n",
+            "a = { b = [ { {}, c.d = 1 } ], e = 2 }\nf = 3\n",
             "a = ]\nb = }\n",
             "a = 1979-99-99\nb = 25:00\nc = 0x1_F\nd = -0b1\ne = 1__0\n",
             "\"a.b\" . 'c' = 1\n. = 2\n= 3\na. = 4\n",

@@ -674,20 +674,22 @@ fn check_socket(table: &Table<'_>, socket: &Socket, findings: &mut Vec<Finding>)
         );
     }
     if !is_file {
-        for key in ["mode", "user", "group", "umask", "directory_mode"] {
-            if let Some(place) = table.key_place(key) {
-                let message = format!(
-                    "`{key}` of {label} needs a unix socket's path; it listens on {what}, which has no file"
-                );
-                findings.push(Finding::error(place, message));
-            }
-        }
-        for key in ["replace", "remove_on_stop"] {
-            if let Some(place) = table.key_place(key) {
-                let message =
-                    format!("`{key}` of {label} has no effect on {what}, which has no file");
-                findings.push(Finding::warning(place, message));
-            }
+        for entry in &table.entries {
+            let key = entry.key;
+            let finding = match key {
+                "mode" | "user" | "group" | "umask" | "directory_mode" => Finding::error(
+                    entry.key_place,
+                    format!(
+                        "`{key}` of {label} needs a unix socket's path; it listens on {what}, which has no file"
+                    ),
+                ),
+                "replace" | "remove_on_stop" => Finding::warning(
+                    entry.key_place,
+                    format!("`{key}` of {label} has no effect on {what}, which has no file"),
+                ),
+                _ => continue,
+            };
+            findings.push(finding);
         }
     }
     if socket.kind == SocketKind::Dgram

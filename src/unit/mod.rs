@@ -9,6 +9,7 @@ mod address;
 mod document;
 mod field;
 mod finding;
+mod hash;
 mod keys;
 mod load;
 mod nearest;
@@ -17,6 +18,7 @@ mod value;
 
 pub use address::parse_address;
 pub use finding::{Finding, Place, Severity, Sources};
+pub use hash::NameMap;
 pub use load::{Loaded, Search, load, read_text};
 pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};

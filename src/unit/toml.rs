@@ -9,9 +9,9 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{Address, At, Finding, Name, Place, Socket, Sources, Units, Watcher, Words};
+use super::{Address, At, Finding, Name, NameMap, Place, Socket, Sources, Units, Watcher, Words};
+use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
@@ -26,8 +26,8 @@ pub(super) struct Reader {
     in_tables: usize,
     manager: Option<Place>,
     /// By name in lower case, since look-ups are case-insensitive, as in Circus.
-    sockets: HashMap<Name, Known>,
-    watchers: HashMap<Name, Known>,
+    sockets: NameMap<Name, Known>,
+    watchers: NameMap<Name, Known>,
 }
 
 /// A name that is taken.
@@ -52,8 +52,11 @@ impl Reader {
             self.find_tables(document, &mut layers);
         }
         let count = |kind| layers.iter().filter(|layer| layer.kind == kind).count();
-        self.sockets.reserve(count(Kind::Socket));
-        self.watchers.reserve(count(Kind::Watcher));
+        let (sockets, watchers) = (count(Kind::Socket), count(Kind::Watcher));
+        self.sockets.reserve(sockets);
+        self.watchers.reserve(watchers);
+        self.units.sockets.reserve(sockets);
+        self.units.watchers.reserve(watchers);
         // Stable, so that a drop-in stays behind what it is laid over.
         layers.sort_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
         for same in layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name)) {
@@ -193,7 +196,11 @@ impl Reader {
             self.error(table.header, message);
             return false;
         }
-        let lower = table.name.to_lowercase();
+        let is_lower = |byte: u8| byte.is_ascii() && !byte.is_ascii_uppercase();
+        let lower = match table.name.bytes().all(is_lower) {
+            true => table.name.to_string(),
+            false => table.name.to_lowercase(),
+        };
         let written = (lower != table.name).then(|| table.name.to_string());
         let known = match known.entry(lower) {
             Slot::Vacant(slot) => {
