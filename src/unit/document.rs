@@ -143,6 +143,10 @@ impl<'v> List<'v> {
 }
 
 impl<'v> Table<'v> {
+    pub fn len(self) -> usize {
+        self.chain.length as usize
+    }
+
     pub fn iter(self) -> impl Iterator<Item = Item<'v>> {
         walk(self.nodes, self.chain)
     }
@@ -421,6 +425,10 @@ impl<'t> Builder<'t> {
         }
         self.nodes[child as usize].key = key;
         if is_table && length > FEW {
+            if self.index.is_empty() {
+                // The table of the sockets, say, which has a name for every two lines.
+                self.index.reserve(self.nodes.capacity() / 2);
+            }
             let mut next = if length == FEW + 1 { first } else { child };
             while next != ROOT {
                 let node = &self.nodes[next as usize];
@@ -1059,6 +1067,8 @@ mod tests {
             "\"a.b\" . 'c' = 1\n. = 2\n= 3\na. = 4\n",
             "# \u{1}\na = 1 # \u{7f}\r\nb = 2\rc = 3\n",
             "\u{feff}a = '''\n x\r\n''' ",
+            "a = 1\n\u{feff}b = 2\n",
+            "a = 1\nb = { c = 2 }\na = 3\nb.d = 4\nd = \"\u{1}\"\n= 5\ne",
             "a = \"\"\"\nx\\\n   y\"\"\"\n'''k''' = 1\n",
         ] {
             assert_alike(text).unwrap_or_else(|why| panic!("{why}"));
@@ -1141,6 +1151,22 @@ mod tests {
             "# x\n",
             "c = \"\"\"\nx\"\"\"\n",
             "\n",
+            "a = \"x\"\r\n",
+            " [a.\"x y\".'z']\t# \u{e4}\n",
+            "c = ['a', \"b\", 1, true,]\n",
+            "b = [ ]#\n",
+            "\tb=false # x\n",
+            "a = \"\"\n",
+            "a = \n",
+            "b = 007\n",
+            "b = -1\n",
+            "c = '\\'\n",
+            "c = \"a\"\"\n",
+            "c = 1 2\n",
+            "[c] d\n",
+            "# \u{7f}\n",
+            "\u{feff}b = 1\n",
+            "c-1_ = 18446744073709551616\n",
         ];
         const BROKEN: &[&str] = &[
             "[",

@@ -110,6 +110,7 @@ impl Reader {
                 layers.push(Layer::new(kind, "", document.header(&item), table));
                 continue;
             }
+            layers.reserve(table.len());
             let mut is_named = true;
             for unit in table.iter() {
                 let Value::Table(table) = unit.value else {
