@@ -118,6 +118,8 @@ pub struct Base {
 
 /// Runs the manager until it has ended; the answer is its exit code.
 pub fn run(options: &Options) -> Result<i32, StartError> {
+    // The manager trims it whenever it is idle.
+    process::keep_heap();
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
     let handed = Estate::handed().map_err(StartError::Again)?;
