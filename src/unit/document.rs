@@ -87,11 +87,13 @@ impl<'t> Document<'t> {
     /// Reads `text`, the text of the file `file`. Of the mistakes of syntax, `most` are kept.
     pub fn parse(file: u32, text: &'t str, most: usize) -> Document<'t> {
         let source = Source::new(text);
-        let tokens = source.lex().into_vec();
         let mut syntax = Mistakes::up_to(most);
         let mut builder = Builder::new(file, source, most);
+        // Made last and freed first, so that what the document becomes gets the same memory.
+        let tokens = source.lex().into_vec();
         let mut guard = RecursionGuard::new(&mut builder, DEEPEST);
         parse_document(&tokens, &mut guard, &mut syntax);
+        drop(tokens);
         builder.finish();
         let count = syntax.count + builder.mistakes.count;
         let mistakes = syntax.kept.iter().chain(&builder.mistakes.kept).take(most);

@@ -151,7 +151,11 @@ impl Reader {
                         .sockets
                         .push(Socket::new(name, At::nowhere(address)));
                 }
-                self.units.sockets.extend(socket.filter(|_| is_new));
+                if let Some(socket) = socket
+                    && is_new
+                {
+                    self.units.sockets.push(socket);
+                }
             }
             Kind::Watcher => {
                 let watcher = keys::watcher(table, &mut self.findings);
@@ -166,7 +170,11 @@ impl Reader {
                         .watchers
                         .push(Watcher::new(name, folder, cmd));
                 }
-                self.units.watchers.extend(watcher.filter(|_| is_new));
+                if let Some(watcher) = watcher
+                    && is_new
+                {
+                    self.units.watchers.push(watcher);
+                }
             }
         }
         if !table.is_partial {
