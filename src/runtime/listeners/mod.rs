@@ -57,13 +57,7 @@ impl Listeners {
         plan: &Plan,
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
-        let mut listeners = Listeners {
-            all: BTreeMap::new(),
-            prepared: HashMap::new(),
-            draining: Vec::new(),
-            next_look: None,
-            dirty: (0..plan.sockets.len() as u32).map(SocketId).collect(),
-        };
+        let mut all = Vec::with_capacity(plan.sockets.len());
         let slots = slots(plan);
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
@@ -78,8 +72,16 @@ impl Listeners {
                     failed.push(format!("socket `{}`: {error}", spec.name()));
                 }
             }
-            listeners.all.insert(id, listener);
+            all.push((id, listener));
         }
+        let listeners = Listeners {
+            dirty: all.iter().map(|(id, _)| *id).collect(),
+            // When all are bound, and in one go: their clients wait, and a map that grows moves what it has.
+            all: all.into_iter().collect(),
+            prepared: HashMap::new(),
+            draining: Vec::new(),
+            next_look: None,
+        };
         if failed.is_empty() {
             Ok((listeners, optional))
         } else {
