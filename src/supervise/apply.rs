@@ -9,7 +9,7 @@ use super::{
     new_watcher,
 };
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::unit::{self, LogLevel, WatcherKind};
+use crate::unit::{self, LogLevel, NameMap, WatcherKind};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
@@ -291,7 +291,7 @@ impl Supervisor {
         turn: &mut Turn<'_>,
         id: WatcherId,
         spec: &Rc<plan::Watcher>,
-        sockets: &HashMap<String, SocketId>,
+        sockets: &NameMap<String, SocketId>,
     ) -> Option<Want> {
         let passed = passed(spec, sockets);
         let numprocesses = spec.unit.numprocesses.value;
@@ -356,7 +356,7 @@ impl Supervisor {
     pub(super) fn add_watcher(
         &mut self,
         spec: &Rc<plan::Watcher>,
-        sockets: &HashMap<String, SocketId>,
+        sockets: &NameMap<String, SocketId>,
     ) -> WatcherId {
         let id = WatcherId(self.next_watcher);
         self.next_watcher += 1;
@@ -427,7 +427,7 @@ impl Supervisor {
     }
 
     /// The sockets of the plan by name.
-    pub(super) fn sockets_by_name(&self) -> HashMap<String, SocketId> {
+    pub(super) fn sockets_by_name(&self) -> NameMap<String, SocketId> {
         (self.sockets.iter())
             .filter(|(_, socket)| !socket.retired)
             .map(|(id, socket)| (socket.spec.name().to_owned(), id))
@@ -480,15 +480,19 @@ impl Supervisor {
 
     /// Which watchers each socket has: those with any definition that refers to it.
     pub(super) fn rebuild_users(&mut self) {
-        let mut users: HashMap<SocketId, BTreeSet<(u32, WatcherId)>> = HashMap::new();
+        let mut users: Vec<(SocketId, u32, WatcherId)> = Vec::new();
         for (id, watcher) in self.watchers.iter() {
-            for socket in watcher.editions().flat_map(|edition| &*edition.sockets) {
-                users.entry(*socket).or_default().insert((watcher.rank, id));
-            }
+            let sockets = watcher.editions().flat_map(|edition| &*edition.sockets);
+            users.extend(sockets.map(|socket| (*socket, watcher.rank, id)));
         }
+        users.sort_unstable();
+        users.dedup();
+        // As the sockets are, in order of id.
+        let mut users = users.into_iter().peekable();
         for (id, socket) in self.sockets.iter_mut() {
-            let watchers = users.remove(&id).unwrap_or_default();
-            let watchers: Vec<_> = watchers.into_iter().map(|(_, id)| id).collect();
+            while users.next_if(|(socket, ..)| *socket < id).is_some() {}
+            let own = std::iter::from_fn(|| users.next_if(|(socket, ..)| *socket == id));
+            let watchers: Vec<_> = own.map(|(_, _, watcher)| watcher).collect();
             if socket.watchers != watchers {
                 socket.watchers = watchers;
                 self.stirred.insert(id);
@@ -506,7 +510,7 @@ impl Watcher {
 }
 
 /// The sockets of a definition, by id.
-fn passed(spec: &plan::Watcher, sockets: &HashMap<String, SocketId>) -> Rc<[SocketId]> {
+fn passed(spec: &plan::Watcher, sockets: &NameMap<String, SocketId>) -> Rc<[SocketId]> {
     let ids = spec.listens.iter().filter_map(|name| sockets.get(name));
     ids.copied().collect()
 }
