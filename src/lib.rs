@@ -60,7 +60,7 @@
 //!
 //! - A key of a unit file: one line in the tables of `unit/keys.rs`, a field in [`unit::Watcher`] or [`unit::Socket`], a
 //!   row in `docs/units.md`. Then whoever acts on it.
-//! - A command: `cli` (what is typed), `control/call.rs` and the `.varlink` file (what is sent), `supervise/request.rs`
+//! - A command: an entry in `cli/words.rs` (what is typed), `control/call.rs` and the `.varlink` file (what is sent), `supervise/request.rs`
 //!   (what it means, and when it is done).
 //! - A system call: a wrapper in [`sys`], which says why it is sound.
 //! - A rule of supervision: `supervise`, and an invariant in `tests/simulation` that would notice its absence.
