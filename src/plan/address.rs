@@ -12,10 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Adds an error for every socket whose address an earlier one takes.
-pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
+pub(super) fn find_collisions(sockets: &[Box<Socket>], findings: &mut Vec<Finding>) {
     let crowded = crowded_ports(sockets);
     let is_alone =
-        |socket: &&Socket| port(socket).is_some_and(|p| crowded.binary_search(&p).is_err());
+        |socket: &Socket| port(socket).is_some_and(|p| crowded.binary_search(&p).is_err());
     let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
     for socket in sockets.iter().filter(|socket| !is_alone(socket)) {
         let (occupied, asked) = scopes(socket);
@@ -48,8 +48,8 @@ pub(super) fn find_collisions(sockets: &[Socket], findings: &mut Vec<Finding>) {
 }
 
 /// The ports that more than one socket has, in order: no others need a closer look.
-fn crowded_ports(sockets: &[Socket]) -> Vec<u16> {
-    let mut ports: Vec<u16> = sockets.iter().filter_map(port).collect();
+fn crowded_ports(sockets: &[Box<Socket>]) -> Vec<u16> {
+    let mut ports: Vec<u16> = sockets.iter().filter_map(|it| port(it)).collect();
     ports.sort_unstable();
     let mut crowded: Vec<u16> = (ports.windows(2).filter(|pair| pair[0] == pair[1]))
         .map(|pair| pair[0])
@@ -270,7 +270,7 @@ fn spell(address: &Address) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::socket;
+    use super::super::testing::{boxed, socket};
     use super::*;
     use crate::unit::{At, Severity};
 
@@ -312,7 +312,7 @@ mod tests {
     fn collide(a: Socket, b: Socket) -> bool {
         let count = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&pair, &mut findings);
+            find_collisions(&boxed(pair), &mut findings);
             findings.retain(|finding| finding.severity == Severity::Error);
             findings.len()
         };
@@ -369,7 +369,7 @@ mod tests {
     fn two_units_that_share_one_address_are_warned_of() {
         let warned = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&pair, &mut findings);
+            find_collisions(&boxed(pair), &mut findings);
             findings
                 .iter()
                 .any(|finding| finding.severity == Severity::Warning)
@@ -414,7 +414,7 @@ mod tests {
             port("c", 80, None),
         ];
         let mut findings = Vec::new();
-        find_collisions(&sockets, &mut findings);
+        find_collisions(&boxed(sockets), &mut findings);
         assert_eq!(findings.len(), 2);
         assert!(
             findings[0]

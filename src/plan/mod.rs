@@ -78,7 +78,7 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Socket {
     /// As it was written.
-    pub unit: unit::Socket,
+    pub unit: Box<unit::Socket>,
     /// Owner of a unix socket's file, looked up.
     pub uid: Option<u32>,
     /// Group of a unix socket's file, looked up.
@@ -101,7 +101,7 @@ impl Socket {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Watcher {
     /// As it was written.
-    pub unit: unit::Watcher,
+    pub unit: Box<unit::Watcher>,
     /// Sockets in fd order: the first is fd 3.
     pub sockets: Vec<PassedSocket>,
     /// The names of all sockets it touches, `stdin_socket` among them, each once.
@@ -252,7 +252,7 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
 }
 
 fn finished(
-    mut unit: unit::Watcher,
+    mut unit: Box<unit::Watcher>,
     settled: settle::Settled,
     level: u32,
     sockets: &[Rc<Socket>],
@@ -281,7 +281,7 @@ fn finished(
 }
 
 /// LISTEN_FDNAMES is one text of names with colons between them (sd_listen_fds(3)).
-fn find_bad_fd_names(sockets: &[unit::Socket], findings: &mut Vec<Finding>) {
+fn find_bad_fd_names(sockets: &[Box<unit::Socket>], findings: &mut Vec<Finding>) {
     for socket in sockets {
         let name = &socket.name.value;
         let fd_name = socket.fd_name.as_ref().unwrap_or(name);
@@ -298,7 +298,11 @@ fn find_bad_fd_names(sockets: &[unit::Socket], findings: &mut Vec<Finding>) {
     }
 }
 
-fn find_unused(sockets: &[unit::Socket], settled: &[settle::Settled], findings: &mut Vec<Finding>) {
+fn find_unused(
+    sockets: &[Box<unit::Socket>],
+    settled: &[settle::Settled],
+    findings: &mut Vec<Finding>,
+) {
     let mut used = vec![false; sockets.len()];
     for index in settled.iter().flat_map(|watcher| &watcher.listens) {
         used[*index] = true;
@@ -388,11 +392,11 @@ impl Watcher {
     /// A watcher of nothing, for where one must stand until the real one is known.
     pub fn nothing() -> Watcher {
         Watcher {
-            unit: unit::Watcher::new(
+            unit: Box::new(unit::Watcher::new(
                 unit::At::nowhere(String::new()),
                 PathBuf::new(),
                 unit::At::nowhere(unit::Words::List(Vec::new())),
-            ),
+            )),
             sockets: Vec::new(),
             listens: Vec::new(),
             level: 0,

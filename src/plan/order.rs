@@ -9,7 +9,7 @@ use crate::unit::{At, Finding, Name, Watcher};
 /// A watcher is above everything it is `after`, and not below the watchers of a higher priority class; what a watcher of
 /// high priority waits for may make it later than its class.
 pub(super) fn start_levels(
-    watchers: &[Watcher],
+    watchers: &[Box<Watcher>],
     hints: &Hints,
     findings: &mut Vec<Finding>,
 ) -> Option<Vec<u32>> {
@@ -71,7 +71,7 @@ type Waits<'a> = Vec<(usize, &'a At<Name>)>;
 
 /// The watchers that each of `watchers` is after.
 fn dependencies<'a>(
-    watchers: &'a [Watcher],
+    watchers: &'a [Box<Watcher>],
     hints: &Hints,
     findings: &mut Vec<Finding>,
 ) -> Vec<Waits<'a>> {
@@ -113,7 +113,7 @@ fn dependencies<'a>(
 }
 
 /// The priorities, the highest first: each starts at the level of its index.
-fn priority_classes(watchers: &[Watcher]) -> Vec<i32> {
+fn priority_classes(watchers: &[Box<Watcher>]) -> Vec<i32> {
     let mut priorities: Vec<i32> = watchers.iter().map(|watcher| watcher.priority).collect();
     priorities.sort_unstable_by(|a, b| b.cmp(a));
     priorities.dedup();
@@ -122,7 +122,7 @@ fn priority_classes(watchers: &[Watcher]) -> Vec<i32> {
 
 /// The error for the cycle that closes at `target`, which is on `path`.
 fn cycle(
-    watchers: &[Watcher],
+    watchers: &[Box<Watcher>],
     waits: &[Waits<'_>],
     path: &[(usize, usize)],
     target: usize,
@@ -161,7 +161,7 @@ fn cycle(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{at, watcher};
+    use super::super::testing::{at, boxed, watcher};
     use super::*;
     use proptest::prelude::*;
 
@@ -174,7 +174,7 @@ mod tests {
 
     fn levels(watchers: &[Watcher]) -> Result<Vec<u32>, Vec<String>> {
         let mut findings = Vec::new();
-        start_levels(watchers, &Hints::new(), &mut findings)
+        start_levels(&boxed(watchers), &Hints::new(), &mut findings)
             .ok_or_else(|| findings.into_iter().map(|f| f.message).collect())
     }
 

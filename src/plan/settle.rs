@@ -35,7 +35,7 @@ pub(super) struct Settled {
 /// What all watchers are checked against.
 pub(super) struct World<'a> {
     /// In order of name.
-    sockets: &'a [unit::Socket],
+    sockets: &'a [Box<unit::Socket>],
     /// By name in lower case: made when the first reference needs it.
     by_any_case: OnceCell<HashMap<String, usize>>,
     manager_env: &'a [(String, At<String>)],
@@ -48,7 +48,7 @@ pub(super) struct World<'a> {
 impl<'a> World<'a> {
     /// `sockets` are in order of name; `own` is the manager's own environment.
     pub(super) fn new(
-        sockets: &'a [unit::Socket],
+        sockets: &'a [Box<unit::Socket>],
         manager_env: &'a [(String, At<String>)],
         own: &'a [Variable],
         hints: &'a Hints,

@@ -108,6 +108,11 @@ impl Host for Machine {
     }
 }
 
+/// As [`Units`] has them.
+pub(super) fn boxed<T>(units: impl Into<Vec<T>>) -> Vec<Box<T>> {
+    units.into().into_iter().map(Box::new).collect()
+}
+
 /// Units of these sockets and watchers.
 pub(super) fn units(
     sockets: impl Into<Vec<unit::Socket>>,
@@ -115,8 +120,8 @@ pub(super) fn units(
 ) -> Units {
     Units {
         manager: Manager::default(),
-        sockets: sockets.into(),
-        watchers: watchers.into(),
+        sockets: boxed(sockets),
+        watchers: boxed(watchers),
     }
 }
 

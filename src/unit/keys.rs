@@ -1142,12 +1142,12 @@ mod tests {
 
     fn good_socket(keys: &str) -> Socket {
         let mut units = good(&format!("[socket.s]\n{keys}"));
-        units.sockets.remove(0)
+        *units.sockets.remove(0)
     }
 
     fn good_watcher(keys: &str) -> Watcher {
         let mut units = good(&format!("[watcher.w]\ncmd = \"x\"\n{keys}"));
-        units.watchers.remove(0)
+        *units.watchers.remove(0)
     }
 
     /// Each line of keys has exactly this finding, on the second line of the file.

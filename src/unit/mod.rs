@@ -59,10 +59,10 @@ impl<T> At<T> {
 pub struct Units {
     /// The `[manager]` table.
     pub manager: Manager,
-    /// The `[socket.NAME]` tables, in order of name.
-    pub sockets: Vec<Socket>,
+    /// The `[socket.NAME]` tables, in order of name. Boxed, since they are large and on their way to a plan.
+    pub sockets: Vec<Box<Socket>>,
     /// The `[watcher.NAME]` tables, in order of name.
-    pub watchers: Vec<Watcher>,
+    pub watchers: Vec<Box<Watcher>>,
 }
 
 /// Names a unit: printable text without `/`, at most 255 bytes.

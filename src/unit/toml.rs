@@ -149,12 +149,12 @@ impl Reader {
                     };
                     self.stand_ins
                         .sockets
-                        .push(Socket::new(name, At::nowhere(address)));
+                        .push(Box::new(Socket::new(name, At::nowhere(address))));
                 }
                 if let Some(socket) = socket
                     && is_new
                 {
-                    self.units.sockets.push(socket);
+                    self.units.sockets.push(Box::new(socket));
                 }
             }
             Kind::Watcher => {
@@ -168,12 +168,12 @@ impl Reader {
                     let folder = table.folder.to_path_buf();
                     self.stand_ins
                         .watchers
-                        .push(Watcher::new(name, folder, cmd));
+                        .push(Box::new(Watcher::new(name, folder, cmd)));
                 }
                 if let Some(watcher) = watcher
                     && is_new
                 {
-                    self.units.watchers.push(watcher);
+                    self.units.watchers.push(Box::new(watcher));
                 }
             }
         }
