@@ -229,3 +229,55 @@ fn the_key_of_a_record_is_read_as_it_is_written() {
         assert_eq!(text.parse::<Key>(), Err(()), "{text}");
     }
 }
+
+/// `all`, in whose record `key` the text `from` is `to`.
+fn altered(all: &BTreeMap<Key, Vec<u8>>, key: Key, from: &str, to: &str) -> BTreeMap<Key, Vec<u8>> {
+    let text = String::from_utf8(all[&key].clone()).expect("records are text");
+    assert!(text.contains(from), "{from} is not in {text}");
+    let mut all = all.clone();
+    all.insert(key, text.replacen(from, to, 1).into());
+    all
+}
+
+#[test]
+fn records_of_more_workers_than_there_can_be_are_refused_before_there_is_room_made_for_them() {
+    let all = records(&mut running("numprocesses = 2"));
+    let a = WatcherId(0);
+    for wid in [100_001, u32::MAX] {
+        let mut many = all.clone();
+        many.insert(Key::Slot(a, wid), all[&Key::Slot(a, 2)].clone());
+        assert_eq!(
+            refusal(many),
+            format!("record `slot.0.{wid}` is of a worker beyond the 100000 that there can be")
+        );
+    }
+    let many = altered(
+        &all,
+        Key::Watcher(a),
+        "\"wanted\":2",
+        "\"wanted\":4294967295",
+    );
+    assert_eq!(
+        refusal(many),
+        "record `watcher.0` wants 4294967295 workers; there can be 100000"
+    );
+}
+
+#[test]
+fn records_with_numbers_that_would_be_given_a_second_time_are_refused() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("a/1");
+    let all = records(&mut run);
+    for (from, to, key) in [
+        ("\"next_socket\":1", "\"next_socket\":0", "socket.0"),
+        ("\"next_watcher\":1", "\"next_watcher\":0", "watcher.0"),
+        ("\"next_proc\":1024", "\"next_proc\":1", "slot.0.1"),
+    ] {
+        assert_eq!(
+            refusal(altered(&all, Key::Manager, from, to)),
+            format!("record `{key}` has a number that the record `manager` has not given yet")
+        );
+    }
+}
