@@ -216,7 +216,13 @@ impl Supervisor {
         let Some(manager) = manager else {
             return Err(Unreadable("there is no record of the manager".into()));
         };
+        let known: BTreeSet<WatcherId> = watchers.ids().collect();
         for (id, watcher) in watchers.iter_mut() {
+            let mut dependencies = watcher.dependencies.iter();
+            if let Some((other, _)) = dependencies.find(|(other, _)| !known.contains(other)) {
+                let key = Key::Watcher(*other);
+                return Err(Unreadable(format!("there is no record `{key}`")));
+            }
             for edition in watcher.editions_mut() {
                 let spec = specs.get(&(id, edition.number)).map(Rc::clone);
                 edition.spec = spec.ok_or_else(|| {

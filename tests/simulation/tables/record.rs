@@ -191,6 +191,13 @@ fn records_that_do_not_belong_together_are_refused() {
         without(Key::Watcher(a)),
         "record `slot.0.1` is of no watcher"
     );
+    let lost = altered(
+        &all,
+        Key::Watcher(a),
+        "\"dependencies\":[]",
+        "\"dependencies\":[[9,true]]",
+    );
+    assert_eq!(refusal(lost), "there is no record `watcher.9`");
     let mut twice = all.clone();
     twice.insert(Key::Slot(a, 2), all[&Key::Slot(a, 1)].clone());
     assert!(refusal(twice).contains("has process 1, and so has another"));
@@ -228,6 +235,22 @@ fn the_key_of_a_record_is_read_as_it_is_written() {
     ] {
         assert_eq!(text.parse::<Key>(), Err(()), "{text}");
     }
+}
+
+#[test]
+fn what_a_watcher_that_was_left_out_was_after_may_be_forgotten_before_it_ends() {
+    let units = watcher("c", "") + &watcher("a", "") + &watcher("b", "after = [\"a\"]");
+    let mut run = Scenario::of(&units);
+    run.begin();
+    for slot in ["a/1", "c/1", "b/1"] {
+        run.spawned(slot);
+    }
+    let words = run.apply(&watcher("c", ""));
+    assert!(words.contains(&"TERM to b/1".to_owned()), "{words:?}");
+    run.ends("a/1");
+    run.succeeded(false);
+    assert_eq!(run.exits("b/1", TERM), ["kill leftovers of b/1"]);
+    assert_eq!(run.gone("b/1"), ["tell the parent: ready"]);
 }
 
 /// `all`, in whose record `key` the text `from` is `to`.
