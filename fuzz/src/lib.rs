@@ -1,6 +1,7 @@
 //! What the targets share: a machine that is made up, and a runtime without a kernel.
 
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
@@ -210,6 +211,8 @@ pub struct Runtime {
     /// Requests that are not answered.
     pub open: Vec<RequestId>,
     pub is_over: bool,
+    /// All that was recorded after each turn.
+    kept: BTreeMap<Key, Vec<u8>>,
 }
 
 impl Runtime {
@@ -233,6 +236,7 @@ impl Runtime {
             requests: 0,
             open: Vec::new(),
             is_over: false,
+            kept: BTreeMap::new(),
         }
     }
 
@@ -241,6 +245,12 @@ impl Runtime {
         let supervisor =
             Supervisor::restore(records, SETTINGS).map_err(|error| error.to_string())?;
         Ok(Runtime::of(supervisor))
+    }
+
+    /// What was recorded, a change at a time.
+    pub fn kept(&self) -> Records {
+        let kept = self.kept.iter();
+        kept.map(|(key, value)| (*key, value.clone())).collect()
     }
 
     /// All that is to be recorded.
@@ -269,6 +279,12 @@ impl Runtime {
     }
 
     fn take(&mut self, effects: Vec<Effect>) {
+        self.supervisor.record(&mut |key, value| {
+            match value {
+                Some(value) => self.kept.insert(key, value),
+                None => self.kept.remove(&key),
+            };
+        });
         for effect in effects {
             assert!(!self.is_over, "an effect comes after the end: {effect:?}");
             match effect {
