@@ -398,11 +398,12 @@ impl Supervisor {
                 other.dependents.retain(|(dependent, _)| *dependent != id);
             }
         }
-        for (other, _) in &watcher.dependents {
-            if let Some(other) = self.watchers.get_mut(*other) {
+        for (dependent, _) in &watcher.dependents {
+            if let Some(other) = self.watchers.get_mut(*dependent) {
                 other
                     .dependencies
                     .retain(|(dependency, _)| *dependency != id);
+                self.dirty.watchers.insert(*dependent);
             }
         }
         self.users_stale = true;

@@ -5,12 +5,13 @@
 //! [`Supervisor::restore`]. Then [`Supervisor::resume`] asks again for everything that was asked for and not answered.
 
 use super::order::Phase;
-use super::request::Pending;
+use super::request::{MOST_WORKERS, Pending};
 use super::state::{Binding, Edition, Goal, Post, Seat, Slot, Socket, State, Watcher};
 use super::table::Table;
 use super::time::{Due, Timers};
 use super::{
-    Dirty, Effect, ParentNotice, RequestId, Settings, SocketId, Supervisor, Time, Turn, WatcherId,
+    Dirty, Effect, ParentNotice, ProcId, RequestId, Settings, SocketId, Supervisor, Time, Turn,
+    WatcherId,
 };
 use crate::plan;
 use crate::unit;
@@ -215,7 +216,13 @@ impl Supervisor {
         let Some(manager) = manager else {
             return Err(Unreadable("there is no record of the manager".into()));
         };
+        let known: BTreeSet<WatcherId> = watchers.ids().collect();
         for (id, watcher) in watchers.iter_mut() {
+            let mut dependencies = watcher.dependencies.iter();
+            if let Some((other, _)) = dependencies.find(|(other, _)| !known.contains(other)) {
+                let key = Key::Watcher(*other);
+                return Err(Unreadable(format!("there is no record `{key}`")));
+            }
             for edition in watcher.editions_mut() {
                 let spec = specs.get(&(id, edition.number)).map(Rc::clone);
                 edition.spec = spec.ok_or_else(|| {
@@ -233,6 +240,12 @@ impl Supervisor {
                 let key = Key::Slot(id, wid);
                 return Err(Unreadable(format!("record `{key}` is of no watcher")));
             };
+            if wid > MOST_WORKERS {
+                let key = Key::Slot(id, wid);
+                return Err(Unreadable(format!(
+                    "record `{key}` is of a worker beyond the {MOST_WORKERS} that there can be"
+                )));
+            }
             // Slots that never changed have no record.
             watcher.slots.resize_with(wid as usize - 1, Slot::default);
             watcher.slots.push(slot);
@@ -268,8 +281,35 @@ impl Supervisor {
             users_stale: false,
             told_status: String::new(),
         };
+        supervisor.check_numbers()?;
         supervisor.derive()?;
         Ok(supervisor)
+    }
+
+    /// No number that is still to be given may have been given already, and none may make the manager grow without bounds.
+    fn check_numbers(&self) -> Result<(), Unreadable> {
+        let sockets = self.sockets.ids().filter(|id| id.0 >= self.next_socket);
+        let watchers = self.watchers.ids().filter(|id| id.0 >= self.next_watcher);
+        let mut early = sockets.map(Key::Socket).chain(watchers.map(Key::Watcher));
+        if let Some(key) = early.next() {
+            return Err(not_given(key));
+        }
+        for (id, watcher) in self.watchers.iter() {
+            if watcher.wanted > MOST_WORKERS {
+                let (key, wanted) = (Key::Watcher(id), watcher.wanted);
+                return Err(Unreadable(format!(
+                    "record `{key}` wants {wanted} workers; there can be {MOST_WORKERS}"
+                )));
+            }
+            for (wid, slot) in watcher.numbered() {
+                let procs = Seat::BOTH.map(|seat| slot.state(seat).proc());
+                let is_early = |proc: &ProcId| proc.0 >= self.next_proc;
+                if procs.iter().flatten().any(is_early) {
+                    return Err(not_given(Key::Slot(id, wid)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Everything that is in no record.
@@ -451,6 +491,12 @@ pub(super) fn stand_in<'de, D: Deserializer<'de>>(
 ) -> Result<Rc<plan::Watcher>, D::Error> {
     <()>::deserialize(deserializer)?;
     Ok(Rc::new(plan::Watcher::nothing()))
+}
+
+fn not_given(key: Key) -> Unreadable {
+    Unreadable(format!(
+        "record `{key}` has a number that the record `manager` has not given yet"
+    ))
 }
 
 fn content<T: Serialize>(value: &T) -> Vec<u8> {

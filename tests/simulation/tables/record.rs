@@ -191,6 +191,13 @@ fn records_that_do_not_belong_together_are_refused() {
         without(Key::Watcher(a)),
         "record `slot.0.1` is of no watcher"
     );
+    let lost = altered(
+        &all,
+        Key::Watcher(a),
+        "\"dependencies\":[]",
+        "\"dependencies\":[[9,true]]",
+    );
+    assert_eq!(refusal(lost), "there is no record `watcher.9`");
     let mut twice = all.clone();
     twice.insert(Key::Slot(a, 2), all[&Key::Slot(a, 1)].clone());
     assert!(refusal(twice).contains("has process 1, and so has another"));
@@ -227,5 +234,73 @@ fn the_key_of_a_record_is_read_as_it_is_written() {
         "other.1",
     ] {
         assert_eq!(text.parse::<Key>(), Err(()), "{text}");
+    }
+}
+
+#[test]
+fn what_a_watcher_that_was_left_out_was_after_may_be_forgotten_before_it_ends() {
+    let units = watcher("c", "") + &watcher("a", "") + &watcher("b", "after = [\"a\"]");
+    let mut run = Scenario::of(&units);
+    run.begin();
+    for slot in ["a/1", "c/1", "b/1"] {
+        run.spawned(slot);
+    }
+    let words = run.apply(&watcher("c", ""));
+    assert!(words.contains(&"TERM to b/1".to_owned()), "{words:?}");
+    run.ends("a/1");
+    run.succeeded(false);
+    assert_eq!(run.exits("b/1", TERM), ["kill leftovers of b/1"]);
+    assert_eq!(run.gone("b/1"), ["tell the parent: ready"]);
+}
+
+/// `all`, in whose record `key` the text `from` is `to`.
+fn altered(all: &BTreeMap<Key, Vec<u8>>, key: Key, from: &str, to: &str) -> BTreeMap<Key, Vec<u8>> {
+    let text = String::from_utf8(all[&key].clone()).expect("records are text");
+    assert!(text.contains(from), "{from} is not in {text}");
+    let mut all = all.clone();
+    all.insert(key, text.replacen(from, to, 1).into());
+    all
+}
+
+#[test]
+fn records_of_more_workers_than_there_can_be_are_refused_before_there_is_room_made_for_them() {
+    let all = records(&mut running("numprocesses = 2"));
+    let a = WatcherId(0);
+    for wid in [100_001, u32::MAX] {
+        let mut many = all.clone();
+        many.insert(Key::Slot(a, wid), all[&Key::Slot(a, 2)].clone());
+        assert_eq!(
+            refusal(many),
+            format!("record `slot.0.{wid}` is of a worker beyond the 100000 that there can be")
+        );
+    }
+    let many = altered(
+        &all,
+        Key::Watcher(a),
+        "\"wanted\":2",
+        "\"wanted\":4294967295",
+    );
+    assert_eq!(
+        refusal(many),
+        "record `watcher.0` wants 4294967295 workers; there can be 100000"
+    );
+}
+
+#[test]
+fn records_with_numbers_that_would_be_given_a_second_time_are_refused() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("a/1");
+    let all = records(&mut run);
+    for (from, to, key) in [
+        ("\"next_socket\":1", "\"next_socket\":0", "socket.0"),
+        ("\"next_watcher\":1", "\"next_watcher\":0", "watcher.0"),
+        ("\"next_proc\":1024", "\"next_proc\":1", "slot.0.1"),
+    ] {
+        assert_eq!(
+            refusal(altered(&all, Key::Manager, from, to)),
+            format!("record `{key}` has a number that the record `manager` has not given yet")
+        );
     }
 }
