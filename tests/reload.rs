@@ -176,6 +176,19 @@ fn a_replacement_that_exits_at_once_ends_the_reload() {
 }
 
 #[test]
+fn a_replacement_that_forks_away_ends_the_reload_and_is_not_left_behind() {
+    // Nothing but its own end says so.
+    assert_refused_by_failure(
+        r#"
+        [watcher.web]
+        cmd = "PROBE do unless DIR/fail { sleep } , daemon { append DIR/away %p , sleep } , await DIR/away"
+        ready_delay = "1s"
+        "#,
+        "exited with code 0",
+    );
+}
+
+#[test]
 fn a_replacement_that_is_never_ready_ends_the_reload() {
     assert_refused_by_failure(
         r#"
