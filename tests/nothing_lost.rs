@@ -15,10 +15,7 @@ use support::{Manager, bounded, command, kill, poll};
 
 /// How often each thing is done.
 fn rounds() -> u64 {
-    let given = std::env::var("TENTPOLE_ROUNDS").ok();
-    given.map_or(20, |text| {
-        text.parse().expect("TENTPOLE_ROUNDS is a number")
-    })
+    support::rounds(20)
 }
 
 /// Two pools behind sockets of two kinds, and one that nothing is ever done to.

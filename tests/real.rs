@@ -105,7 +105,8 @@ fn clients_of_gunicorn_notice_nothing_of_what_is_done_to_it_or_to_the_manager() 
         for _ in 0..4 {
             scope.spawn(client);
         }
-        for round in 0..rounds() {
+        // `TENTPOLE_ROUNDS=100` is the long run.
+        for round in 0..support::rounds(2) {
             manager.ok(&["reload", "web"]);
             let workers = manager.pids("web");
             manager.ok(&["upgrade"]);
@@ -121,12 +122,6 @@ fn clients_of_gunicorn_notice_nothing_of_what_is_done_to_it_or_to_the_manager() 
     assert_eq!(listeners(&cluster.address), before);
     assert_eq!(manager.watcher("web")["restarts"], 0, "{}", manager.log());
     assert!(answered.load(Ordering::Relaxed) > 100);
-}
-
-/// How often everything is done: `TENTPOLE_ROUNDS=100` is the long run.
-fn rounds() -> u64 {
-    let given = std::env::var("TENTPOLE_ROUNDS").ok();
-    given.map_or(2, |text| text.parse().expect("TENTPOLE_ROUNDS is a number"))
 }
 
 struct OnDrop<F: Fn()>(F);

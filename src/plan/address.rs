@@ -14,8 +14,13 @@ use std::path::{Path, PathBuf};
 /// Adds an error for every socket whose address an earlier one takes.
 pub(super) fn find_collisions(sockets: &[Box<Socket>], findings: &mut Vec<Finding>) {
     let crowded = crowded_ports(sockets);
-    let is_alone =
-        |socket: &Socket| port(socket).is_some_and(|p| crowded.binary_search(&p).is_err());
+    let is_alone = |socket: &Socket| {
+        socket
+            .address
+            .value
+            .port()
+            .is_some_and(|p| crowded.binary_search(&p).is_err())
+    };
     let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
     for socket in sockets.iter().filter(|socket| !is_alone(socket)) {
         let (occupied, asked) = scopes(socket);
@@ -49,21 +54,15 @@ pub(super) fn find_collisions(sockets: &[Box<Socket>], findings: &mut Vec<Findin
 
 /// The ports that more than one socket has, in order: no others need a closer look.
 fn crowded_ports(sockets: &[Box<Socket>]) -> Vec<u16> {
-    let mut ports: Vec<u16> = sockets.iter().filter_map(|it| port(it)).collect();
+    let mut ports: Vec<u16> = (sockets.iter())
+        .filter_map(|socket| socket.address.value.port())
+        .collect();
     ports.sort_unstable();
     let mut crowded: Vec<u16> = (ports.windows(2).filter(|pair| pair[0] == pair[1]))
         .map(|pair| pair[0])
         .collect();
     crowded.dedup();
     crowded
-}
-
-fn port(socket: &Socket) -> Option<u16> {
-    match &socket.address.value {
-        Address::Port(port) | Address::Host(_, port) => Some(*port),
-        Address::Ip(address) => Some(address.port()),
-        Address::Path(_) | Address::Abstract(_) => None,
-    }
 }
 
 /// What a listening socket occupies.

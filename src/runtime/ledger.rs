@@ -165,6 +165,11 @@ impl Ledger {
         self.buffered.insert(key.to_owned(), None);
     }
 
+    /// How many values the next commit writes.
+    pub fn buffered(&self) -> usize {
+        self.buffered.values().flatten().count()
+    }
+
     /// Writes what is buffered, by one system call in most cases; nothing buffered is none.
     ///
     /// A failure (no memory, RLIMIT_FSIZE, with SIGXFSZ ignored) leaves the stored state as it was, and is an error when it

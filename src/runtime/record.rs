@@ -245,18 +245,16 @@ impl Manager {
             processes: self.processes.ids().into_iter().collect(),
             leftovers: self.leftovers.ids().into_iter().collect(),
         };
-        let mut records = 0;
         self.supervisor.record_all(&mut |key, value| {
             if let Some(value) = value {
                 ledger.put(&key.to_string(), value);
-                records += 1;
             }
         });
         let parts = (&self.listeners, &self.processes, &self.leftovers);
-        records += all.put(&mut ledger, parts);
+        all.put(&mut ledger, parts);
         ledger.put(HOME, content(&self.home));
         ledger.put(HANDOVER, content(handover));
-        records += [HOME, HANDOVER].len();
+        let records = ledger.buffered();
         ledger.commit()?;
         Ok((ledger, records))
     }
@@ -270,38 +268,29 @@ struct Dirty {
 }
 
 impl Dirty {
-    /// How many of them there still are.
     fn put(
         &self,
         ledger: &mut Ledger,
         (listeners, processes, leftovers): (&Listeners, &Processes, &Leftovers),
-    ) -> usize {
-        let mut records = 0;
+    ) {
         for id in &self.listeners {
-            records += put(ledger, LISTENER, u64::from(id.0), listeners.record(*id));
+            put(ledger, LISTENER, u64::from(id.0), listeners.record(*id));
         }
         for proc in &self.processes {
-            records += put(ledger, PROCESS, proc.0, processes.record(*proc));
+            put(ledger, PROCESS, proc.0, processes.record(*proc));
         }
         for proc in &self.leftovers {
-            records += put(ledger, LEFTOVER, proc.0, leftovers.record(*proc));
+            put(ledger, LEFTOVER, proc.0, leftovers.record(*proc));
         }
-        records
     }
 }
 
-/// Puts a record, or deletes that of what is no more; how many there are now.
-fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) -> usize {
+/// Puts a record, or deletes that of what is no more.
+fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) {
     let name = format!("{kind}{number}");
     match record {
-        Some(record) => {
-            ledger.put(&name, content(&record));
-            1
-        }
-        None => {
-            ledger.delete(&name);
-            0
-        }
+        Some(record) => ledger.put(&name, content(&record)),
+        None => ledger.delete(&name),
     }
 }
 

@@ -14,11 +14,9 @@ use crate::sys::process::{self, Exit, Pid};
 use crate::sys::spawn::Spawn;
 use crate::sys::{fork, inherit, memory, output};
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -91,8 +89,7 @@ impl Manager {
             .map_err(|error| format!("the state can't be written: {error}"))?;
         let answer = memory::file(c"tentpole-answer")
             .map_err(|error| format!("the new program can't be asked: {error}"))?;
-        let path = CString::new(program.as_os_str().as_bytes())
-            .map_err(|_| String::from("a NUL byte in the program's path"))?;
+        let path = image::c_string(program.clone().into_os_string());
         let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
         let mut argv = vec![
             path.clone(),

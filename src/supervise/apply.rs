@@ -71,13 +71,15 @@ impl Supervisor {
 
     /// The sockets that nothing new is started with once these changes are made, and those that it is so of already.
     pub fn leaving(&self, changes: &[Change]) -> BTreeSet<SocketId> {
-        let goes = |change: &&Change| matches!(change.action, Action::Remove | Action::Rebind);
-        let gone: HashSet<&Unit> = (changes.iter().filter(goes))
-            .map(|change| &change.unit)
+        let gone: HashSet<&str> = (changes.iter())
+            .filter(|change| matches!(change.action, Action::Remove | Action::Rebind))
+            .filter_map(|change| match &change.unit {
+                Unit::Socket(name) => Some(name.as_str()),
+                Unit::Manager | Unit::Watcher(_) => None,
+            })
             .collect();
-        let is_gone = |name: &str| gone.contains(&Unit::Socket(name.to_owned()));
         (self.sockets.iter())
-            .filter(|(_, socket)| socket.retired || is_gone(socket.spec.name()))
+            .filter(|(_, socket)| socket.retired || gone.contains(socket.spec.name()))
             .map(|(id, _)| id)
             .collect()
     }

@@ -14,6 +14,7 @@ pub mod placement;
 pub mod process;
 pub mod queue;
 mod raw;
+mod receive;
 pub mod reuseport;
 pub mod signals;
 pub mod socket;

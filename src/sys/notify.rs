@@ -2,9 +2,9 @@
 
 use super::check;
 use super::process::Pid;
-use super::unix::MOST_FDS;
+use super::receive;
 use std::io;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Longest text of a message, as with systemd: a longer one is refused whole.
@@ -95,42 +95,14 @@ impl NotifySocket {
     /// The next message; `None` when there is none. It stays the next one until [`NotifySocket::taken`], so that who dies
     /// over it leaves it to whoever holds the socket then. Its descriptors are copies.
     pub fn receive(&mut self) -> io::Result<Option<Message>> {
-        let mut part = libc::iovec {
-            iov_base: self.text.as_mut_ptr().cast(),
-            iov_len: self.text.len(),
+        let flags = libc::MSG_TRUNC | libc::MSG_PEEK;
+        let message = match receive::receive(self.fd.as_fd(), &mut *self.text, flags) {
+            Ok(message) => message,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
         };
-        let mut control = ControlBuffer {
-            bytes: [0; CONTROL_BYTES],
-        };
-        // SAFETY: all-zero is a valid value of this structure, which has private padding with some C libraries.
-        let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-        header.msg_iov = &raw mut part;
-        header.msg_iovlen = 1;
-        header.msg_control = (&raw mut control.bytes).cast();
-        header.msg_controllen = CONTROL_BYTES as _;
-        let length = loop {
-            // SAFETY: the header leads to buffers of the lengths that it gives, which outlive the call.
-            match unsafe {
-                libc::recvmsg(
-                    self.fd.as_raw_fd(),
-                    &mut header,
-                    libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC | libc::MSG_PEEK,
-                )
-            } {
-                -1 => {}
-                length => break length as usize,
-            }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::WouldBlock => return Ok(None),
-                io::ErrorKind::Interrupted => {}
-                _ => return Err(error),
-            }
-        };
-        // SAFETY: the kernel has just filled it.
-        let (credentials, fds) = unsafe { take_control(&header) };
         let Some((credentials, sender)) =
-            credentials.and_then(|who| Some((who, Pid::new(who.pid)?)))
+            (message.credentials).and_then(|who| Some((who, Pid::new(who.pid)?)))
         else {
             return Ok(Some(Message::Anonymous));
         };
@@ -138,9 +110,9 @@ impl NotifySocket {
             sender,
             uid: credentials.uid,
             gid: credentials.gid,
-            text: self.text[..length.min(LONGEST_TEXT)].to_vec(),
-            fds,
-            truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+            text: self.text[..message.length.min(LONGEST_TEXT)].to_vec(),
+            fds: message.fds,
+            truncated: message.truncated,
         })))
     }
 }
@@ -171,55 +143,6 @@ impl AsFd for NotifySocket {
     }
 }
 
-// SAFETY: a computation without side effects.
-pub(super) const CONTROL_BYTES: usize = unsafe {
-    libc::CMSG_SPACE(size_of::<libc::ucred>() as u32)
-        + libc::CMSG_SPACE((MOST_FDS * size_of::<libc::c_int>()) as u32)
-} as usize;
-
-/// Aligned for the headers that the kernel writes into it.
-#[repr(C, align(8))]
-pub(super) struct ControlBuffer {
-    pub(super) bytes: [u8; CONTROL_BYTES],
-}
-
-/// The credentials of a received message, and every descriptor that came with it.
-///
-/// # Safety
-///
-/// `header` must have been filled by a successful recvmsg with room for control messages, and its descriptors not taken
-/// before.
-pub(super) unsafe fn take_control(header: &libc::msghdr) -> (Option<libc::ucred>, Vec<OwnedFd>) {
-    let (mut credentials, mut fds) = (None, Vec::new());
-    // SAFETY: the caller's promise; the same holds for the walk below, which stays within the control buffer.
-    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
-    while !next.is_null() {
-        // SAFETY: not null, so a whole header within the buffer, which is aligned for it.
-        let message = unsafe { *next };
-        // SAFETY: as above; only the address is computed.
-        let data = unsafe { libc::CMSG_DATA(next) };
-        let bytes = (message.cmsg_len as usize).saturating_sub(data.addr() - next.addr());
-        match (message.cmsg_level, message.cmsg_type) {
-            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if bytes >= size_of::<libc::ucred>() => {
-                // SAFETY: that many bytes are there, of a plain structure.
-                credentials = Some(unsafe { data.cast::<libc::ucred>().read_unaligned() });
-            }
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                for index in 0..bytes / size_of::<libc::c_int>() {
-                    // SAFETY: that many numbers are there, each a new descriptor that nobody else owns.
-                    fds.push(unsafe {
-                        OwnedFd::from_raw_fd(data.cast::<libc::c_int>().add(index).read_unaligned())
-                    });
-                }
-            }
-            _ => {}
-        }
-        // SAFETY: as for the first.
-        next = unsafe { libc::CMSG_NXTHDR(header, next) };
-    }
-    (credentials, fds)
-}
-
 fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the value outlives the call and is as long as it says.
@@ -237,6 +160,7 @@ fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Resu
 
 #[cfg(test)]
 mod tests {
+    use super::super::unix::MOST_FDS;
     use super::*;
     use crate::sys::process;
     use crate::sys::spawn::tests::{Program, eventually, wait_for_end};

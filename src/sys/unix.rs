@@ -1,10 +1,10 @@
 //! Unix sockets: who is at the other end, and messages that carry descriptors.
 
-use super::notify::{CONTROL_BYTES, ControlBuffer, take_control};
 use super::process::Pid;
+use super::receive;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{self, IoSlice};
-use std::mem::{MaybeUninit, size_of};
+use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The most descriptors that the kernel lets one message carry (SCM_MAX_FD).
@@ -137,43 +137,24 @@ pub enum Received {
 
 /// Receives one message. It never waits.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut part = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
-    let mut control = ControlBuffer {
-        bytes: [0; CONTROL_BYTES],
-    };
-    // SAFETY: all-zero is a valid value of this structure, which has private padding with some C libraries.
-    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control.bytes).cast();
-    header.msg_controllen = CONTROL_BYTES as _;
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    let length = loop {
-        // SAFETY: the header leads to buffers of the lengths that it gives, which outlive the call.
-        match unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut header, flags) } {
-            -1 => {}
-            length => break length as usize,
-        }
-        let error = io::Error::last_os_error();
-        match error.kind() {
-            io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
-            // The other end was closed before it had received everything. It is said once, and what it has sent comes after.
-            io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted => {}
-            _ => return Err(error),
+    let message = loop {
+        match receive::receive(socket.as_fd(), buffer, libc::MSG_DONTWAIT) {
+            Ok(message) => break message,
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
+                // The other end was closed before it had received everything. It is said once, and what it has sent comes after.
+                io::ErrorKind::ConnectionReset => {}
+                _ => return Err(error),
+            },
         }
     };
-    // SAFETY: the kernel has just filled it.
-    let (_, fds) = unsafe { take_control(&header) };
-    if length == 0 {
+    if message.length == 0 {
         return Ok(Received::End);
     }
     Ok(Received::Message {
-        length,
-        fds,
-        truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+        length: message.length,
+        fds: message.fds,
+        truncated: message.truncated,
     })
 }
 

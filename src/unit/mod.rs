@@ -224,6 +224,17 @@ pub enum Address {
     Abstract(String),
 }
 
+impl Address {
+    /// The port of an internet address; 0 is of the kernel's choice.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Address::Port(port) | Address::Host(_, port) => Some(*port),
+            Address::Ip(address) => Some(address.port()),
+            Address::Path(_) | Address::Abstract(_) => None,
+        }
+    }
+}
+
 /// Type of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

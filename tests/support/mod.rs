@@ -481,6 +481,14 @@ pub fn ask(address: &str, line: &str) -> String {
     finish(begin(address, line))
 }
 
+/// How often a thing is done that is done again and again: `TENTPOLE_ROUNDS`, if it is set.
+pub fn rounds(otherwise: u64) -> u64 {
+    let given = std::env::var("TENTPOLE_ROUNDS").ok();
+    given.map_or(otherwise, |text| {
+        text.parse().expect("TENTPOLE_ROUNDS is a number")
+    })
+}
+
 /// Connects and asks, and does not wait for the answer.
 pub fn begin(address: &str, line: &str) -> TcpStream {
     let mut stream =

@@ -98,11 +98,7 @@ impl Listener {
     /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
     pub(super) fn is_same_as(&self, bound: &Listener) -> bool {
         let (ours, theirs) = (&self.spec.unit, &bound.spec.unit);
-        let is_chosen_by_kernel = match &ours.address.value {
-            unit::Address::Port(port) | unit::Address::Host(_, port) => *port == 0,
-            unit::Address::Ip(ip) => ip.port() == 0,
-            unit::Address::Path(_) | unit::Address::Abstract(_) => false,
-        };
+        let is_chosen_by_kernel = ours.address.value.port() == Some(0);
         !matches!(bound.fds, Fds::Unbound)
             && !is_chosen_by_kernel
             && address_of(ours) == address_of(theirs)
@@ -115,12 +111,7 @@ impl Listener {
         let Some(Local::Ip(theirs)) = &bound.local else {
             return false;
         };
-        let port = match &self.spec.unit.address.value {
-            unit::Address::Port(port) | unit::Address::Host(_, port) => *port,
-            unit::Address::Ip(ip) => ip.port(),
-            unit::Address::Path(_) | unit::Address::Abstract(_) => return false,
-        };
-        port == theirs.port()
+        self.spec.unit.address.value.port() == Some(theirs.port())
     }
 
     pub(super) fn adjust(&self) {
