@@ -13,7 +13,7 @@ pub mod keeper;
 pub mod ledger;
 mod leftovers;
 mod listeners;
-mod logger;
+pub mod logger;
 mod node;
 mod parent;
 mod processes;

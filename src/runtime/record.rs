@@ -137,9 +137,7 @@ impl Keeping {
             held: HashMap::new(),
         };
         if !matches!(keeping.vault, Vault::Nobody) {
-            let ledger = Ledger::create()?;
-            keeping.vault.hold(&[(LEDGER, ledger.fd())]);
-            keeping.ledger = Some(ledger);
+            keeping.ledger = Some(Ledger::create()?);
         }
         Ok(keeping)
     }
@@ -201,16 +199,16 @@ impl Manager {
         }
     }
 
-    /// Records what is recorded once, with everything else, and hands over what is held once.
+    /// Hands over what is held once, and records what is recorded once, with everything else.
     pub(super) fn save_home(&mut self) {
         let Some(ledger) = &mut self.keeping.ledger else {
             return;
         };
         ledger.put(HOME, content(&self.home));
-        self.save();
-        let mut fds: Vec<(&str, BorrowedFd<'_>)> = vec![(NOTIFY, self.notify.as_fd())];
+        let mut fds = vec![(LEDGER, ledger.fd()), (NOTIFY, self.notify.as_fd())];
         fds.extend(self.server.listener().map(|fd| (CONTROL, fd)));
         self.keeping.vault.hold(&fds);
+        self.save();
     }
 
     /// Hands the vault what is new of these sockets, and has it let go of what is no more.

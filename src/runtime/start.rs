@@ -2,7 +2,7 @@
 
 use super::adopt::{Estate, adopt};
 use super::inherited::Inherited;
-use super::keeper::{self, Taken};
+use super::keeper::{self, Origin, Taken};
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
 use super::parent::{self, Parent};
@@ -122,23 +122,32 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     process::keep_heap();
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
+    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
+    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
+    logger::init(LogLevel::Info, LogFormat::Text);
     let handed = Estate::handed().map_err(StartError::Again)?;
     let inherited = Inherited::receive();
     let watchdog = parent::watchdog();
+    let program = fork::program();
+    let limit = process::fd_limit().map_err(|error| failed("the limit of open files", &error))?;
+    let raised = raise_fd_limit();
     // What is made from here on is the manager's alone.
     let vault = match &handed {
         Some(estate) => Ok(Vault::handed_on(estate.stored())),
-        None => Vault::open(options.keeper),
+        None => {
+            let origin = Origin {
+                signals: &signals,
+                program: program.clone(),
+                nofile: raised,
+            };
+            Vault::open(limit.0, options.keeper.then_some(origin))
+        }
     };
     let vault = vault.map_err(|error| failed("the keeper", &error))?;
     process::close_on_exec_from(3).map_err(|error| failed("close-on-exec", &error))?;
-    logger::init(LogLevel::Info, LogFormat::Text);
-
-    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
-    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
 
     let mut spawner = Spawner::new().map_err(|error| failed("spawning", &error))?;
-    let nofile = raise_fd_limit();
+    let nofile = workers_limit(limit, raised);
     if let Some((soft, hard)) = nofile {
         spawner.restore_nofile(soft, hard);
     }
@@ -151,7 +160,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         spawner,
         nofile,
         search: options.search.clone(),
-        program: fork::program(),
+        program,
         watchdog,
     };
     let is_stored = matches!(vault, Vault::Systemd(_));
@@ -168,24 +177,25 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     ended
 }
 
-/// Raises the limit of open descriptors. The answer is the one that workers get, soft and hard, if it is another.
+/// Raises the limit of open descriptors. The answer is what it was, soft and hard, if it is another now.
 fn raise_fd_limit() -> Option<(u64, u64)> {
-    let before = process::fd_limit().ok();
-    let original = match process::raise_fd_limit() {
-        Ok(original) => original,
-        Err(error) => {
-            log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
-            None
-        }
-    };
-    let (Ok(wanted), Some((_, hard))) = (std::env::var(NOFILE), before) else {
-        return original;
+    process::raise_fd_limit().unwrap_or_else(|error| {
+        log::warn!(target: "manager", "the limit of open files could not be raised: {error}");
+        None
+    })
+}
+
+/// The limit of open descriptors that workers get, if it is not the manager's own, which had `limit` at first, and what is
+/// in `raised` if that was raised.
+fn workers_limit((_, hard): (u64, u64), raised: Option<(u64, u64)>) -> Option<(u64, u64)> {
+    let Ok(wanted) = std::env::var(NOFILE) else {
+        return raised;
     };
     match wanted.parse::<u64>() {
         Ok(soft) if soft <= hard => Some((soft, hard)),
         _ => {
             log::warn!(target: "manager", "{NOFILE}={wanted} is no number up to {hard}, the limit of open files");
-            original
+            raised
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Where the manager's descriptors and state are kept for the next manager: with the keeper, with systemd, or nowhere.
 
 use super::inherited::Inherited;
-use super::keeper::{self, Exited, Link, Taken, Teller, Word};
+use super::keeper::{self, Exited, Link, Origin, Taken, Teller, Word};
 use super::parent;
 use crate::sys::epoll::Epoll;
-use crate::sys::process::{self, Pid};
+use crate::sys::process::Pid;
 use crate::sys::unix;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -34,21 +34,21 @@ pub enum Vault {
 }
 
 impl Vault {
-    /// Finds out who keeps what. With `with_keeper`, and where nobody else would do it, this process becomes a keeper, and
-    /// what returns is its child: before that nothing may be made that the two must not share, the limit of open
-    /// descriptors not be raised, and signals must be blocked.
-    pub fn open(with_keeper: bool) -> io::Result<Vault> {
+    /// Finds out who keeps what. With `keeper`, and where nobody else would do it, this process becomes a keeper, and what
+    /// returns is its child: nothing may have been made that the two must not share. `soft` is the limit of open descriptors
+    /// that this process was started with.
+    pub fn open(soft: u64, keeper: Option<Origin<'_>>) -> io::Result<Vault> {
         if let Some(link) = Link::inherited() {
             return Ok(Vault::Keeper(link));
         }
         if let Some(mut store) = Store::offered() {
-            store.fit(process::fd_limit()?.0);
+            store.fit(soft);
             return Ok(Vault::Systemd(store));
         }
-        if with_keeper {
-            return keeper::begin().map(Vault::Keeper);
+        match keeper {
+            Some(origin) => keeper::begin(origin).map(Vault::Keeper),
+            None => Ok(Vault::Nobody),
         }
-        Ok(Vault::Nobody)
     }
 
     /// The one that our former self had, whose place we take by an upgrade: all that it held is held already, in systemd's store

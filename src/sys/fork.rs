@@ -3,7 +3,7 @@
 use super::process::{self, Pid};
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -43,23 +43,26 @@ pub fn fork() -> io::Result<Side> {
     }
 }
 
-/// Leaves everything behind for another life, which is given `keep` and whose answer is the exit code: every other
-/// descriptor but 0 to 2 is closed, whoever owned it. Nobody misses them, since none of the callers goes on.
-pub fn leave_for(keep: OwnedFd, life: impl FnOnce(OwnedFd) -> i32) -> ! {
-    let kept = keep.as_raw_fd();
-    let all = RawFd::MAX;
-    let closed =
-        close_range(3, kept.saturating_sub(1)).and_then(|()| close_range(3.max(kept + 1), all));
-    if closed.is_err() {
+/// Leaves everything behind for another life, whose answer is the exit code: every descriptor but 0 to 2 and those of
+/// `kept` is closed, whoever owned it. Nobody misses them, since none of the callers goes on.
+pub fn leave_for(mut kept: Vec<RawFd>, life: impl FnOnce() -> i32) -> ! {
+    kept.sort_unstable();
+    let mut next = 3;
+    let mut closed = Ok(());
+    for fd in &kept {
+        closed = closed.and_then(|()| close_range(next, fd - 1));
+        next = next.max(fd + 1);
+    }
+    if closed.and_then(|()| close_range(next, RawFd::MAX)).is_err() {
         // A kernel before 5.9, or a system call filter.
         for fd in process::open_fds().unwrap_or_default() {
-            if fd > 2 && fd != kept {
+            if fd > 2 && !kept.contains(&fd) {
                 // SAFETY: takes no pointers; its owner is never asked again, as said above.
                 unsafe { libc::close(fd) };
             }
         }
     }
-    std::process::exit(life(keep))
+    std::process::exit(life())
 }
 
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {

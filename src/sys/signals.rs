@@ -42,6 +42,11 @@ impl SignalFd {
         Ok(SignalFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Another descriptor for the same signals. In a child of this process it gives the child's own, signalfd(2).
+    pub fn try_clone(&self) -> io::Result<SignalFd> {
+        self.0.try_clone().map(SignalFd)
+    }
+
     /// The next signal's number; `None` when there is none.
     pub fn read(&self) -> io::Result<Option<i32>> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();

@@ -16,14 +16,16 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use tentpole::runtime::inherited::Inherited;
-use tentpole::runtime::keeper;
+use tentpole::runtime::keeper::{self, Origin};
+use tentpole::runtime::logger;
 use tentpole::runtime::vault::Vault;
 use tentpole::runtime::{self, Options};
 use tentpole::sys::epoll::{Epoll, Interest};
+use tentpole::sys::fork;
 use tentpole::sys::memory;
 use tentpole::sys::process::{self, Exit, Pid};
 use tentpole::sys::signals::SignalFd;
-use tentpole::unit::Search;
+use tentpole::unit::{LogFormat, LogLevel, Search};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -68,12 +70,15 @@ fn run(paths: &[String]) {
 ///
 /// It says `signal N` of each that it gets, `exited PID GROUP CODE` or `exited PID GROUP -SIGNAL` of what the keeper tells, and `gone`.
 fn obey(path: &str) {
-    let signals: Vec<i32> = (keeper::SIGNALS.into_iter())
-        .filter(|signal| *signal != libc::SIGCHLD)
-        .collect();
-    let signals = SignalFd::new(&signals).expect("block signals");
-    let mut vault = Vault::open(true).expect("open the vault");
-    process::raise_fd_limit().expect("raise the limit");
+    logger::init(LogLevel::Info, LogFormat::Text);
+    let signals = SignalFd::new(&keeper::SIGNALS).expect("block signals");
+    let (soft, _) = process::fd_limit().expect("the limit");
+    let origin = Origin {
+        signals: &signals,
+        program: fork::program(),
+        nofile: process::raise_fd_limit().expect("raise the limit"),
+    };
+    let mut vault = Vault::open(soft, Some(origin)).expect("open the vault");
     let beginning = vault
         .take_over(&mut Inherited::default())
         .expect("take over");
@@ -126,8 +131,10 @@ fn obey(path: &str) {
                 }
                 1 => {
                     while let Some(signal) = signals.read().expect("read a signal") {
-                        vault.heard(signal);
-                        writeln!(stream, "signal {signal}").expect("speak");
+                        if signal != libc::SIGCHLD {
+                            vault.heard(signal);
+                            writeln!(stream, "signal {signal}").expect("speak");
+                        }
                     }
                 }
                 _ => {

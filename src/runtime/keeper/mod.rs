@@ -29,20 +29,20 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::{TRIM_AFTER, image, logger, parent};
+use super::{TRIM_AFTER, image, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
-use crate::sys::signals::{self, SignalFd};
+use crate::sys::signals::SignalFd;
 use crate::sys::spawn::{Spawn, Spawner};
 use crate::sys::unix::{self, Received};
-use crate::unit::{LogFormat, LogLevel, Signal, signal_name};
+use crate::unit::{Signal, signal_name};
 use protocol::{FromKeeper, LONGEST, MOST_AT_ONCE, ToKeeper};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::ops::Bound;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,25 +83,28 @@ const MOST_TOLD: usize = 32;
 /// Messages taken in one turn, so that signals and exits have theirs.
 const MESSAGES_PER_TURN: usize = 64;
 
-/// Makes this process a keeper, and a child of it the manager, which goes on from here with the link to it. Whatever this
-/// process has open but 0 to 2 is the manager's. The signals that are forwarded must be
-/// blocked, so that none is lost.
-pub fn begin() -> io::Result<Link> {
-    let (ours, theirs) = unix::message_pair()?;
-    match fork::fork()? {
-        Side::Child => Ok(Link::new(theirs, true)),
-        Side::Parent(manager) => fork::leave_for(ours, |link| keep(link, manager)),
-    }
+/// What this process has done for the manager, and a keeper needs as well.
+#[derive(Debug)]
+pub struct Origin<'a> {
+    /// Where [`SIGNALS`] are read: each process reads its own there.
+    pub signals: &'a SignalFd,
+    /// The path of this program, for the next manager.
+    pub program: Option<PathBuf>,
+    /// The limit of open descriptors before it was raised, which the next manager is started with.
+    pub nofile: Option<(u64, u64)>,
 }
 
-fn keep(link: OwnedFd, manager: Pid) -> i32 {
-    logger::init(LogLevel::Info, LogFormat::Text);
-    match Keeper::new(link, manager) {
-        Ok(keeper) => keeper.run(),
-        Err(error) => {
-            log::error!(target: "keeper", "can't look after the manager, so it is told to stop: {error}");
-            let _ = process::kill(manager, libc::SIGTERM);
-            1
+/// Makes this process a keeper, and a child of it the manager, which goes on from here with the link to it. Whatever this
+/// process has open but 0 to 2 is the manager's.
+pub fn begin(origin: Origin<'_>) -> io::Result<Link> {
+    let (ours, theirs) = unix::message_pair()?;
+    // Before there are two of them: what the keeper does later, the manager may have to wait for.
+    let keeper = Keeper::new(ours, origin)?;
+    match fork::fork()? {
+        Side::Child => Ok(Link::new(theirs, true)),
+        Side::Parent(manager) => {
+            let kept: Vec<RawFd> = keeper.fds().map(|fd| fd.as_raw_fd()).collect();
+            fork::leave_for(kept, || keeper.look_after(manager))
         }
     }
 }
@@ -143,21 +146,16 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(link: OwnedFd, manager: Pid) -> io::Result<Keeper> {
-        let signals = SignalFd::new(&SIGNALS)?;
-        signals::ignore(libc::SIGXFSZ)?;
+    /// One that has no manager yet.
+    fn new(link: OwnedFd, origin: Origin<'_>) -> io::Result<Keeper> {
         if Pid::own().as_raw() != 1 {
             process::set_subreaper()?;
         }
         Ok(Keeper {
-            signals,
-            program: fork::program(),
-            nofile: process::raise_fd_limit().ok().flatten(),
-            manager: Some(Manager {
-                pid: manager,
-                since: process::monotonic_now(),
-                is_up: true,
-            }),
+            signals: origin.signals.try_clone()?,
+            program: origin.program,
+            nofile: origin.nofile,
+            manager: None,
             due: Duration::ZERO,
             link: Some(link),
             held: BTreeMap::new(),
@@ -171,6 +169,23 @@ impl Keeper {
             failures: 0,
             parent: Parent::connect(),
         })
+    }
+
+    /// All that it has open.
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let parent = self.parent.connection.iter().map(AsFd::as_fd);
+        let link = self.link.iter().map(AsFd::as_fd);
+        [self.signals.as_fd()].into_iter().chain(link).chain(parent)
+    }
+
+    /// Looks after the first manager and all that follow.
+    fn look_after(mut self, first: Pid) -> i32 {
+        self.manager = Some(Manager {
+            pid: first,
+            since: process::monotonic_now(),
+            is_up: true,
+        });
+        self.run()
     }
 
     fn run(mut self) -> i32 {
