@@ -439,7 +439,7 @@ fn answers(manager: &Manager, name: &str, seqpacket: bool) {
         .connect(&address)
         .unwrap_or_else(|error| panic!("{name}: {error}\n{}", manager.log()));
     let mut buffer = [0; 64];
-    let length = socket.read(&mut buffer).expect("an answer");
+    let length = support::uninterrupted(|| socket.read(&mut buffer)).expect("an answer");
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     assert_eq!(text, manager.pids("web")[0].to_string());
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use support::{
     DEADLINE, Manager, folder, is_alive, kill, needs_program, needs_root, poll, process_status,
-    spawn_by_script, wait_until_dead,
+    spawn_by_script, uninterrupted, wait_until_dead,
 };
 use tempfile::TempDir;
 
@@ -387,7 +387,7 @@ fn the_parent_hears_the_keeper() {
     });
     manager.order("tell READY=1");
     let mut buffer = [0; 100];
-    let length = parent.recv(&mut buffer).expect("a message");
+    let length = uninterrupted(|| parent.recv(&mut buffer)).expect("a message");
     assert_eq!(&buffer[..length], b"READY=1");
     let mut manager = keeper.replace(manager, libc::SIGKILL);
     // More than its queue holds, and it reads only later. The last words come through before the end.
@@ -395,18 +395,17 @@ fn the_parent_hears_the_keeper() {
         manager.order(&format!("tell STATUS={number}"));
     }
     manager.heard();
-    let length = parent.recv(&mut buffer).expect("a message");
+    let length = uninterrupted(|| parent.recv(&mut buffer)).expect("a message");
     assert_eq!(&buffer[..length], b"STATUS=0");
     let last = poll(|| {
-        parent
-            .recv(&mut buffer)
+        uninterrupted(|| parent.recv(&mut buffer))
             .ok()
             .filter(|length| &buffer[..*length] == b"STATUS=99")
     });
     assert!(last.is_some());
     manager.order("tell STOPPING=1");
     manager.order("exit 0");
-    let length = parent.recv(&mut buffer).expect("a message");
+    let length = uninterrupted(|| parent.recv(&mut buffer)).expect("a message");
     assert_eq!(&buffer[..length], b"STOPPING=1");
     assert_eq!(keeper.wait().code(), Some(0));
 }

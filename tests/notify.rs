@@ -7,7 +7,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 use support::{
-    DEADLINE, Manager, is_alive, kill, needs_program, needs_root, poll, wait_until_dead,
+    DEADLINE, Manager, is_alive, kill, needs_program, needs_root, poll, uninterrupted,
+    wait_until_dead,
 };
 
 fn worker(watcher: &Value) -> &Value {
@@ -743,7 +744,7 @@ mod to_the_parent {
         });
         let mut buffer = [0; 4096];
         loop {
-            let count = socket.recv(&mut buffer).expect("READY=1 in time");
+            let count = uninterrupted(|| socket.recv(&mut buffer)).expect("READY=1 in time");
             if buffer[..count].starts_with(b"READY=1") {
                 return;
             }

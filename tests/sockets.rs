@@ -1123,13 +1123,13 @@ fn ask_udp(client: &UdpSocket, to: &str, text: &str) -> String {
     client.set_read_timeout(Some(DEADLINE)).unwrap();
     client.send_to(text.as_bytes(), to).unwrap();
     let mut buffer = [0; 4096];
-    let count = client.recv(&mut buffer).expect("an answer");
+    let count = support::uninterrupted(|| client.recv(&mut buffer)).expect("an answer");
     String::from_utf8_lossy(&buffer[..count]).into_owned()
 }
 
 fn received(mut client: &Socket) -> String {
     let mut buffer = [0; 4096];
-    let count = client.read(&mut buffer).expect("an answer");
+    let count = support::uninterrupted(|| client.read(&mut buffer)).expect("an answer");
     String::from_utf8_lossy(&buffer[..count]).into_owned()
 }
 

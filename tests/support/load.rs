@@ -254,8 +254,7 @@ impl Client<'_> {
         self.tally.received += (line.len() + length) as u64;
         self.tally.requests += 1;
         if is_last {
-            let rest = stream
-                .read(&mut [0])
+            let rest = super::uninterrupted(|| stream.read(&mut [0]))
                 .map_err(|error| ("waiting for the end", error))?;
             if rest != 0 {
                 return Err(wrong("goes on after its end".into()));

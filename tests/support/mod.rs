@@ -31,6 +31,17 @@ use tempfile::TempDir;
 /// Whatever a test waits for comes within this, or never.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Waits on a socket that has a timeout. When the machine or the process stops and goes on, such a wait ends without an
+/// answer (signal(7)), and is begun again.
+pub fn uninterrupted<T>(mut wait: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match wait() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// A running manager. Dropping it ends it and everything that it has started.
 pub struct Manager {
     pub dir: TempDir,
@@ -100,7 +111,7 @@ impl Manager {
         let mut seen = Vec::new();
         let mut buffer = [0; 4096];
         while Instant::now() < deadline {
-            match self.parent.recv(&mut buffer) {
+            match uninterrupted(|| self.parent.recv(&mut buffer)) {
                 Ok(count) => {
                     let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
                     if text.lines().any(|other| other == line) {
@@ -298,7 +309,7 @@ impl Manager {
             .set_read_timeout(Some(patience))
             .expect("set a timeout");
         let mut buffer = [0; 4096];
-        let received = self.parent.recv(&mut buffer);
+        let received = uninterrupted(|| self.parent.recv(&mut buffer));
         self.parent
             .set_read_timeout(Some(DEADLINE))
             .expect("set a timeout");
