@@ -80,8 +80,10 @@ pub struct Socket {
     /// As it was written.
     pub unit: Box<unit::Socket>,
     /// Owner of a unix socket's file, looked up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
     /// Group of a unix socket's file, looked up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
 
@@ -392,11 +394,7 @@ impl Watcher {
     /// A watcher of nothing, for where one must stand until the real one is known.
     pub fn nothing() -> Watcher {
         Watcher {
-            unit: Box::new(unit::Watcher::new(
-                unit::At::nowhere(String::new()),
-                PathBuf::new(),
-                unit::At::nowhere(unit::Words::List(Vec::new())),
-            )),
+            unit: Box::default(),
             sockets: Vec::new(),
             listens: Vec::new(),
             level: 0,

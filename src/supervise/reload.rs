@@ -12,7 +12,7 @@ use std::time::Duration;
 const SHORTEST_AGE_RETRY: Duration = Duration::from_secs(1);
 
 /// A rolling reload.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Reload {
     /// Which of the watcher's reloads.
     pub serial: u64,
@@ -29,7 +29,7 @@ pub(super) struct Reload {
 }
 
 /// A reload that waits for another to end.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Queued {
     pub serial: u64,
     /// The new definition; without one it stays as it is.
@@ -37,7 +37,7 @@ pub(super) struct Queued {
 }
 
 /// A reload by signal, of workers that tell when they have done it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Signalled {
     pub serial: u64,
     pub awaited: BTreeSet<ProcId>,

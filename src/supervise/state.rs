@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 use std::rc::Rc;
 use std::time::Duration;
 
+/// Whether a record does without a value, since it is what a reader takes for one that is not there.
+fn is_usual<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A socket unit.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Socket {
@@ -18,9 +23,12 @@ pub(super) struct Socket {
     #[serde(skip)]
     pub watchers: Vec<WatcherId>,
     /// It is in the plan no more, and is closed as soon as nothing that runs was started with it.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub retired: bool,
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub trigger: Trigger,
     /// What the runtime was last told; whether it *should* be watched is computed.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub watched: bool,
 }
 
@@ -41,16 +49,19 @@ pub(super) enum Binding {
 }
 
 /// Counts activations in fixed windows, over all re-armings.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Trigger {
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub window: Time,
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub count: u32,
     /// Activation pauses until then.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub paused: Option<Time>,
 }
 
 /// A definition of a watcher, and the sockets that its processes get.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Edition {
     pub number: u32,
     #[serde(
@@ -68,6 +79,7 @@ pub(super) struct Watcher {
     /// What it is. During a reload to another definition: what it goes back to should that fail.
     pub edition: Edition,
     /// Other definitions that its processes were started from, or are going to be.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub others: Vec<Edition>,
     pub next_edition: u32,
     /// Its place in the start order.
@@ -75,14 +87,17 @@ pub(super) struct Watcher {
     /// Its start level.
     pub level: u32,
     /// It is in the plan no more, and forgotten as soon as nothing of it is alive.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub retired: bool,
     /// What it is `after`, and whether it also `requires` it.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub dependencies: Vec<(WatcherId, bool)>,
     /// The other direction of `dependencies`.
     #[serde(skip)]
     pub dependents: Vec<(WatcherId, bool)>,
     pub goal: Goal,
     /// It starts with the manager, and has neither come up nor failed since.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub booting: bool,
     /// Workers to keep, as last scaled.
     pub wanted: u32,
@@ -90,28 +105,40 @@ pub(super) struct Watcher {
     #[serde(skip)]
     pub slots: Vec<Slot>,
     /// Deaths that were made good.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub restarts: u64,
     /// Failed starts in a row.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub failures: u32,
     /// All failures ever: tells a command whether one happened since it was given.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub failures_ever: u64,
     /// The last thing that went wrong.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub mishap: Option<Mishap>,
     /// The last worker that ended and is not restarted.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub last_end: Option<LastEnd>,
     /// With `warmup_delay`, the earliest time of the next spawn.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub next_spawn: Time,
     /// The reload that is under way.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub reload: Option<Box<Reload>>,
     /// The one after it.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub queued: Option<Box<Queued>>,
     /// A reload by signal whose workers have not answered.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub signalled: Option<Box<Signalled>>,
     /// Reloads so far.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub reloads: u64,
     /// The last one that failed, and why.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub failed_reload: Option<(u64, String)>,
     /// Commands that wait for it.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub requests: Vec<RequestId>,
     #[serde(skip)]
     pub tally: Tally,
@@ -198,7 +225,7 @@ impl Post {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Mishap {
     pub text: String,
     /// The slot it happened to, by wid; 0 is the watcher as a whole.
@@ -210,7 +237,7 @@ pub(super) struct Mishap {
 }
 
 /// How a worker ended that is not restarted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct LastEnd {
     pub wid: u32,
     pub failed: bool,
@@ -240,13 +267,17 @@ pub(super) struct Slot {
     /// Processes this slot has had.
     pub generation: u64,
     /// Restarts in a row, which the backoff grows with.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub attempt: u32,
     /// A worker died here and no other has taken its place yet.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub bereaved: bool,
     /// Its last process failed with this exit code and is not restarted.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub ended_badly: Option<i32>,
     pub main: State,
     /// Rarely there.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub beside: Option<Box<State>>,
 }
 
@@ -282,7 +313,7 @@ impl Slot {
 }
 
 /// The life of a slot. See the rules at the head of [`super`].
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) enum State {
     /// Nothing runs, nothing is going to until somebody asks.
     #[default]
@@ -339,7 +370,7 @@ pub(super) enum Why {
 }
 
 /// A running process of a slot.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Worker {
     pub proc: ProcId,
     pub pid: Pid,
@@ -350,14 +381,20 @@ pub(super) struct Worker {
     /// When its present state began.
     pub since: Time,
     /// When it became ready.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub ready: Option<Time>,
     /// When it is to be replaced because of its age.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub expires: Option<Time>,
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub status: Option<String>,
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub errno: Option<i32>,
     /// WATCHDOG=1 must come this often.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub watchdog: Option<Duration>,
     /// It said RELOADING=1.
+    #[serde(default, skip_serializing_if = "is_usual")]
     pub reloading: bool,
 }
 

@@ -23,9 +23,45 @@ pub use load::{Loaded, Search, load, read_text};
 pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// A table of a unit file, with what each field is where its key is absent. A record of one holds what differs from that
+/// and nothing else: most of most units is as it comes.
+macro_rules! table {
+    (
+        $(#[$about:meta])*
+        pub struct $table:ident {
+            $($(#[$what:meta])* pub $field:ident: $type:ty = $usual:expr,)*
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Deserialize)]
+        #[serde(default)]
+        pub struct $table {
+            $($(#[$what])* pub $field: $type,)*
+        }
+
+        impl Default for $table {
+            fn default() -> Self {
+                $table { $($field: $usual,)* }
+            }
+        }
+
+        impl Serialize for $table {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let usual = $table::default();
+                let mut fields = serializer.serialize_map(None)?;
+                $(if self.$field != usual.$field {
+                    fields.serialize_entry(stringify!($field), &self.$field)?;
+                })*
+                fields.end()
+            }
+        }
+    };
+}
 
 /// A value and where in the unit files it stands. Equality looks at the value alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -68,39 +104,25 @@ pub struct Units {
 /// Names a unit: printable text without `/`, at most 255 bytes.
 pub type Name = String;
 
-/// The `[manager]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manager {
-    /// Path of the control socket.
-    pub control: Option<At<PathBuf>>,
-    /// Group that may connect to the control socket besides root and the manager's own user.
-    pub control_group: Option<At<Principal>>,
-    /// Mode of the control socket.
-    pub control_mode: Mode,
-    /// Pause between starting one watcher and the next.
-    pub warmup_delay: Duration,
-    /// The whole stop is forced after this; `None` is never.
-    pub shutdown_timeout: Option<Duration>,
-    /// Least important level that is logged.
-    pub log_level: LogLevel,
-    /// How a log line looks.
-    pub log_format: LogFormat,
-    /// Environment for all watchers, in order of name.
-    pub env: Vec<(String, At<String>)>,
-}
-
-impl Default for Manager {
-    fn default() -> Self {
-        Manager {
-            control: None,
-            control_group: None,
-            control_mode: Mode(0o600),
-            warmup_delay: Duration::ZERO,
-            shutdown_timeout: Some(Duration::from_secs(90)),
-            log_level: LogLevel::Info,
-            log_format: LogFormat::Text,
-            env: Vec::new(),
-        }
+table! {
+    /// The `[manager]` table.
+    pub struct Manager {
+        /// Path of the control socket.
+        pub control: Option<At<PathBuf>> = None,
+        /// Group that may connect to the control socket besides root and the manager's own user.
+        pub control_group: Option<At<Principal>> = None,
+        /// Mode of the control socket.
+        pub control_mode: Mode = Mode(0o600),
+        /// Pause between starting one watcher and the next.
+        pub warmup_delay: Duration = Duration::ZERO,
+        /// The whole stop is forced after this; `None` is never.
+        pub shutdown_timeout: Option<Duration> = Some(Duration::from_secs(90)),
+        /// Least important level that is logged.
+        pub log_level: LogLevel = LogLevel::Info,
+        /// How a log line looks.
+        pub log_format: LogFormat = LogFormat::Text,
+        /// Environment for all watchers, in order of name.
+        pub env: Vec<(String, At<String>)> = Vec::new(),
     }
 }
 
@@ -139,47 +161,48 @@ pub enum Principal {
     Id(u32),
 }
 
-/// A `[socket.NAME]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Socket {
-    /// Its name; the place is that of the table's header.
-    pub name: At<Name>,
-    /// What it listens on.
-    pub address: At<Address>,
-    /// stream, dgram or seqpacket.
-    pub kind: SocketKind,
-    /// Address family asked for; `None` takes it from the address.
-    pub family: Option<Family>,
-    /// Longest queue of connections that nobody has accepted; the kernel caps it at `net.core.somaxconn`.
-    pub backlog: u32,
-    /// SO_BINDTODEVICE.
-    pub interface: Option<At<String>>,
-    /// One kernel queue for each worker.
-    pub so_reuseport: At<bool>,
-    /// False sets O_NONBLOCK on the shared open file description.
-    pub blocking: bool,
-    /// umask while a unix socket is bound; `mode` is applied all the same where it is given.
-    pub umask: Option<Mode>,
-    /// Owner of a unix socket's file.
-    pub user: Option<At<Principal>>,
-    /// Group of a unix socket's file.
-    pub group: Option<At<Principal>>,
-    /// Mode of a unix socket's file; `None` means 0666, or what `umask` leaves of it.
-    pub mode: Option<Mode>,
-    /// Mode of parent directories that the manager creates.
-    pub directory_mode: Mode,
-    /// Unlink a stale socket file.
-    pub replace: bool,
-    /// A failed bind is a warning and is tried again.
-    pub optional: bool,
-    /// Unlink the socket file when the socket is closed for good.
-    pub remove_on_stop: bool,
-    /// Name in LISTEN_FDNAMES; `None` is the unit's own.
-    pub fd_name: Option<String>,
-    /// Whether to take a matching socket that the manager was given.
-    pub inherit: Inherit,
-    /// Activations beyond this pause the socket.
-    pub trigger_limit: TriggerLimit,
+table! {
+    /// A `[socket.NAME]` table.
+    pub struct Socket {
+        /// Its name; the place is that of the table's header.
+        pub name: At<Name> = At::default(),
+        /// What it listens on.
+        pub address: At<Address> = At::nowhere(Address::Port(0)),
+        /// stream, dgram or seqpacket.
+        pub kind: SocketKind = SocketKind::Stream,
+        /// Address family asked for; `None` takes it from the address.
+        pub family: Option<Family> = None,
+        /// Longest queue of connections that nobody has accepted; the kernel caps it at `net.core.somaxconn`.
+        pub backlog: u32 = 4096,
+        /// SO_BINDTODEVICE.
+        pub interface: Option<At<String>> = None,
+        /// One kernel queue for each worker.
+        pub so_reuseport: At<bool> = At::nowhere(false),
+        /// False sets O_NONBLOCK on the shared open file description.
+        pub blocking: bool = true,
+        /// umask while a unix socket is bound; `mode` is applied all the same where it is given.
+        pub umask: Option<Mode> = None,
+        /// Owner of a unix socket's file.
+        pub user: Option<At<Principal>> = None,
+        /// Group of a unix socket's file.
+        pub group: Option<At<Principal>> = None,
+        /// Mode of a unix socket's file; `None` means 0666, or what `umask` leaves of it.
+        pub mode: Option<Mode> = None,
+        /// Mode of parent directories that the manager creates.
+        pub directory_mode: Mode = Mode(0o755),
+        /// Unlink a stale socket file.
+        pub replace: bool = true,
+        /// A failed bind is a warning and is tried again.
+        pub optional: bool = false,
+        /// Unlink the socket file when the socket is closed for good.
+        pub remove_on_stop: bool = true,
+        /// Name in LISTEN_FDNAMES; `None` is the unit's own.
+        pub fd_name: Option<String> = None,
+        /// Whether to take a matching socket that the manager was given.
+        pub inherit: Inherit = Inherit::Auto,
+        /// Activations beyond this pause the socket.
+        pub trigger_limit: TriggerLimit = TriggerLimit::default(),
+    }
 }
 
 impl Socket {
@@ -188,23 +211,7 @@ impl Socket {
         Socket {
             name,
             address,
-            kind: SocketKind::Stream,
-            family: None,
-            backlog: 4096,
-            interface: None,
-            so_reuseport: At::nowhere(false),
-            blocking: true,
-            umask: None,
-            user: None,
-            group: None,
-            mode: None,
-            directory_mode: Mode(0o755),
-            replace: true,
-            optional: false,
-            remove_on_stop: true,
-            fd_name: None,
-            inherit: Inherit::Auto,
-            trigger_limit: TriggerLimit::default(),
+            ..Socket::default()
         }
     }
 }
@@ -285,117 +292,118 @@ impl Default for TriggerLimit {
     }
 }
 
-/// A `[watcher.NAME]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Watcher {
-    /// Its name; the place is that of the table's header.
-    pub name: At<Name>,
-    /// Folder of the unit file, absolute: relative paths start here.
-    pub folder: PathBuf,
-    /// The command: words of a list, or text that is not split yet.
-    pub cmd: At<Words>,
-    /// Further arguments.
-    pub args: Option<At<Words>>,
-    /// What to exec instead of argv\[0\].
-    pub executable: Option<At<String>>,
-    /// Run through `/bin/sh -c`.
-    pub shell: bool,
-    /// Arguments after `sh -c CMD`.
-    pub shell_args: Option<At<Words>>,
-    /// Sockets in fd order; `None` where the key is absent.
-    pub sockets: Option<Vec<At<Name>>>,
-    /// Pass every socket, in order of name.
-    pub use_sockets: bool,
-    /// Whether LISTEN_* are set.
-    pub listen_fds: bool,
-    /// fd 0, unless `stdin_socket` is given.
-    pub stdin: Stdin,
-    /// Socket that becomes fd 0.
-    pub stdin_socket: Option<At<Name>>,
-    /// Workers to keep.
-    pub numprocesses: At<u32>,
-    /// Never more than one worker.
-    pub singleton: bool,
-    /// When a worker is ready.
-    pub kind: WatcherKind,
-    /// Pause between the spawns of its workers.
-    pub warmup_delay: Duration,
-    /// Ready only after it also stayed alive this long.
-    pub ready_delay: Duration,
-    /// Not ready by then is a failure; `None` is no limit.
-    pub start_timeout: Option<Duration>,
-    /// WATCHDOG=1 must come this often.
-    pub watchdog: Option<Duration>,
-    /// Sent when the watchdog ran out.
-    pub watchdog_signal: Signal,
-    /// Whose notifications count.
-    pub notify_access: NotifyAccess,
-    /// Start with the manager.
-    pub autostart: bool,
-    /// Start at the first traffic.
-    pub on_demand: At<bool>,
-    /// What happens when a worker ends by itself.
-    pub restart: Restart,
-    /// First delay of the backoff.
-    pub restart_delay: Duration,
-    /// Longest delay of the backoff.
-    pub restart_max_delay: Duration,
-    /// A worker that lived this long starts the backoff over.
-    pub restart_reset: Duration,
-    /// Failed starts in a row before the watcher is failed; `None` is never.
-    pub max_retry: Option<u32>,
-    /// First signal of a stop.
-    pub stop_signal: Signal,
-    /// KILL follows after this; `None` is never.
-    pub graceful_timeout: Option<Duration>,
-    /// Send `stop_signal` to the whole process group.
-    pub stop_children: bool,
-    /// How a reload replaces or tells its workers.
-    pub reload: Reload,
-    /// How many workers a rolling reload may run beside those that it replaces; at least 1.
-    pub reload_surge: u32,
-    /// A worker of this age is replaced, the rolling way; `None` is never.
-    pub max_age: Option<Duration>,
-    /// Up to this much is added to `max_age`, for each worker anew, so that they are not all replaced at once.
-    pub max_age_variance: Duration,
-    /// The manager ends with this watcher.
-    pub critical: bool,
-    /// Higher starts first.
-    pub priority: i32,
-    /// Wait until these are ready.
-    pub after: Vec<At<Name>>,
-    /// As `after`, and fail with them.
-    pub requires: Vec<At<Name>>,
-    /// User to run as.
-    pub user: Option<At<Principal>>,
-    /// Group to run as.
-    pub group: Option<At<Principal>>,
-    /// Supplementary groups; `None` takes the user's from the group database.
-    pub supplementary_groups: Option<Vec<At<Principal>>>,
-    /// umask of the workers.
-    pub umask: Option<Mode>,
-    /// Working directory, with substitutions; relative to `folder`.
-    pub working_dir: Option<At<String>>,
-    /// Nice value, -20 to 19.
-    pub nice: Option<i32>,
-    /// -1000 to 1000.
-    pub oom_score_adj: Option<i32>,
-    /// CPU numbers.
-    pub cpu_affinity: Option<Vec<u32>>,
-    /// Resource limits, in order of resource.
-    pub rlimits: Vec<(Resource, Limit)>,
-    /// Environment, in order of name.
-    pub env: Vec<(String, At<String>)>,
-    /// File of KEY=VALUE lines, with substitutions; a leading `-` allows it to be missing.
-    pub env_file: Option<At<String>>,
-    /// Start from the manager's own environment.
-    pub copy_env: bool,
-    /// A Python virtual environment: its `bin` leads PATH.
-    pub virtualenv: Option<At<String>>,
-    /// fd 1.
-    pub stdout: Output,
-    /// fd 2.
-    pub stderr: Output,
+table! {
+    /// A `[watcher.NAME]` table.
+    pub struct Watcher {
+        /// Its name; the place is that of the table's header.
+        pub name: At<Name> = At::default(),
+        /// Folder of the unit file, absolute: relative paths start here.
+        pub folder: PathBuf = PathBuf::new(),
+        /// The command: words of a list, or text that is not split yet.
+        pub cmd: At<Words> = At::nowhere(Words::List(Vec::new())),
+        /// Further arguments.
+        pub args: Option<At<Words>> = None,
+        /// What to exec instead of argv\[0\].
+        pub executable: Option<At<String>> = None,
+        /// Run through `/bin/sh -c`.
+        pub shell: bool = false,
+        /// Arguments after `sh -c CMD`.
+        pub shell_args: Option<At<Words>> = None,
+        /// Sockets in fd order; `None` where the key is absent.
+        pub sockets: Option<Vec<At<Name>>> = None,
+        /// Pass every socket, in order of name.
+        pub use_sockets: bool = false,
+        /// Whether LISTEN_* are set.
+        pub listen_fds: bool = true,
+        /// fd 0, unless `stdin_socket` is given.
+        pub stdin: Stdin = Stdin::Null,
+        /// Socket that becomes fd 0.
+        pub stdin_socket: Option<At<Name>> = None,
+        /// Workers to keep.
+        pub numprocesses: At<u32> = At::nowhere(1),
+        /// Never more than one worker.
+        pub singleton: bool = false,
+        /// When a worker is ready.
+        pub kind: WatcherKind = WatcherKind::Exec,
+        /// Pause between the spawns of its workers.
+        pub warmup_delay: Duration = Duration::ZERO,
+        /// Ready only after it also stayed alive this long.
+        pub ready_delay: Duration = Duration::ZERO,
+        /// Not ready by then is a failure; `None` is no limit.
+        pub start_timeout: Option<Duration> = Some(Duration::from_secs(90)),
+        /// WATCHDOG=1 must come this often.
+        pub watchdog: Option<Duration> = None,
+        /// Sent when the watchdog ran out.
+        pub watchdog_signal: Signal = Signal(libc::SIGABRT),
+        /// Whose notifications count.
+        pub notify_access: NotifyAccess = NotifyAccess::Main,
+        /// Start with the manager.
+        pub autostart: bool = true,
+        /// Start at the first traffic.
+        pub on_demand: At<bool> = At::nowhere(false),
+        /// What happens when a worker ends by itself.
+        pub restart: Restart = Restart::Always,
+        /// First delay of the backoff.
+        pub restart_delay: Duration = Duration::from_millis(100),
+        /// Longest delay of the backoff.
+        pub restart_max_delay: Duration = Duration::from_secs(30),
+        /// A worker that lived this long starts the backoff over.
+        pub restart_reset: Duration = Duration::from_secs(10),
+        /// Failed starts in a row before the watcher is failed; `None` is never.
+        pub max_retry: Option<u32> = None,
+        /// First signal of a stop.
+        pub stop_signal: Signal = Signal(libc::SIGTERM),
+        /// KILL follows after this; `None` is never.
+        pub graceful_timeout: Option<Duration> = Some(Duration::from_secs(30)),
+        /// Send `stop_signal` to the whole process group.
+        pub stop_children: bool = false,
+        /// How a reload replaces or tells its workers.
+        pub reload: Reload = Reload::Rolling,
+        /// How many workers a rolling reload may run beside those that it replaces; at least 1.
+        pub reload_surge: u32 = 1,
+        /// A worker of this age is replaced, the rolling way; `None` is never.
+        pub max_age: Option<Duration> = None,
+        /// Up to this much is added to `max_age`, for each worker anew, so that they are not all replaced at once.
+        pub max_age_variance: Duration = Duration::from_secs(30),
+        /// The manager ends with this watcher.
+        pub critical: bool = false,
+        /// Higher starts first.
+        pub priority: i32 = 0,
+        /// Wait until these are ready.
+        pub after: Vec<At<Name>> = Vec::new(),
+        /// As `after`, and fail with them.
+        pub requires: Vec<At<Name>> = Vec::new(),
+        /// User to run as.
+        pub user: Option<At<Principal>> = None,
+        /// Group to run as.
+        pub group: Option<At<Principal>> = None,
+        /// Supplementary groups; `None` takes the user's from the group database.
+        pub supplementary_groups: Option<Vec<At<Principal>>> = None,
+        /// umask of the workers.
+        pub umask: Option<Mode> = None,
+        /// Working directory, with substitutions; relative to `folder`.
+        pub working_dir: Option<At<String>> = None,
+        /// Nice value, -20 to 19.
+        pub nice: Option<i32> = None,
+        /// -1000 to 1000.
+        pub oom_score_adj: Option<i32> = None,
+        /// CPU numbers.
+        pub cpu_affinity: Option<Vec<u32>> = None,
+        /// Resource limits, in order of resource.
+        pub rlimits: Vec<(Resource, Limit)> = Vec::new(),
+        /// Environment, in order of name.
+        pub env: Vec<(String, At<String>)> = Vec::new(),
+        /// File of KEY=VALUE lines, with substitutions; a leading `-` allows it to be missing.
+        pub env_file: Option<At<String>> = None,
+        /// Start from the manager's own environment.
+        pub copy_env: bool = true,
+        /// A Python virtual environment: its `bin` leads PATH.
+        pub virtualenv: Option<At<String>> = None,
+        /// fd 1.
+        pub stdout: Output = Output::Inherit,
+        /// fd 2.
+        pub stderr: Output = Output::Inherit,
+    }
 }
 
 impl Watcher {
@@ -405,57 +413,7 @@ impl Watcher {
             name,
             folder,
             cmd,
-            args: None,
-            executable: None,
-            shell: false,
-            shell_args: None,
-            sockets: None,
-            use_sockets: false,
-            listen_fds: true,
-            stdin: Stdin::Null,
-            stdin_socket: None,
-            numprocesses: At::nowhere(1),
-            singleton: false,
-            kind: WatcherKind::Exec,
-            warmup_delay: Duration::ZERO,
-            ready_delay: Duration::ZERO,
-            start_timeout: Some(Duration::from_secs(90)),
-            watchdog: None,
-            watchdog_signal: Signal(libc::SIGABRT),
-            notify_access: NotifyAccess::Main,
-            autostart: true,
-            on_demand: At::nowhere(false),
-            restart: Restart::Always,
-            restart_delay: Duration::from_millis(100),
-            restart_max_delay: Duration::from_secs(30),
-            restart_reset: Duration::from_secs(10),
-            max_retry: None,
-            stop_signal: Signal(libc::SIGTERM),
-            graceful_timeout: Some(Duration::from_secs(30)),
-            stop_children: false,
-            reload: Reload::Rolling,
-            reload_surge: 1,
-            max_age: None,
-            max_age_variance: Duration::from_secs(30),
-            critical: false,
-            priority: 0,
-            after: Vec::new(),
-            requires: Vec::new(),
-            user: None,
-            group: None,
-            supplementary_groups: None,
-            umask: None,
-            working_dir: None,
-            nice: None,
-            oom_score_adj: None,
-            cpu_affinity: None,
-            rlimits: Vec::new(),
-            env: Vec::new(),
-            env_file: None,
-            copy_env: true,
-            virtualenv: None,
-            stdout: Output::Inherit,
-            stderr: Output::Inherit,
+            ..Watcher::default()
         }
     }
 }

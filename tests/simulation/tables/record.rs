@@ -194,8 +194,8 @@ fn records_that_do_not_belong_together_are_refused() {
     let lost = altered(
         &all,
         Key::Watcher(a),
-        "\"dependencies\":[]",
-        "\"dependencies\":[[9,true]]",
+        "\"rank\":0",
+        "\"rank\":0,\"dependencies\":[[9,true]]",
     );
     assert_eq!(refusal(lost), "there is no record `watcher.9`");
     let mut twice = all.clone();
