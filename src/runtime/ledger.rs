@@ -53,8 +53,8 @@ const SLACK: u64 = 64 << 10;
 /// Keys and their values, as of the last commit.
 pub type State = BTreeMap<String, Vec<u8>>;
 
-/// A key, and its value if it has one.
-type Record = (String, Option<Vec<u8>>);
+/// The same, where the bytes of a log lie in memory.
+type Stored<'a> = BTreeMap<&'a str, &'a [u8]>;
 
 /// The record. One process writes to it at a time.
 #[derive(Debug)]
@@ -231,13 +231,15 @@ impl Ledger {
     }
 
     fn write_whole(&mut self) -> io::Result<()> {
-        let mut state = match self.log.start {
-            0 => State::new(),
-            _ => read(&self.file).map_err(io::Error::other)?.1,
+        let before = load(&self.file).map_err(io::Error::other)?;
+        let mut state = match &before {
+            Some((start, bytes)) => replay(*start, bytes).map_err(io::Error::other)?.1,
+            None => Stored::new(),
         };
-        apply(&mut state, self.buffered.clone());
-        let records = state.iter();
-        let records = records.map(|(key, value)| (key.as_str(), Some(value.as_slice())));
+        for (key, value) in &self.buffered {
+            put(&mut state, key, value.as_deref());
+        }
+        let records = state.iter().map(|(key, value)| (*key, Some(*value)));
         let bytes = transaction(WHOLE, self.log.sequence + 1, records)?;
         let length = bytes.len() as u64;
         let fits_before = HEAD + length <= self.log.start;
@@ -319,16 +321,24 @@ fn checksum(bytes: &[u8]) -> u64 {
     sum
 }
 
-fn apply(state: &mut State, records: impl IntoIterator<Item = Record>) {
-    for (key, value) in records {
-        match value {
-            Some(value) => state.insert(key, value),
-            None => state.remove(&key),
-        };
-    }
+fn put<'a>(state: &mut Stored<'a>, key: &'a str, value: Option<&'a [u8]>) {
+    match value {
+        Some(value) => state.insert(key, value),
+        None => state.remove(key),
+    };
 }
 
 fn read(file: &File) -> Result<(Log, State), Unreadable> {
+    let Some((start, bytes)) = load(file)? else {
+        return Ok((Log::EMPTY, State::new()));
+    };
+    let (log, state) = replay(start, &bytes)?;
+    let own = |(key, value): (&str, &[u8])| (key.to_owned(), value.to_vec());
+    Ok((log, state.into_iter().map(own).collect()))
+}
+
+/// Where the log starts, and its bytes. `None` if there was no commit yet.
+fn load(file: &File) -> Result<Option<(u64, Vec<u8>)>, Unreadable> {
     let data = file.metadata()?;
     if !data.is_file() || data.len() < HEAD {
         return Err(Unreadable::Foreign);
@@ -346,7 +356,7 @@ fn read(file: &File) -> Result<(Log, State), Unreadable> {
     let _ = head.number();
     let start = head.take().map_or(0, u64::from_le_bytes);
     if start == 0 {
-        return Ok((Log::EMPTY, State::new()));
+        return Ok(None);
     }
     let length = data.len().checked_sub(start).filter(|_| start >= HEAD);
     let Some(length) = length.filter(|length| *length <= LONGEST) else {
@@ -359,15 +369,19 @@ fn read(file: &File) -> Result<(Log, State), Unreadable> {
         .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     bytes.resize(room, 0);
     file.read_exact_at(&mut bytes, start)?;
+    Ok(Some((start, bytes)))
+}
 
-    let mut log = Reader(&bytes);
-    let mut state = State::new();
+/// What a log comes to.
+fn replay(start: u64, bytes: &[u8]) -> Result<(Log, Stored<'_>), Unreadable> {
+    let mut log = Reader(bytes);
+    let mut state = Stored::new();
     let Some(first) = log.transaction().filter(|first| first.kind == WHOLE) else {
         return Err(Unreadable::Damaged(
             "its log does not begin with a whole state",
         ));
     };
-    let whole = room - log.0.len();
+    let whole = bytes.len() - log.0.len();
     let mut next = Some(first);
     let (mut sequence, mut end) = (0, start);
     while let Some(transaction) = next {
@@ -376,9 +390,9 @@ fn read(file: &File) -> Result<(Log, State), Unreadable> {
             CHANGE => {}
             _ => return Err(Unreadable::Damaged("a transaction is of an unknown kind")),
         }
-        apply(&mut state, transaction.records()?);
+        transaction.apply(&mut state)?;
         sequence = transaction.sequence;
-        end = start + (room - log.0.len()) as u64;
+        end = start + (bytes.len() - log.0.len()) as u64;
         next = log
             .transaction()
             .filter(|next| next.sequence == sequence + 1);
@@ -432,26 +446,28 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn record(&mut self) -> Option<Record> {
+    /// The next record: a key, and its value if it has one.
+    fn record(&mut self) -> Option<(&'a str, Option<&'a [u8]>)> {
         let (key, value) = (self.number()?, self.number()?);
         let key = std::str::from_utf8(self.bytes(usize::try_from(key).ok()?)?).ok()?;
         let value = match value {
             GONE => None,
-            length => Some(self.bytes(usize::try_from(length).ok()?)?.to_vec()),
+            length => Some(self.bytes(usize::try_from(length).ok()?)?),
         };
-        Some((key.to_owned(), value))
+        Some((key, value))
     }
 }
 
-impl Transaction<'_> {
-    fn records(&self) -> Result<Vec<Record>, Unreadable> {
+impl<'a> Transaction<'a> {
+    fn apply(&self, state: &mut Stored<'a>) -> Result<(), Unreadable> {
         let mut reader = Reader(self.records);
-        let mut records = Vec::new();
         while !reader.0.is_empty() {
             let record = reader.record();
-            records.push(record.ok_or(Unreadable::Damaged("a record is not as long as it says"))?);
+            let (key, value) =
+                record.ok_or(Unreadable::Damaged("a record is not as long as it says"))?;
+            put(state, key, value);
         }
-        Ok(records)
+        Ok(())
     }
 }
 
