@@ -35,6 +35,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::{Message, NotifySocket};
 use crate::sys::process;
 use crate::sys::signals::SignalFd;
+use crate::sys::spawn;
 use crate::unit::Search;
 use leftovers::Leftovers;
 use listeners::Listeners;
@@ -47,9 +48,6 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use upgrade::Upgrade;
-
-/// Spawns in one turn: at about half a millisecond each, the manager listens to everything else often enough.
-const SPAWNS_PER_TURN: usize = 16;
 
 /// Ended children and notifications taken in one turn.
 const FACTS_PER_TURN: usize = 256;
@@ -188,6 +186,7 @@ impl Manager {
         let timeout = self.timeout();
         if trims {
             // As the last thing before the wait: what runs after it is mapped again.
+            self.processes.rest();
             process::trim_heap();
             process::release_code();
         }
@@ -397,19 +396,18 @@ impl Manager {
     }
 
     fn spawn_some(&mut self) {
-        for _ in 0..SPAWNS_PER_TURN {
-            let Some(job) = self.jobs.pop_front() else {
-                return;
-            };
-            let proc = job.proc;
-            let event = match self
-                .processes
-                .spawn(&job, &mut self.listeners, self.notify.name())
-            {
+        let count = self.jobs.len().min(spawn::AT_ONCE);
+        if count > 1 {
+            self.trim = Some(clock() + TRIM_AFTER);
+        }
+        let jobs: Vec<Job> = self.jobs.drain(..count).collect();
+        let name = self.notify.name();
+        let outcomes = self.processes.spawn(&jobs, &mut self.listeners, name);
+        for (Job { proc, .. }, outcome) in jobs.into_iter().zip(outcomes) {
+            self.dispatch(match outcome {
                 Ok(pid) => Event::Spawned { proc, pid },
                 Err(failure) => Event::SpawnFailed { proc, failure },
-            };
-            self.dispatch(event);
+            });
         }
     }
 

@@ -223,15 +223,76 @@ impl Processes {
         self.spawner.spawn(spawn).map(|child| child.pid)
     }
 
-    /// Makes a process.
+    /// Makes the processes of `jobs`, and says of each what came of it.
     pub fn spawn(
+        &mut self,
+        jobs: &[Job],
+        listeners: &mut Listeners,
+        notify_socket: &str,
+    ) -> Vec<Result<supervise::Pid, SpawnFailure>> {
+        let orders: Vec<Result<Order, SpawnFailure>> = jobs
+            .iter()
+            .map(|job| self.order(job, listeners, notify_socket))
+            .collect();
+        let placed: Vec<Result<Placed<'_>, SpawnFailure>> = jobs
+            .iter()
+            .zip(&orders)
+            .map(|(job, order)| {
+                let order = order.as_ref().map_err(SpawnFailure::clone)?;
+                order.place(job, listeners, &self.empty, &self.null)
+            })
+            .collect();
+        let spawns: Vec<Spawn<'_>> = placed.iter().flatten().map(Placed::spawn).collect();
+        let mut children = self.spawner.spawn_all(&spawns).into_iter();
+        let outcomes: Vec<Result<Child, SpawnFailure>> = placed
+            .iter()
+            .map(|placed| {
+                placed.as_ref().map_err(SpawnFailure::clone)?;
+                let child = children
+                    .next()
+                    .ok_or_else(|| spawn_failure("clone".into()))?;
+                child.map_err(|error| failure(&error))
+            })
+            .collect();
+        jobs.iter()
+            .zip(outcomes)
+            .map(|(job, outcome)| outcome.map(|child| self.made(job, &child)))
+            .collect()
+    }
+
+    /// Gives back the memory that only many starts at once need.
+    pub fn rest(&mut self) {
+        self.spawner.rest();
+    }
+
+    /// Remembers the process that was made for `job`.
+    fn made(&mut self, job: &Job, Child { pid, pidfd }: &Child) -> supervise::Pid {
+        let process = Process {
+            slot: (job.watcher, job.wid),
+            generation: job.generation,
+            name: job.spec.name().to_owned(),
+            identity: self
+                .keeps
+                .then(|| Identity::of(*pid, pidfd.as_fd(), self.spawner.has_pidfd_ids())),
+            main: *pid,
+            group: *pid,
+            followed: None,
+        };
+        self.by_pid.insert(*pid, job.proc);
+        self.by_group.insert(*pid, job.proc);
+        self.by_proc.insert(job.proc, process);
+        self.dirty.insert(job.proc);
+        supervise::Pid(pid.as_raw())
+    }
+
+    /// Settles all that is needed for a process but for the numbers of its descriptors, and opens its files.
+    fn order(
         &mut self,
         job: &Job,
         listeners: &mut Listeners,
         notify_socket: &str,
-    ) -> Result<supervise::Pid, SpawnFailure> {
+    ) -> Result<Order, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
-        let key = (job.watcher, job.wid);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
         let on_stdin = match &invocation.stdin {
             Source::Socket(name) => Some(name),
@@ -239,87 +300,43 @@ impl Processes {
         };
         for name in invocation.fds.iter().chain(on_stdin) {
             let id = job.socket(name).ok_or_else(|| unbound(name))?;
+            let key = (job.watcher, job.wid);
             listeners.provide(id, key).map_err(spawn_failure)?;
         }
-        let listener = |name: &str| {
-            let fd = job.socket(name).and_then(|id| listeners.fd(id, key));
-            fd.ok_or_else(|| unbound(name))
-        };
-        let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + invocation.fds.len());
-        match &invocation.stdin {
-            Source::Socket(name) => {
-                fds.push((listener(name)?, 0));
-            }
-            Source::Null | Source::File(_) => fds.extend(files.stdin(&self.empty)),
+        let Invocation {
+            candidates,
+            argv,
+            mut env,
+            fds,
+            listen_pid,
+            notify,
+            watchdog_pid,
+            stdin,
+            stdout,
+            stderr,
+            working_dir,
+        } = invocation;
+        if notify {
+            env.push(c_string(format!("NOTIFY_SOCKET={notify_socket}").into())?.into());
         }
-        fds.extend(files.output(&invocation.stdout, &self.null, 1));
-        fds.extend(files.output(&invocation.stderr, &self.null, 2));
-        for (name, target) in invocation.fds.iter().zip(3..) {
-            fds.push((listener(name)?, target));
-        }
-
-        let candidates = c_strings(invocation.candidates)?;
-        let argv = c_strings(invocation.argv)?;
-        let notify = match invocation.notify {
-            true => Some(c_string(format!("NOTIFY_SOCKET={notify_socket}").into())?),
-            false => None,
-        };
-        let own = invocation.env.iter().map(|entry| &**entry);
-        let env: Vec<&CStr> = own.chain(notify.as_deref()).collect();
-        let mut pid_vars = Vec::with_capacity(2);
-        if invocation.listen_pid {
-            pid_vars.push("LISTEN_PID");
-        }
-        if invocation.watchdog_pid {
-            pid_vars.push("WATCHDOG_PID");
-        }
-        let working_dir = match invocation.working_dir {
-            Some(path) => Some(c_string(path.into_os_string())?),
-            None => None,
-        };
-        let unit = &job.spec.unit;
-        let rlimits: Vec<_> = unit
-            .rlimits
-            .iter()
-            .map(|(resource, limit)| (rlimit(*resource), limit.soft, limit.hard))
-            .collect();
-        let identity = job.spec.identity.as_ref();
-        let Child { pid, pidfd } = self
-            .spawner
-            .spawn(&Spawn {
-                candidates: &candidates,
-                argv: &argv,
-                env: &env,
-                pid_vars: &pid_vars,
-                pidfd_id_var: invocation.listen_pid.then_some("LISTEN_PIDFDID"),
-                fds: &fds,
-                working_dir: working_dir.as_deref(),
-                umask: unit.umask.map(|mode| mode.0),
-                nice: unit.nice,
-                oom_score_adj: unit.oom_score_adj,
-                cpu_affinity: unit.cpu_affinity.as_deref(),
-                rlimits: &rlimits,
-                uid: identity.and_then(|identity| identity.uid),
-                gid: identity.and_then(|identity| identity.gid),
-                groups: identity.and_then(|identity| identity.groups.as_deref()),
-            })
-            .map_err(|error| failure(&error))?;
-        let process = Process {
-            slot: key,
-            generation: job.generation,
-            name: job.spec.name().to_owned(),
-            identity: self
-                .keeps
-                .then(|| Identity::of(pid, pidfd.as_fd(), self.spawner.has_pidfd_ids())),
-            main: pid,
-            group: pid,
-            followed: None,
-        };
-        self.by_pid.insert(pid, job.proc);
-        self.by_group.insert(pid, job.proc);
-        self.by_proc.insert(job.proc, process);
-        self.dirty.insert(job.proc);
-        Ok(supervise::Pid(pid.as_raw()))
+        let rlimits = job.spec.unit.rlimits.iter();
+        Ok(Order {
+            candidates: c_strings(candidates)?,
+            argv: c_strings(argv)?,
+            env,
+            listen_pid,
+            watchdog_pid,
+            working_dir: working_dir
+                .map(|path| c_string(path.into_os_string()))
+                .transpose()?,
+            rlimits: rlimits
+                .map(|(resource, limit)| (rlimit(*resource), limit.soft, limit.hard))
+                .collect(),
+            sockets: fds,
+            stdin,
+            outputs: [stdout, stderr],
+            files,
+        })
     }
 
     fn invocation(&self, job: &Job, listeners: &Listeners) -> Result<Invocation, SpawnFailure> {
@@ -512,6 +529,94 @@ impl Processes {
         self.dirty.insert(proc);
         self.by_pid.insert(pid, proc);
         Ok(())
+    }
+}
+
+/// What a process is made of.
+struct Order {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    env: Vec<Rc<CStr>>,
+    listen_pid: bool,
+    watchdog_pid: bool,
+    working_dir: Option<CString>,
+    rlimits: Vec<(spawn::Resource, Option<u64>, Option<u64>)>,
+    /// From fd 3 up.
+    sockets: Vec<unit::Name>,
+    stdin: Source,
+    outputs: [Sink; 2],
+    files: Stdio,
+}
+
+impl Order {
+    /// Finds the descriptors.
+    fn place<'a>(
+        &'a self,
+        job: &'a Job,
+        listeners: &'a Listeners,
+        empty: &'a Option<OwnedFd>,
+        null: &'a Option<OwnedFd>,
+    ) -> Result<Placed<'a>, SpawnFailure> {
+        let listener = |name: &str| {
+            let key = (job.watcher, job.wid);
+            let fd = job.socket(name).and_then(|id| listeners.fd(id, key));
+            fd.ok_or_else(|| unbound(name))
+        };
+        let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + self.sockets.len());
+        match &self.stdin {
+            Source::Socket(name) => fds.push((listener(name)?, 0)),
+            Source::Null | Source::File(_) => fds.extend(self.files.stdin(empty)),
+        }
+        for (sink, target) in self.outputs.iter().zip(1..) {
+            fds.extend(self.files.output(sink, null, target));
+        }
+        for (name, target) in self.sockets.iter().zip(3..) {
+            fds.push((listener(name)?, target));
+        }
+        let own_pid = [
+            self.listen_pid.then_some("LISTEN_PID"),
+            self.watchdog_pid.then_some("WATCHDOG_PID"),
+        ];
+        Ok(Placed {
+            order: self,
+            job,
+            env: self.env.iter().map(|entry| &**entry).collect(),
+            pid_vars: own_pid.into_iter().flatten().collect(),
+            fds,
+        })
+    }
+}
+
+/// The same with its descriptors.
+struct Placed<'a> {
+    order: &'a Order,
+    job: &'a Job,
+    env: Vec<&'a CStr>,
+    pid_vars: Vec<&'static str>,
+    fds: Vec<(BorrowedFd<'a>, RawFd)>,
+}
+
+impl Placed<'_> {
+    fn spawn(&self) -> Spawn<'_> {
+        let (order, unit) = (self.order, &self.job.spec.unit);
+        let identity = self.job.spec.identity.as_ref();
+        Spawn {
+            candidates: &order.candidates,
+            argv: &order.argv,
+            env: &self.env,
+            pid_vars: &self.pid_vars,
+            pidfd_id_var: order.listen_pid.then_some("LISTEN_PIDFDID"),
+            fds: &self.fds,
+            working_dir: order.working_dir.as_deref(),
+            umask: unit.umask.map(|mode| mode.0),
+            nice: unit.nice,
+            oom_score_adj: unit.oom_score_adj,
+            cpu_affinity: unit.cpu_affinity.as_deref(),
+            rlimits: &order.rlimits,
+            uid: identity.and_then(|identity| identity.uid),
+            gid: identity.and_then(|identity| identity.gid),
+            groups: identity.and_then(|identity| identity.groups.as_deref()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::placement;
 use super::Resource;
-use libc::c_int;
+use libc::{c_char, c_int};
 use nix::errno::Errno;
 use std::cell::UnsafeCell;
 use std::convert::Infallible;
@@ -10,52 +10,113 @@ use std::ffi::CStr;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
-/// Room for a number of up to 20 digits and the NUL behind it.
-pub(super) const SLOT: usize = 21;
-
-/// What the child reads. All of it was allocated by the parent, which stands still meanwhile.
+/// What the child reads. The parent has made all of it, and leaves it alone until the child has let go of the memory.
 pub(super) struct Job<'a> {
-    pub(super) placement: &'a [placement::Step],
-    /// Where the pid is written.
-    pub(super) values: &'a [*mut u8],
-    pub(super) pidfd_id: Option<PidfdId>,
-    pub(super) oom_score_adj: Option<&'a [u8]>,
-    pub(super) cpus: Option<&'a [libc::c_ulong]>,
+    pub(super) placement: Vec<placement::Step>,
+    pub(super) environment: Environment,
+    pub(super) oom_score_adj: Option<String>,
+    pub(super) cpus: Option<Vec<libc::c_ulong>>,
     pub(super) nice: Option<i32>,
-    pub(super) rlimits: &'a [Rlimit],
+    pub(super) rlimits: Vec<Rlimit>,
     pub(super) umask: Option<u32>,
     pub(super) groups: Option<&'a [u32]>,
     pub(super) gid: Option<u32>,
     pub(super) uid: Option<u32>,
     pub(super) working_dir: Option<&'a CStr>,
     pub(super) altered_signals: &'a [i32],
-    pub(super) candidates: &'a [*const libc::c_char],
-    pub(super) argv: *const *const libc::c_char,
-    pub(super) envp: *mut *const libc::c_char,
+    pub(super) candidates: Vec<*const c_char>,
+    /// Ended by a null pointer.
+    pub(super) argv: Vec<*const c_char>,
     /// Where the child says what failed.
     pub(super) failure: UnsafeCell<Option<Failure>>,
     pub(super) how: Waiting,
     /// Not 0 until the kernel lets go of this memory for the child.
     pub(super) is_shared: AtomicU32,
-    /// The top of the stack for the child of a bearer.
-    pub(super) heir_stack: *mut libc::c_void,
+    /// The top of the stack for the child of a bearer, once it runs.
+    pub(super) heir_stack: AtomicPtr<libc::c_void>,
     /// The child of the bearer once there is one, or the errno of its clone, negative.
     pub(super) heir: AtomicI32,
 }
 
 impl Job<'_> {
-    /// Whether a bearer is needed: see the head of this file.
+    /// Whether a bearer is needed: see the head of [`super`].
     pub(super) fn is_borne(&self) -> bool {
         self.how == Waiting::Futex && self.oom_score_adj.is_some()
     }
 }
 
-/// The variable that holds the pidfd's inode: the last entry of the environment, so that it can be cut off.
-pub(super) struct PidfdId {
-    pub(super) value: *mut u8,
-    pub(super) entry: usize,
+/// The child's environment. Some of its values are known to the child alone, which writes them in place.
+pub(super) struct Environment {
+    /// As execve(2) takes it.
+    entries: UnsafeCell<Vec<*const c_char>>,
+    /// The entries that the child completes: `NAME=`, room for a number, and so on.
+    own: UnsafeCell<Vec<u8>>,
+    /// Where in `own` the pid is written.
+    pids: Vec<usize>,
+    /// Where in `own` the inode of the pidfd is written. It is the last of the entries, so that it can be cut off.
+    pidfd_id: Option<usize>,
+}
+
+/// Room for a number of up to 20 digits and the NUL behind it.
+const SLOT: usize = 21;
+
+impl Environment {
+    /// `given`, which must outlive it, then the variables for the pid, then the one for the pidfd's inode.
+    pub(super) fn new(
+        given: &[&CStr],
+        pid_vars: &[&str],
+        pidfd_id_var: Option<&str>,
+    ) -> Environment {
+        let (mut own, mut starts, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for name in pid_vars.iter().copied().chain(pidfd_id_var) {
+            starts.push(own.len());
+            own.extend_from_slice(name.as_bytes());
+            own.push(b'=');
+            values.push(own.len());
+            own.resize(own.len() + SLOT, 0);
+        }
+        let mut entries = Vec::with_capacity(given.len() + starts.len() + 1);
+        entries.extend(given.iter().map(|entry| entry.as_ptr()));
+        entries.extend(starts.iter().map(|&start| own[start..].as_ptr().cast()));
+        entries.push(ptr::null());
+        let pidfd_id = pidfd_id_var.and_then(|_| values.pop());
+        Environment {
+            entries: UnsafeCell::new(entries),
+            own: UnsafeCell::new(own),
+            pids: values,
+            pidfd_id,
+        }
+    }
+
+    /// Writes the values that only the child knows.
+    ///
+    /// # Safety
+    ///
+    /// The child alone may call it, once, and nobody else may look at the environment meanwhile.
+    unsafe fn complete(&self, pid: usize) {
+        // SAFETY: the caller's promise. Neither grows, so the entries stay where they are.
+        let (own, entries) = unsafe { (&mut *self.own.get(), &mut *self.entries.get()) };
+        for &at in &self.pids {
+            write_decimal(pid as u64, own, at);
+        }
+        let Some(at) = self.pidfd_id else { return };
+        match pidfd_inode(pid) {
+            Some(inode) => write_decimal(inode, own, at),
+            None => {
+                // The last one but the null pointer.
+                if let Some(entry) = entries.iter_mut().rev().nth(1) {
+                    *entry = ptr::null();
+                }
+            }
+        }
+    }
+
+    fn as_ptr(&self) -> *const *const c_char {
+        // SAFETY: nobody writes to it now: the child has, or will.
+        unsafe { (*self.entries.get()).as_ptr() }
+    }
 }
 
 /// How the parent waits until the child shares its memory no longer.
@@ -99,7 +160,7 @@ pub(super) enum Stage {
 
 /// The child's whole life before its exec.
 pub(super) extern "C" fn begin(job: *mut libc::c_void) -> c_int {
-    // SAFETY: `Stack::run` gives a pointer to a `Job` that outlives the child's use of it; it is only read, but for the
+    // SAFETY: `Flight::begin` gives a pointer to a `Job` that outlives the child's use of it; it is only read, but for the
     // places behind raw pointers and the cell.
     let job = unsafe { &*job.cast::<Job<'_>>().cast_const() };
     if job.how == Waiting::Futex {
@@ -115,15 +176,17 @@ pub(super) extern "C" fn bear(job: *mut libc::c_void) -> c_int {
     let argument = job;
     // SAFETY: as in `begin`.
     let job = unsafe { &*job.cast::<Job<'_>>().cast_const() };
-    if let Some(Err(errno)) = job.oom_score_adj.map(write_oom_score_adj) {
+    let score = job.oom_score_adj.as_deref();
+    if let Some(Err(errno)) = score.map(write_oom_score_adj) {
         let stage = Stage::OomScoreAdj;
         return give_up(job, Failure { stage, errno });
     }
     // The kernel writes the number before either goes on: whoever kills the bearer now, the manager knows its child.
     let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
-    // SAFETY: the other half of the stack that `Stack::run` gave to the job; the manager waits for this process, and
-    // then until the child has let go of the memory.
-    let result = unsafe { libc::clone(begin, job.heir_stack, flags, argument, job.heir.as_ptr()) };
+    let stack = job.heir_stack.load(Ordering::Acquire);
+    // SAFETY: the other half of the stack that the job has; the manager waits for this process, and then until the child
+    // has let go of the memory.
+    let result = unsafe { libc::clone(begin, stack, flags, argument, job.heir.as_ptr()) };
     if result == -1 {
         job.heir.store(-Errno::last_raw(), Ordering::Release);
     }
@@ -149,7 +212,7 @@ fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
     system_call!(libc::SYS_setsid).map_err(at(Stage::Setsid))?;
 
     let mut saved = 0;
-    for &step in job.placement {
+    for &step in &job.placement {
         let result = match step {
             placement::Step::Keep(fd) => system_call!(SYS_FCNTL, fd, libc::F_SETFD, 0),
             placement::Step::Dup { from, to } => system_call!(libc::SYS_dup3, from, to, 0),
@@ -166,25 +229,15 @@ fn become_program(job: &Job<'_>) -> Result<Infallible, Failure> {
 
     // It can't fail.
     let pid = system_call!(libc::SYS_getpid).unwrap_or_default();
-    for &value in job.values {
-        // SAFETY: each has SLOT bytes, and nothing else refers to them while the parent stands still.
-        unsafe { write_decimal(pid as u64, value) };
-    }
-    if let Some(id) = &job.pidfd_id {
-        match pidfd_inode(pid) {
-            // SAFETY: as above.
-            Some(inode) => unsafe { write_decimal(inode, id.value) },
-            // SAFETY: `entry` is an index of the array, which the child alone uses now.
-            None => unsafe { *job.envp.add(id.entry) = ptr::null() },
-        }
-    }
+    // SAFETY: this is the child, here once, and the parent leaves the job alone.
+    unsafe { job.environment.complete(pid) };
 
-    if let Some(value) = job.oom_score_adj
+    if let Some(value) = &job.oom_score_adj
         && !job.is_borne()
     {
         write_oom_score_adj(value).map_err(at(Stage::OomScoreAdj))?;
     }
-    if let Some(cpus) = job.cpus {
+    if let Some(cpus) = job.cpus.as_deref() {
         system_call!(
             libc::SYS_sched_setaffinity,
             0,
@@ -248,8 +301,12 @@ fn exec(job: &Job<'_>) -> Failure {
     let mut denied = None;
     let mut missing = None;
     for (index, &path) in job.candidates.iter().enumerate() {
-        let Err(errno) = system_call!(libc::SYS_execve, path, job.argv, job.envp.cast_const())
-        else {
+        let Err(errno) = system_call!(
+            libc::SYS_execve,
+            path,
+            job.argv.as_ptr(),
+            job.environment.as_ptr()
+        ) else {
             break;
         };
         let failure = Failure {
@@ -271,23 +328,12 @@ fn exec(job: &Job<'_>) -> Failure {
     })
 }
 
-/// Writes `number` in decimal at `at`.
-///
-/// # Safety
-///
-/// `at` must have SLOT bytes, all of them zero.
-pub(super) unsafe fn write_decimal(number: u64, at: *mut u8) {
-    let mut digits = 1;
-    let mut rest = number / 10;
-    while rest > 0 {
-        digits += 1;
-        rest /= 10;
-    }
-    rest = number;
-    while digits > 0 {
-        digits -= 1;
-        // SAFETY: a u64 has at most 20 digits, and the caller gives room for 21 bytes.
-        unsafe { at.add(digits).write_volatile(b'0' + (rest % 10) as u8) };
+/// Writes `number` in decimal into a slot, which begins at `at` and is all zeroes.
+pub(super) fn write_decimal(number: u64, bytes: &mut [u8], at: usize) {
+    let digits = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    let mut rest = number;
+    for byte in bytes.iter_mut().skip(at).take(digits).rev() {
+        *byte = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
 }
@@ -311,7 +357,7 @@ fn pidfd_inode(pid: usize) -> Option<u64> {
 }
 
 /// Of this process alone: for a child of vfork the kernel leaves those that share its memory out.
-fn write_oom_score_adj(value: &[u8]) -> Result<(), i32> {
+fn write_oom_score_adj(value: &str) -> Result<(), i32> {
     let (path, flags) = (
         c"/proc/self/oom_score_adj".as_ptr(),
         libc::O_WRONLY | libc::O_CLOEXEC,

@@ -53,46 +53,76 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Runs `job` in a child, until it has exec'd or ended; the errno of clone otherwise.
-    pub(super) fn run(&mut self, job: &Job<'_>) -> Result<Child, i32> {
+    fn top(&self) -> *mut libc::c_void {
+        self.base.wrapping_byte_add(self.size)
+    }
+
+    /// The top of its lower half, for a child that runs while the user of the upper one ends.
+    fn middle(&self) -> *mut libc::c_void {
+        self.base.wrapping_byte_add(self.size - STACK_BYTES / 2)
+    }
+}
+
+/// A child on its way to its exec, or where it has got to. It has the stack and the job to itself until it has landed.
+pub(super) struct Flight<'a> {
+    job: &'a Job<'a>,
+    _stack: &'a mut Stack,
+    /// What clone(2) has made: the child, or its bearer.
+    made: Result<Pid, i32>,
+    pidfd: Option<OwnedFd>,
+    has_landed: bool,
+}
+
+impl<'a> Flight<'a> {
+    /// Makes the child. With [`Waiting::Vfork`] it has landed when this returns.
+    pub(super) fn begin(job: &'a Job<'a>, stack: &'a mut Stack) -> Flight<'a> {
         let (entry, flags): (extern "C" fn(_) -> _, _) = match job.how {
             Waiting::Futex if job.is_borne() => (bear, libc::CLONE_VFORK),
             Waiting::Futex => (begin, libc::CLONE_PIDFD),
             Waiting::Vfork => (begin, libc::CLONE_PIDFD | libc::CLONE_VFORK),
         };
+        job.heir_stack.store(stack.middle(), Ordering::Release);
         let flags = libc::CLONE_VM | libc::SIGCHLD | flags;
         let argument = ptr::from_ref(job).cast_mut().cast();
         let mut pidfd: libc::c_int = -1;
         let mut mask = NO_SIGNALS;
         set_signal_mask(&ALL_SIGNALS, &mut mask);
         // SAFETY: the stack is ours, grows down from its top, which is aligned to a page, and is used by one child at a
-        // time: `&mut self` is held until the child is done with our memory, which either CLONE_VFORK or
-        // `wait_until_alone` waits for. What the child does there is argued at the head of this file.
-        let result = unsafe {
-            let top = self.base.byte_add(self.size);
-            libc::clone(entry, top, flags, argument, &raw mut pidfd)
-        };
-        let result = match result {
+        // time: it is borrowed until the child is done with our memory, which either CLONE_VFORK or `land` waits for; and
+        // so is the job. What the child does there is argued at the head of `super`.
+        let result = unsafe { libc::clone(entry, stack.top(), flags, argument, &raw mut pidfd) };
+        let made = match result {
             -1 => Err(Errno::last_raw()),
-            pid => Ok(pid),
+            pid => Pid::new(pid).ok_or(libc::EINVAL),
         };
-        let child = match result {
-            Ok(_) if job.is_borne() => job.heir.load(Ordering::Acquire),
-            Ok(pid) => pid,
-            Err(_) => 0,
-        };
-        if child > 0 && job.how == Waiting::Futex {
-            wait_until_alone(job, child);
-        }
         set_signal_mask(&mask, ptr::null_mut());
-        let pid = Pid::new(result?).ok_or(libc::EINVAL)?;
-        if !job.is_borne() {
+        let has_pidfd = made.is_ok() && !job.is_borne();
+        Flight {
+            job,
+            _stack: stack,
             // SAFETY: the kernel has put it there with the child, and nobody else owns it.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            pidfd: has_pidfd.then(|| unsafe { OwnedFd::from_raw_fd(pidfd) }),
+            has_landed: made.is_err() || job.how == Waiting::Vfork,
+            made,
+        }
+    }
+
+    /// Waits until the child has exec'd or ended: it, or the errno of clone; and what it says has failed.
+    pub(super) fn finish(mut self) -> (Result<Child, i32>, Option<Failure>) {
+        self.land();
+        let outcome = self.outcome();
+        // SAFETY: the child has let go of the memory.
+        let failure = unsafe { self.job.failure.get().read_volatile() };
+        (outcome, failure)
+    }
+
+    fn outcome(&mut self) -> Result<Child, i32> {
+        let pid = self.made?;
+        if let Some(pidfd) = self.pidfd.take() {
             return Ok(Child { pid, pidfd });
         }
         end(pid);
-        let pid = match child {
+        let pid = match self.job.heir.load(Ordering::Acquire) {
             // The bearer was killed.
             0 => return Err(libc::EINTR),
             errno @ ..0 => return Err(-errno),
@@ -108,21 +138,37 @@ impl Stack {
         }
     }
 
-    /// The top of its lower half, for a child that runs while the user of the upper one ends.
-    pub(super) fn middle(&self) -> *mut libc::c_void {
-        self.base.wrapping_byte_add(self.size - STACK_BYTES / 2)
+    fn land(&mut self) {
+        if std::mem::replace(&mut self.has_landed, true) {
+            return;
+        }
+        let child = match self.made {
+            Ok(_) if self.job.is_borne() => self.job.heir.load(Ordering::Acquire),
+            Ok(pid) => pid.as_raw(),
+            Err(_) => 0,
+        };
+        if child > 0 {
+            wait_until_alone(self.job, child);
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    /// Nothing of it may be used again before.
+    fn drop(&mut self) {
+        self.land();
     }
 }
 
 /// How long a child may need for its exec before it is looked after.
 static PATIENCE: [i64; 2] = [0, 100_000_000];
 
-/// Waits until the child has exec'd or ended; one that somebody has stopped is killed. Leaves errno alone.
+/// Waits until the child has exec'd or ended; one that somebody has stopped is killed.
 fn wait_until_alone(job: &Job<'_>, pid: i32) {
     let stopped = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT | libc::WNOHANG;
     let ended = libc::WEXITED | libc::WNOWAIT;
     while job.is_shared.load(Ordering::Acquire) != 0 {
-        // The kernel's own timespec has 64 bits wherever there are raw calls. A signal can't interrupt it: all are blocked.
+        // The kernel's own timespec has 64 bits wherever there are raw calls.
         let patience = &raw const PATIENCE;
         let word = job.is_shared.as_ptr();
         if system_call!(libc::SYS_futex, word, libc::FUTEX_WAIT, 1, patience, 0, 0)

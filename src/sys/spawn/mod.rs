@@ -3,21 +3,26 @@
 //! The child shares the manager's memory until it execs (CLONE_VM), so starting it costs the same however large the
 //! manager is, and the manager waits for that, so that it knows the outcome when it goes on.
 //!
-//! Sharing memory is sound under these rules, which all of the code below `begin` keeps:
+//! Sharing memory is sound under these rules, which all of the code in `child.rs` keeps:
 //!
-//! - Everything the child needs is allocated and looked up before; the child makes system calls and writes to two
-//!   places set aside for it: its failure, and its pid in the environment.
+//! - Everything the child needs is allocated and looked up before, and left alone until the child has let go of the memory;
+//!   the child makes system calls, which do not touch errno, and writes to two places set aside for it alone: its
+//!   failure, and its pid in the environment.
 //! - Every signal is blocked from before clone until the child has put every handler back to its default, so no
 //!   handler ever runs in the child.
 //! - It runs on a stack of its own below which lies a page that can't be touched.
 //! - It leaves by execve or exit_group and never returns, so nothing is dropped or flushed twice.
 //!
-//! How the manager waits: by CLONE_VFORK, which the kernel ends when the child execs or ends. But between its change of
-//! user and its exec, the child can be stopped by any process of that user (a hostile worker that sends SIGSTOP to
-//! all it may, in a loop, meets it within a hundred starts), and a manager in vfork could not even be killed nicely. So a
-//! child that is to become another user is waited for by a futex, which the kernel wakes at the same two points
-//! (set_tid_address(2)), and one that is found stopped is killed and its start has failed. The manager then does nothing but
-//! wait, without touching errno, so the rules above hold there as well.
+//! How the manager waits for one child: by CLONE_VFORK, which the kernel ends when the child execs or ends. Where several are
+//! to be started, it makes one after the other without waiting, and then waits for each by a futex, which the kernel wakes
+//! at the same two points (set_tid_address(2)): on a busy machine the manager would else lose its processor, and get it back,
+//! for each of them. Until all have landed it does nothing but make and await them. So nothing is closed, bound or
+//! executed while a child still has copies of the manager's descriptors.
+//!
+//! A child that is to become another user is waited for by a futex as well: between its change of user and its exec it
+//! can be stopped by any process of that user (a hostile worker that sends SIGSTOP to all it may, in a loop, meets it
+//! within a hundred starts), and a manager in vfork could not even be killed nicely. One that is found stopped is killed
+//! and its start has failed.
 //!
 //! A score for the OOM killer holds for all processes that share a memory, but for those in vfork (proc(5) does not say so;
 //! the kernel's `__set_oom_adj` does), and the futex is woken shortly before the memory is left. So a child that is to
@@ -49,8 +54,8 @@ use super::placement::place;
 use super::process::{self, Pid};
 use super::raw;
 use super::reason;
-use child::{Job, PidfdId, Rlimit, SIGSET_BYTES, SLOT, Waiting};
-use flight::{Stack, end};
+use child::{Environment, Job, Rlimit, SIGSET_BYTES, Waiting};
+use flight::{Flight, Stack, end};
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -59,7 +64,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicU32};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32};
 
 /// A program to start, and all that is set for it. The default leaves everything as the manager has it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -249,7 +254,14 @@ impl std::error::Error for SpawnError {}
 /// Starts programs. Holds what is the same for all of them.
 #[derive(Debug)]
 pub struct Spawner {
-    stack: Stack,
+    /// One at least.
+    stacks: Vec<Stack>,
+    parent: Parent,
+}
+
+/// What matters to a child of the process that it comes from.
+#[derive(Debug)]
+struct Parent {
     /// Signals whose disposition is not the default: those that are ignored stay so across execve, and a handler
     /// must not run in the child.
     altered_signals: Vec<i32>,
@@ -257,29 +269,34 @@ pub struct Spawner {
     /// Whether the manager may be dumped and traced by its own user.
     is_dumpable: bool,
     nofile: Option<(u64, u64)>,
+    own_uid: u32,
 }
 
 impl Spawner {
     /// Looks at the machine and at this process: no signal's disposition may be changed afterwards but to its default.
     pub fn new() -> io::Result<Spawner> {
         Ok(Spawner {
-            stack: Stack::new()?,
-            altered_signals: altered_signals(),
-            has_pidfd_ids: has_pidfd_ids(),
-            is_dumpable: is_dumpable(),
-            nofile: None,
+            stacks: vec![Stack::new()?],
+            parent: Parent {
+                altered_signals: altered_signals(),
+                has_pidfd_ids: has_pidfd_ids(),
+                is_dumpable: is_dumpable(),
+                nofile: None,
+                // SAFETY: takes nothing, can't fail.
+                own_uid: unsafe { libc::geteuid() },
+            },
         })
     }
 
     /// Gives every program this limit of open descriptors, unless its `rlimits` name one: what the manager was started
     /// with, where it has raised its own.
     pub fn restore_nofile(&mut self, soft: u64, hard: u64) {
-        self.nofile = Some((soft, hard));
+        self.parent.nofile = Some((soft, hard));
     }
 
     /// Whether [`Spawn::pidfd_id_var`] is set here: the kernel has pidfs (Linux 6.9).
     pub fn has_pidfd_ids(&self) -> bool {
-        self.has_pidfd_ids
+        self.parent.has_pidfd_ids
     }
 
     /// Starts a program. When this returns, it has been exec'd, or nothing of it is left.
@@ -287,45 +304,74 @@ impl Spawner {
     /// The one exception: a signal that nobody can block (KILL) may end the child before its exec. It then looks like
     /// a program that was killed at once.
     pub fn spawn(&mut self, spawn: &Spawn<'_>) -> Result<Child, SpawnError> {
-        let (mut slots, mut slot_ends) = (Vec::new(), Vec::new());
-        let pidfd_id_var = spawn.pidfd_id_var.filter(|_| self.has_pidfd_ids);
-        for name in spawn.pid_vars.iter().copied().chain(pidfd_id_var) {
-            slots.extend_from_slice(name.as_bytes());
-            slots.push(b'=');
-            slot_ends.push(slots.len());
-            slots.resize(slots.len() + SLOT, 0);
-        }
-        let slots = slots.as_mut_ptr();
-        // SAFETY: every offset is within the buffer, with SLOT bytes behind it.
-        let mut values: Vec<*mut u8> = slot_ends
-            .iter()
-            .map(|&end| unsafe { slots.add(end) })
-            .collect();
+        let outcomes = self.spawn_all(std::slice::from_ref(spawn));
+        // There is one for each.
+        outcomes.into_iter().next().unwrap_or_else(|| {
+            let (step, errno) = (Step::Clone, libc::ENOMEM);
+            Err(SpawnError { step, errno })
+        })
+    }
 
-        let mut envp = Vec::with_capacity(spawn.env.len() + slot_ends.len() + 1);
-        envp.extend(spawn.env.iter().map(|entry| entry.as_ptr()));
-        let mut start = 0;
-        for &end in &slot_ends {
-            // SAFETY: as above.
-            envp.push(unsafe { slots.add(start) }.cast_const().cast());
-            start = end + SLOT;
+    /// The same for several, in order, up to [`AT_ONCE`] of them at a time: while one execs, the next is made already.
+    pub fn spawn_all(&mut self, spawns: &[Spawn<'_>]) -> Vec<Result<Child, SpawnError>> {
+        while self.stacks.len() < spawns.len().min(AT_ONCE) {
+            // Where there is no memory for more, fewer are on their way at once.
+            let Ok(stack) = Stack::new() else { break };
+            self.stacks.push(stack);
         }
-        let pidfd_id = pidfd_id_var
-            .and_then(|_| values.pop())
-            .map(|value| PidfdId {
-                value,
-                entry: envp.len() - 1,
-            });
-        envp.push(ptr::null());
-        let pointers = |texts: &[CString]| -> Vec<*const libc::c_char> {
-            texts
+        let mut outcomes = Vec::with_capacity(spawns.len());
+        for spawns in spawns.chunks(self.stacks.len()) {
+            let alone = spawns.len() == 1;
+            let jobs: Vec<_> = spawns
                 .iter()
-                .map(|text| text.as_ptr())
-                .chain([ptr::null()])
-                .collect()
-        };
-        let (argv, candidates) = (pointers(spawn.argv), pointers(spawn.candidates));
+                .map(|spawn| self.parent.job(spawn, alone))
+                .collect();
+            let flights: Vec<_> = jobs
+                .iter()
+                .zip(&mut self.stacks)
+                .map(|(job, stack)| match job {
+                    Ok(job) => Ok(Flight::begin(job, stack)),
+                    Err(error) => Err(error.clone()),
+                })
+                .collect();
+            let landed = flights.into_iter().zip(spawns).map(|(flight, spawn)| {
+                let (outcome, failure) = flight?.finish();
+                let failure = match (outcome, failure) {
+                    (Ok(child), None) => return Ok(child),
+                    (Ok(child), Some(failure)) => {
+                        end(child.pid);
+                        failure
+                    }
+                    (Err(_), Some(failure)) => failure,
+                    (Err(errno), None) => {
+                        let step = Step::Clone;
+                        return Err(SpawnError { step, errno });
+                    }
+                };
+                Err(failure.explain(spawn, &self.parent.rlimits(spawn)))
+            });
+            outcomes.extend(landed);
+            // The kernel makes a process that changes its user undumpable, by a flag of the memory that the child shared
+            // with us until now: without this the manager would lose its own core dumps and /proc/self for good.
+            let changes_user = |spawn: &Spawn<'_>| spawn.uid.is_some() || spawn.gid.is_some();
+            if self.parent.is_dumpable && spawns.iter().any(changes_user) {
+                // SAFETY: takes no pointers.
+                unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+            }
+        }
+        outcomes
+    }
 
+    /// Gives back the memory that only many starts at once need.
+    pub fn rest(&mut self) {
+        self.stacks.truncate(1);
+    }
+}
+
+impl Parent {
+    /// All that the child of `spawn` needs; `alone` if no other is on its way meanwhile.
+    fn job<'a>(&'a self, spawn: &'a Spawn<'a>, alone: bool) -> Result<Job<'a>, SpawnError> {
+        let pidfd_id_var = spawn.pidfd_id_var.filter(|_| self.has_pidfd_ids);
         let fds: Vec<(RawFd, RawFd)> = spawn
             .fds
             .iter()
@@ -340,90 +386,65 @@ impl Spawner {
                 errno: libc::EINVAL,
             });
         }
-        let oom_score_adj = spawn.oom_score_adj.map(|value| value.to_string());
-        let cpus = match spawn.cpu_affinity.map(cpu_mask).transpose() {
-            Ok(cpus) => cpus,
-            Err(errno) => {
-                return Err(SpawnError {
-                    step: Step::CpuAffinity,
-                    errno,
-                });
-            }
-        };
-        let infinity = |limit: Option<u64>| limit.unwrap_or(libc::RLIM64_INFINITY);
-        let mut rlimits: Vec<Rlimit> = Vec::with_capacity(spawn.rlimits.len() + 1);
-        if let Some((soft, hard)) = self.nofile
-            && !spawn
-                .rlimits
-                .iter()
-                .any(|limit| limit.0 == Resource::Nofile)
-        {
-            rlimits.push(Rlimit {
-                resource: Resource::Nofile,
-                soft,
-                hard,
-            });
-        }
-        rlimits.extend(spawn.rlimits.iter().map(|&(resource, soft, hard)| Rlimit {
-            resource,
-            soft: infinity(soft),
-            hard: infinity(hard),
-        }));
-
+        let cpus = spawn.cpu_affinity.map(cpu_mask).transpose();
         // Who may stop the child may stop the manager as well, unless the child becomes another user.
-        // SAFETY: takes nothing, can't fail.
-        let own_uid = unsafe { libc::geteuid() };
-        let how = match spawn.uid {
-            Some(uid) if uid != own_uid && raw::LEAVES_ERRNO_ALONE => Waiting::Futex,
-            _ => Waiting::Vfork,
-        };
-        let job = Job {
-            placement: &place(&fds),
-            values: &values,
-            pidfd_id,
-            oom_score_adj: oom_score_adj.as_deref().map(str::as_bytes),
-            cpus: cpus.as_deref(),
+        let becomes_another = spawn.uid.is_some_and(|uid| uid != self.own_uid);
+        // Only in vfork it can give itself a score.
+        let may_overlap = !alone && spawn.oom_score_adj.is_none();
+        Ok(Job {
+            placement: place(&fds),
+            environment: Environment::new(spawn.env, spawn.pid_vars, pidfd_id_var),
+            oom_score_adj: spawn.oom_score_adj.map(|value| value.to_string()),
+            cpus: cpus.map_err(|errno| SpawnError {
+                step: Step::CpuAffinity,
+                errno,
+            })?,
             nice: spawn.nice,
-            rlimits: &rlimits,
+            rlimits: self.rlimits(spawn),
             umask: spawn.umask,
             groups: spawn.groups,
             gid: spawn.gid,
             uid: spawn.uid,
             working_dir: spawn.working_dir,
             altered_signals: &self.altered_signals,
-            candidates: &candidates[..spawn.candidates.len()],
-            argv: argv.as_ptr(),
-            envp: envp.as_mut_ptr(),
+            candidates: spawn.candidates.iter().map(|path| path.as_ptr()).collect(),
+            argv: spawn
+                .argv
+                .iter()
+                .map(|word| word.as_ptr())
+                .chain([ptr::null()])
+                .collect(),
             failure: UnsafeCell::new(None),
-            how,
+            how: match raw::LEAVES_ERRNO_ALONE && (becomes_another || may_overlap) {
+                true => Waiting::Futex,
+                false => Waiting::Vfork,
+            },
             is_shared: AtomicU32::new(1),
-            heir_stack: self.stack.middle(),
+            heir_stack: AtomicPtr::new(ptr::null_mut()),
             heir: AtomicI32::new(0),
-        };
-        let outcome = self.stack.run(&job);
-        // The kernel makes a process that changes its user undumpable, by a flag of the memory that the child shared
-        // with us until now: without this the manager would lose its own core dumps and /proc/self for good.
-        if self.is_dumpable && (spawn.uid.is_some() || spawn.gid.is_some()) {
-            // SAFETY: takes no pointers.
-            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
-        }
-        let failure = match (outcome, job.failure.into_inner()) {
-            (Ok(child), None) => return Ok(child),
-            (Ok(child), Some(failure)) => {
-                end(child.pid);
-                failure
-            }
-            (Err(_), Some(failure)) => failure,
-            (Err(errno), None) => {
-                return Err(SpawnError {
-                    step: Step::Clone,
-                    errno,
-                });
-            }
-        };
-        Err(failure.explain(spawn, &rlimits))
+        })
+    }
+
+    fn rlimits(&self, spawn: &Spawn<'_>) -> Vec<Rlimit> {
+        let infinity = |limit: Option<u64>| limit.unwrap_or(libc::RLIM64_INFINITY);
+        let is_given = |limit: &(Resource, _, _)| limit.0 == Resource::Nofile;
+        let own = self.nofile.filter(|_| !spawn.rlimits.iter().any(is_given));
+        let own = own.map(|(soft, hard)| Rlimit {
+            resource: Resource::Nofile,
+            soft,
+            hard,
+        });
+        let given = spawn.rlimits.iter().map(|&(resource, soft, hard)| Rlimit {
+            resource,
+            soft: infinity(soft),
+            hard: infinity(hard),
+        });
+        own.into_iter().chain(given).collect()
     }
 }
+
+/// How many programs [`Spawner::spawn_all`] has on their way at once: each needs a stack.
+pub const AT_ONCE: usize = 16;
 
 /// The signals that are ignored or handled in this process.
 fn altered_signals() -> Vec<i32> {

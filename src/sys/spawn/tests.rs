@@ -271,7 +271,7 @@ fn its_pidfd_id_is_the_inode_of_its_pidfd() {
 #[test]
 fn without_pidfs_there_is_no_pidfd_id() {
     let mut spawner = Spawner::new().unwrap();
-    spawner.has_pidfd_ids = false;
+    spawner.parent.has_pidfd_ids = false;
     let output = Program::shell("env").output_by(&mut spawner, |spec| Spawn {
         pid_vars: &["LISTEN_PID"],
         pidfd_id_var: Some("LISTEN_PIDFDID"),
@@ -815,10 +815,9 @@ fn a_failed_start_leaves_no_zombie_and_no_descriptor() {
 #[test]
 fn numbers_are_written_in_decimal() {
     for number in [0, 7, 10, 99, 100, 4_194_304, u64::from(u32::MAX), u64::MAX] {
-        let mut slot = [0; SLOT];
-        // SAFETY: a slot of the size that it asks for.
-        unsafe { write_decimal(number, slot.as_mut_ptr()) };
-        let text = CStr::from_bytes_until_nul(&slot).unwrap();
+        let mut bytes = [0; 30];
+        write_decimal(number, &mut bytes, 3);
+        let text = CStr::from_bytes_until_nul(&bytes[3..]).unwrap();
         assert_eq!(text.to_str().unwrap(), number.to_string());
     }
 }
@@ -832,4 +831,97 @@ fn a_spawner_starts_many_one_after_the_other() {
         wait_for_end(&child);
         assert_eq!(process::reap(child.pid).unwrap(), process::Exit::Code(0));
     }
+}
+
+#[test]
+fn many_are_started_at_once_and_each_is_what_was_asked_for() {
+    let mut spawner = Spawner::new().unwrap();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let null = null();
+    let fds = [(null.as_fd(), 0), (writer.as_fd(), 1), (writer.as_fd(), 2)];
+    let programs: Vec<Program> = (0..3 * AT_ONCE + 1)
+        .map(|number| match number % 3 {
+            0 => Program::shell("echo \"$NUMBER $LISTEN_PID $$\"").env(&format!("NUMBER={number}")),
+            1 => Program::at(format!("/nonexistent/{number}")),
+            _ => Program::shell("exit 3"),
+        })
+        .collect();
+    let specs: Vec<Spawn<'_>> = programs
+        .iter()
+        .zip(0..)
+        .map(|(program, number)| Spawn {
+            fds: &fds,
+            pid_vars: &["LISTEN_PID"],
+            // Some of them can't be on their way beside others.
+            oom_score_adj: (number % 5 == 0).then_some(100),
+            ..program.spec()
+        })
+        .collect();
+    let outcomes = spawner.spawn_all(&specs);
+    assert_eq!(outcomes.len(), specs.len());
+    drop(writer);
+    let mut output = String::new();
+    reader.read_to_string(&mut output).unwrap();
+    for (number, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(child) => {
+                wait_for_end(&child);
+                let exit = process::reap(child.pid).unwrap();
+                if number % 3 == 0 {
+                    let line = format!("{number} {0} {0}", child.pid);
+                    assert!(
+                        output.lines().any(|other| other == line),
+                        "{line}: {output}"
+                    );
+                    assert_eq!(exit, process::Exit::Code(0));
+                } else {
+                    assert_eq!((number % 3, exit), (2, process::Exit::Code(3)));
+                }
+            }
+            Err(error) => assert_eq!(
+                error.to_string(),
+                format!("exec /nonexistent/{number}: No such file or directory")
+            ),
+        }
+    }
+    spawner.rest();
+    assert_eq!(spawner.stacks.len(), 1);
+    spawner.spawn_all(&[]);
+}
+
+#[test]
+fn another_users_programs_are_started_at_once_too() {
+    let _alone = CHANGING_USER
+        .lock()
+        .unwrap_or_else(|poison| poison.into_inner());
+    if !is_root() {
+        return;
+    }
+    let mut spawner = Spawner::new().unwrap();
+    let program = Program::shell("exit $(id -u)");
+    let lost = Program::at("/nonexistent/foo");
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let specs: Vec<Spawn<'_>> = (0..AT_ONCE as u32)
+        .map(|number| Spawn {
+            uid: Some(number % 4),
+            oom_score_adj: (number % 3 == 0).then_some(200),
+            ..if number == 7 {
+                lost.spec()
+            } else {
+                program.spec()
+            }
+        })
+        .collect();
+    let before = is_dumpable();
+    for (outcome, spec) in spawner.spawn_all(&specs).into_iter().zip(&specs) {
+        let Ok(child) = outcome else {
+            assert_eq!(spec.candidates, lost.candidates);
+            continue;
+        };
+        wait_for_end(&child);
+        let code = spec.uid.unwrap() as i32;
+        assert_eq!(process::reap(child.pid).unwrap(), process::Exit::Code(code));
+    }
+    assert_eq!(is_dumpable(), before);
+    assert_eq!(fs::read_to_string("/proc/self/oom_score_adj").unwrap(), own);
 }
