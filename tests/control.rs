@@ -291,6 +291,34 @@ mod varlink {
     }
 
     #[test]
+    fn what_is_answered_at_once_does_not_hold_up_what_is_behind_it() {
+        let manager = Manager::start(WEB);
+        let mut client = Client::new(&manager);
+        let info = json!({"method": format!("{SERVICE}.GetInfo")});
+        let unknown = json!({"method": format!("{MANAGER}.Dance")});
+        let stop = json!({"method": format!("{MANAGER}.Stop"), "parameters": {"names": ["web"]}});
+        let mut bytes = Vec::new();
+        for message in [&info, &info, &unknown, &stop, &unknown, &info] {
+            bytes.extend(message.to_string().into_bytes());
+            bytes.push(0);
+        }
+        client.stream.write_all(&bytes).expect("send");
+        let mut replies = (0..6).map(|_| client.receive()).collect::<Vec<_>>();
+        replies.iter_mut().for_each(|reply| {
+            reply["parameters"] = reply["parameters"]["product"].take();
+        });
+        let errors: Vec<&str> = replies.iter().map(error).collect();
+        let not_found = "org.varlink.service.MethodNotFound";
+        assert_eq!(
+            errors,
+            ["none", "none", not_found, "none", not_found, "none"]
+        );
+        let products = [0, 1, 5].map(|index: usize| replies[index]["parameters"].is_string());
+        assert_eq!(products, [true; 3], "{replies:?}");
+        assert_eq!(manager.watcher("web")["state"], "stopped");
+    }
+
+    #[test]
     fn a_call_may_come_in_pieces() {
         let manager = Manager::start(WEB);
         let mut client = Client::new(&manager);

@@ -329,7 +329,12 @@ impl Server {
                     self.by_request.insert(request, number);
                     return Some(asked);
                 }
-                Err(reply) if !oneway => wire::encode(&reply, false, &mut connection.out),
+                Err(reply) if !oneway => {
+                    wire::encode(&reply, false, &mut connection.out);
+                    // The next one may be here already, and nothing else would bring us back to it. What the client does
+                    // not take ends the loop.
+                    connection.write();
+                }
                 Err(_) => {}
             }
         }
