@@ -366,6 +366,7 @@ impl Supervisor {
             Goal::Up { .. } => {
                 self.cancel_reload(turn, id);
                 self.stop_posts(turn, id);
+                self.set_goal(id, Goal::Up { complete: false });
                 self.want_slots(id, 1);
             }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => self.start_watcher(turn, id),
@@ -418,6 +419,9 @@ impl Supervisor {
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
                 self.retire_slot(turn, id, wid);
+            }
+            if wanted > before {
+                self.set_goal(id, Goal::Up { complete: false });
             }
             // Not those before: a worker that ended for good stays so.
             self.want_slots(id, before.saturating_add(1));

@@ -1327,6 +1327,8 @@ impl Rules {
                 for at in self.places(id) {
                     self.stop_worker(at, Why::Asked, None);
                 }
+                // It is not running again before all of its workers are.
+                self.watcher(id).goal = Goal::Up { complete: false };
                 self.want_slots(id, 1);
             }
             Goal::Down { .. } | Goal::Ended | Goal::Failed => self.start(id),
@@ -1368,6 +1370,10 @@ impl Rules {
                 if at.wid > wanted {
                     self.retire(at, shards);
                 }
+            }
+            if wanted > before {
+                // Nor is one that was to grow.
+                self.watcher(id).goal = Goal::Up { complete: false };
             }
             self.want_slots(id, before.saturating_add(1));
         }
