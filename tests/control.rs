@@ -487,6 +487,45 @@ mod together {
     }
 
     #[test]
+    fn commands_that_wait_keep_nobody_out() {
+        let manager = Manager::start(SLOW);
+        let mut clients: Vec<Client> = Vec::new();
+        for _ in 0..300 {
+            let mut client = Client::new(&manager);
+            client.send("Start", json!({"names": ["slow"]}));
+            clients.push(client);
+        }
+        manager.wait_for_state("slow", "starting");
+        manager.ok(&["signal", "web", "CONT"]);
+        let mut late = Client::new(&manager);
+        late.send("Start", json!({"names": ["slow"]}));
+        let reply = late.receive();
+        assert_eq!(error(&reply), "io.tentpole.Manager.Refused", "{reply}");
+        let reason = reply["parameters"]["message"].as_str().expect("a text");
+        assert!(reason.contains("64 commands of user "), "{reason}");
+        assert!(reason.contains("`--no-wait`"), "{reason}");
+        // Who does not wait can give any order, and so all others are answered.
+        manager.ok(&["stop", "slow", "--no-wait"]);
+        let mut replies: Vec<String> = clients
+            .iter_mut()
+            .map(|client| match receive(&mut client.reader) {
+                Some(reply) => error(&reply).to_owned(),
+                None => "closed".to_owned(),
+            })
+            .collect();
+        replies.sort();
+        replies.dedup_by(|a, b| a == b);
+        assert_eq!(
+            replies,
+            [
+                "io.tentpole.Manager.Refused",
+                "io.tentpole.Manager.Superseded"
+            ]
+        );
+        manager.ok(&["start", "web"]);
+    }
+
+    #[test]
     fn many_clients_at_once_are_all_answered() {
         let manager = Manager::start(WEB);
         let mut clients: Vec<Client> = (0..100).map(|_| Client::new(&manager)).collect();
