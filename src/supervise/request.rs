@@ -412,9 +412,12 @@ impl Supervisor {
 
     pub(super) fn scale_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId, wanted: u32) {
         let before = self.watcher(id).wanted;
-        self.log(turn, LogLevel::Info, id, || {
-            format!("scaled from {before} to {wanted}")
-        });
+        // An apply may confirm what somebody has done by hand.
+        if wanted != before {
+            self.log(turn, LogLevel::Info, id, || {
+                format!("scaled from {before} to {wanted}")
+            });
+        }
         self.want(id, wanted);
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
