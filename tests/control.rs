@@ -120,7 +120,9 @@ mod varlink {
 
     #[test]
     fn what_there_is_not_is_an_error_with_its_name_and_the_connection_goes_on() {
-        let manager = Manager::start(WEB);
+        let manager = Manager::start(&format!(
+            "[socket.http]\nlisten = \"127.0.0.1:0\"\n{WEB}sockets = [\"http\"]\n"
+        ));
         let mut client = Client::new(&manager);
         let cases = [
             (
@@ -191,6 +193,21 @@ mod varlink {
         assert_eq!(error(&reply), "io.tentpole.Manager.NoSuchUnit");
         assert_eq!(reply["parameters"]["name"], "wev");
         assert_eq!(reply["parameters"]["nearest"], "web");
+        let reply = client.ask(
+            &json!({"method": "io.tentpole.Manager.Stop", "parameters": {"names": ["web", "http"]}}),
+        );
+        assert_eq!(error(&reply), "io.tentpole.Manager.NoSuchUnit");
+        assert_eq!(
+            reply["parameters"]["message"],
+            "`http` is a socket, and this command takes watchers; its watcher is `web`"
+        );
+        assert_eq!(reply["parameters"]["socket_of"], json!(["web"]));
+        let output = manager.cli(&["start", "http"]);
+        assert_eq!(output.status.code(), Some(4));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "tentpole: `http` is a socket, and this command takes watchers; its watcher is `web`\n"
+        );
         // One unknown name, and nothing is done.
         assert_eq!(manager.watcher("web")["state"], "running");
         assert_eq!(manager.pids("web").len(), 2);

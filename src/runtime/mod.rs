@@ -367,7 +367,7 @@ impl Manager {
                 None
             }
             Effect::Reply { request, outcome } => {
-                let nearest = |name: &str| status::nearest(&self.supervisor, name, clock());
+                let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
                 self.server.reply(&self.epoll, request, outcome, nearest);
                 None
             }

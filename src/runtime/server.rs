@@ -833,6 +833,7 @@ pub fn failure(refusal: Refusal, nearest: impl Fn(&str) -> Option<String>) -> Fa
             nearest: nearest(&name),
             name,
         },
+        Refusal::IsSocket { name, watchers } => Failure::IsSocket { name, watchers },
         Refusal::Refused(reason) => Failure::Refused { reason },
         Refusal::Failed(reason) => Failure::Failed { reason },
         Refusal::ShuttingDown => Failure::ShuttingDown,

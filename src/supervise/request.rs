@@ -1,6 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, Seat, Slot, State, Watcher};
+use super::state::{Goal, Seat, Slot, Socket, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,13 @@ pub enum Refusal {
     NoSuchWatcher {
         /// What was asked for.
         name: String,
+    },
+    /// It is the name of a socket, and not of a watcher; nothing was done.
+    IsSocket {
+        /// What was asked for.
+        name: String,
+        /// Those that it serves.
+        watchers: Vec<String>,
     },
     /// It can't be done now; nothing was done.
     Refused(String),
@@ -295,12 +302,21 @@ impl Supervisor {
     }
 
     fn find(&self, name: &str) -> Result<WatcherId, Refusal> {
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| Refusal::NoSuchWatcher {
-                name: name.to_owned(),
-            })
+        let known = self.names.get(name).copied();
+        known.ok_or_else(|| {
+            let is_meant = |socket: &&Socket| !socket.retired && socket.spec.name() == name;
+            let mut sockets = self.sockets.iter().map(|(_, socket)| socket);
+            let name = name.to_owned();
+            match sockets.find(is_meant) {
+                Some(socket) => {
+                    let watchers = socket.watchers.iter();
+                    let watchers = watchers.map(|id| self.watcher(*id).name().to_owned());
+                    let watchers = watchers.collect();
+                    Refusal::IsSocket { name, watchers }
+                }
+                None => Refusal::NoSuchWatcher { name },
+            }
+        })
     }
 
     /// The watchers of these names, each once, in start order; without names those that `all` chooses.

@@ -284,6 +284,7 @@ enum Act {
 enum Answer {
     Done,
     NoSuchWatcher(String),
+    IsSocket(String),
     Refused,
     /// With these words in it.
     Failed(Vec<String>),
@@ -1287,7 +1288,13 @@ impl Rules {
         (self.watchers.iter())
             .find(|(_, watcher)| watcher.own.spec.name() == name)
             .map(|(id, _)| *id)
-            .ok_or_else(|| Answer::NoSuchWatcher(name.to_owned()))
+            .ok_or_else(|| {
+                let names = |socket: &Socket| !socket.retired && socket.spec.name() == name;
+                match self.sockets.values().any(names) {
+                    true => Answer::IsSocket(name.to_owned()),
+                    false => Answer::NoSuchWatcher(name.to_owned()),
+                }
+            })
     }
 
     /// The watchers of these names, or without names those that `all` chooses, in start order.

@@ -843,6 +843,22 @@ fn a_command_with_an_unknown_name_does_nothing() {
 }
 
 #[test]
+fn a_command_for_a_socket_names_its_watchers_and_does_nothing() {
+    let text = socket("")
+        + &watcher("a", "sockets = [\"s\"]")
+        + &watcher("b", "sockets = [\"s\"]\npriority = 1");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(
+        run.stop(&["a", "s"]),
+        ["answer 1: s is the socket of b a"],
+        "in start order"
+    );
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
 fn who_went_away_is_not_answered() {
     let mut run = running("");
     run.stop(&["a"]);
