@@ -120,7 +120,9 @@ mod varlink {
 
     #[test]
     fn what_there_is_not_is_an_error_with_its_name_and_the_connection_goes_on() {
-        let manager = Manager::start(WEB);
+        let manager = Manager::start(&format!(
+            "[socket.http]\nlisten = \"127.0.0.1:0\"\n{WEB}sockets = [\"http\"]\n"
+        ));
         let mut client = Client::new(&manager);
         let cases = [
             (
@@ -191,6 +193,21 @@ mod varlink {
         assert_eq!(error(&reply), "io.tentpole.Manager.NoSuchUnit");
         assert_eq!(reply["parameters"]["name"], "wev");
         assert_eq!(reply["parameters"]["nearest"], "web");
+        let reply = client.ask(
+            &json!({"method": "io.tentpole.Manager.Stop", "parameters": {"names": ["web", "http"]}}),
+        );
+        assert_eq!(error(&reply), "io.tentpole.Manager.NoSuchUnit");
+        assert_eq!(
+            reply["parameters"]["message"],
+            "`http` is a socket, and this command takes watchers; its watcher is `web`"
+        );
+        assert_eq!(reply["parameters"]["socket_of"], json!(["web"]));
+        let output = manager.cli(&["start", "http"]);
+        assert_eq!(output.status.code(), Some(4));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "tentpole: `http` is a socket, and this command takes watchers; its watcher is `web`\n"
+        );
         // One unknown name, and nothing is done.
         assert_eq!(manager.watcher("web")["state"], "running");
         assert_eq!(manager.pids("web").len(), 2);
@@ -288,6 +305,34 @@ mod varlink {
             assert_eq!(watcher["ready"], count, "{watcher}");
             assert_eq!(watcher["workers"].as_array().map(Vec::len), Some(count));
         }
+    }
+
+    #[test]
+    fn what_is_answered_at_once_does_not_hold_up_what_is_behind_it() {
+        let manager = Manager::start(WEB);
+        let mut client = Client::new(&manager);
+        let info = json!({"method": format!("{SERVICE}.GetInfo")});
+        let unknown = json!({"method": format!("{MANAGER}.Dance")});
+        let stop = json!({"method": format!("{MANAGER}.Stop"), "parameters": {"names": ["web"]}});
+        let mut bytes = Vec::new();
+        for message in [&info, &info, &unknown, &stop, &unknown, &info] {
+            bytes.extend(message.to_string().into_bytes());
+            bytes.push(0);
+        }
+        client.stream.write_all(&bytes).expect("send");
+        let mut replies = (0..6).map(|_| client.receive()).collect::<Vec<_>>();
+        replies.iter_mut().for_each(|reply| {
+            reply["parameters"] = reply["parameters"]["product"].take();
+        });
+        let errors: Vec<&str> = replies.iter().map(error).collect();
+        let not_found = "org.varlink.service.MethodNotFound";
+        assert_eq!(
+            errors,
+            ["none", "none", not_found, "none", not_found, "none"]
+        );
+        let products = [0, 1, 5].map(|index: usize| replies[index]["parameters"].is_string());
+        assert_eq!(products, [true; 3], "{replies:?}");
+        assert_eq!(manager.watcher("web")["state"], "stopped");
     }
 
     #[test]
@@ -456,6 +501,45 @@ mod together {
         .unwrap_or_else(|| panic!("{last} descriptors"));
         assert_eq!(manager.watcher("slow")["state"], "starting");
         assert_eq!(manager.pids("web").len(), 1);
+    }
+
+    #[test]
+    fn commands_that_wait_keep_nobody_out() {
+        let manager = Manager::start(SLOW);
+        let mut clients: Vec<Client> = Vec::new();
+        for _ in 0..300 {
+            let mut client = Client::new(&manager);
+            client.send("Start", json!({"names": ["slow"]}));
+            clients.push(client);
+        }
+        manager.wait_for_state("slow", "starting");
+        manager.ok(&["signal", "web", "CONT"]);
+        let mut late = Client::new(&manager);
+        late.send("Start", json!({"names": ["slow"]}));
+        let reply = late.receive();
+        assert_eq!(error(&reply), "io.tentpole.Manager.Refused", "{reply}");
+        let reason = reply["parameters"]["message"].as_str().expect("a text");
+        assert!(reason.contains("64 commands of user "), "{reason}");
+        assert!(reason.contains("`--no-wait`"), "{reason}");
+        // Who does not wait can give any order, and so all others are answered.
+        manager.ok(&["stop", "slow", "--no-wait"]);
+        let mut replies: Vec<String> = clients
+            .iter_mut()
+            .map(|client| match receive(&mut client.reader) {
+                Some(reply) => error(&reply).to_owned(),
+                None => "closed".to_owned(),
+            })
+            .collect();
+        replies.sort();
+        replies.dedup_by(|a, b| a == b);
+        assert_eq!(
+            replies,
+            [
+                "io.tentpole.Manager.Refused",
+                "io.tentpole.Manager.Superseded"
+            ]
+        );
+        manager.ok(&["start", "web"]);
     }
 
     #[test]

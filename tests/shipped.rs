@@ -2,8 +2,11 @@
 
 mod support;
 
+use socket2::{Domain, SockAddr, Socket, Type};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use support::{Manager, bounded, command, folder};
+use std::time::Duration;
+use support::{Manager, bounded, command, folder, needs_program};
 
 fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -109,9 +112,148 @@ fn the_default_unit_serves_with_nothing_but_tentpole() {
     let unit = std::fs::read_to_string(source("units/hello.toml")).expect("read the unit");
     assert!(unit.contains("127.0.0.1:8000"), "the README says 8000");
     let manager = Manager::start(&unit.replace("127.0.0.1:8000", "127.0.0.1:0"));
-    let answer = support::ask(
-        &manager.address("hello"),
-        "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    );
+    let answer = ask(&manager.socket("hello"));
     assert!(answer.contains("hello from worker "), "{answer}");
+}
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// Asks whoever has the socket of this status, over whatever it is.
+fn ask(socket: &serde_json::Value) -> String {
+    let address = socket["address"].as_str().expect("an address");
+    let (domain, to) = if let Some(name) = address.strip_prefix('@') {
+        (Domain::UNIX, SockAddr::unix(format!("\0{name}")))
+    } else if address.starts_with('/') {
+        (Domain::UNIX, SockAddr::unix(address))
+    } else {
+        let address: std::net::SocketAddr = address.parse().expect("an address");
+        (Domain::for_address(address), Ok(address.into()))
+    };
+    let kind = match socket["type"].as_str() {
+        Some("stream") => Type::STREAM,
+        Some("seqpacket") => Type::SEQPACKET,
+        Some("dgram") => Type::DGRAM,
+        other => panic!("a socket of type {other:?}"),
+    };
+    let mut client = Socket::new(domain, kind, None).expect("make a socket");
+    let patience = Some(Duration::from_secs(20));
+    client.set_read_timeout(patience).expect("set a timeout");
+    if kind == Type::DGRAM && domain == Domain::UNIX {
+        // Whoever has no address gets no answer: the kernel finds one.
+        let family = libc::sa_family_t::try_from(libc::AF_UNIX).expect("a family");
+        let length = libc::socklen_t::try_from(size_of_val(&family)).expect("a length");
+        let ((), none) = unsafe {
+            SockAddr::try_init(|storage, size| {
+                storage.cast::<libc::sa_family_t>().write(family);
+                *size = length;
+                Ok(())
+            })
+        }
+        .expect("an address");
+        client.bind(&none).expect("bind to any name");
+    }
+    client.connect(&to.expect("an address")).expect("connect");
+    client.write_all(REQUEST.as_bytes()).expect("ask");
+    let mut answer = Vec::new();
+    if kind == Type::STREAM {
+        client.read_to_end(&mut answer).expect("an answer");
+    } else {
+        answer.resize(4096, 0);
+        let count = client.read(&mut answer).expect("an answer");
+        answer.truncate(count);
+    }
+    String::from_utf8(answer).expect("is UTF-8")
+}
+
+#[test]
+fn every_example_that_needs_nothing_but_python_answers() {
+    let python = needs_program("python3");
+    for (name, needs_python, want) in [
+        ("unix-socket", false, "hello from worker 1, pid "),
+        ("on-demand", false, "hello from worker 1, pid "),
+        ("shards", false, "hello from worker "),
+        ("migrate-first", false, "hello from worker "),
+        ("container", false, "hello from worker 1, pid "),
+        ("inetd", true, "\r\n\r\nhello\n"),
+        ("python-fd", true, "hello from pid "),
+        ("notify", true, ""),
+    ] {
+        if needs_python && !python {
+            continue;
+        }
+        let folder = source("units/examples");
+        let unit = std::fs::read_to_string(folder.join(format!("{name}.toml"))).expect("read it");
+        let own = format!("tentpole-example-{}", std::process::id());
+        let unit = unit
+            .replace("\"8000\"", "\"127.0.0.1:0\"")
+            .replace(":8000\"", ":0\"")
+            .replace("\"@tentpole-example", &format!("\"@{own}"))
+            .replace("/tmp/tentpole-example", "DIR/example")
+            .replace("working_dir = \".\"", &format!("working_dir = {folder:?}"));
+        let manager = Manager::start(&unit);
+        let status = manager.status();
+        let sockets = status["sockets"].as_array().expect("sockets");
+        assert_eq!(sockets.is_empty(), name == "notify", "{name}: {status}");
+        for socket in sockets {
+            // More than once: whoever answers does not end with it.
+            for _ in 0..3 {
+                let answer = ask(socket);
+                assert!(answer.contains(want), "{name}: {answer}\n{}", manager.log());
+            }
+        }
+        for watcher in manager.status()["watchers"].as_array().expect("watchers") {
+            assert_eq!(watcher["restarts"], 0, "{name}: {watcher}");
+            let state = match watcher["name"].as_str() {
+                Some("migrate") => "stopped",
+                _ => "running",
+            };
+            assert_eq!(watcher["state"], state, "{name}: {watcher}");
+        }
+    }
+}
+
+#[test]
+fn hello_answers_on_every_kind_of_socket() {
+    let own = format!("@tentpole-hello-{}", std::process::id());
+    let mut unit = String::new();
+    for (number, (listen, kind)) in [
+        ("127.0.0.1:0", "stream"),
+        ("[::1]:0", "stream"),
+        ("DIR/stream", "stream"),
+        (own.as_str(), "stream"),
+        ("DIR/seqpacket", "seqpacket"),
+        ("127.0.0.1:0", "dgram"),
+        ("DIR/dgram", "dgram"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // An address can be had once.
+        for blocking in [true, false] {
+            let listen = match listen.contains(":0") {
+                true => listen.to_owned(),
+                false => format!("{listen}-{blocking}"),
+            };
+            unit.push_str(&format!(
+                "[socket.s{number}-{blocking}]\nlisten = \"{listen}\"\ntype = \"{kind}\"\nblocking = {blocking}\n\
+                 [watcher.s{number}-{blocking}]\ncmd = \"tentpole hello $(circus.socket.s{number}-{blocking})\"\n\
+                 executable = \"/proc/self/exe\"\nnumprocesses = 2\n"
+            ));
+        }
+    }
+    let manager = Manager::start(&unit);
+    let status = manager.status();
+    for socket in status["sockets"].as_array().expect("sockets") {
+        for _ in 0..3 {
+            let answer = ask(socket);
+            assert!(
+                answer.contains("hello from worker "),
+                "{socket}: {answer}\n{}",
+                manager.log()
+            );
+        }
+    }
+    for watcher in manager.status()["watchers"].as_array().expect("watchers") {
+        assert_eq!(watcher["restarts"], 0, "{watcher}\n{}", manager.log());
+    }
 }

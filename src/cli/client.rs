@@ -161,7 +161,7 @@ impl Trouble {
     pub fn code(&self) -> i32 {
         match self {
             Trouble::NotListening(_) => 3,
-            Trouble::Failure(Failure::NoSuchUnit { .. }) => 4,
+            Trouble::Failure(Failure::NoSuchUnit { .. } | Failure::IsSocket { .. }) => 4,
             Trouble::Denied(_)
             | Trouble::PathTooLong(_)
             | Trouble::Silent(_)

@@ -272,7 +272,7 @@ const VERBS: &[Verb] = &[
     Verb {
         name: "hello",
         define: |it| {
-            it.about("Answer HTTP requests on a given socket: a worker to try things with")
+            it.about("Answer whoever comes to a given socket, in HTTP: a worker to try things with")
                 .after_help(
                     "Example, in a unit file:\n  cmd = \"tentpole hello $(circus.socket.web)\"",
                 )

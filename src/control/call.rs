@@ -209,6 +209,13 @@ pub enum Failure {
         /// The nearest name that there is, if one is near.
         nearest: Option<String>,
     },
+    /// There is a socket of this name, and no watcher, which is what the command takes; nothing was done.
+    IsSocket {
+        /// As it was asked for.
+        name: String,
+        /// The watchers that it serves.
+        watchers: Vec<String>,
+    },
     /// It can't be done now, or not to this unit; nothing was done.
     Refused {
         /// Why, and what to do.
@@ -272,6 +279,14 @@ impl fmt::Display for Failure {
                     None => f.write_str("; `tentpole status` lists them"),
                 }
             }
+            Failure::IsSocket { name, watchers } => {
+                write!(f, "`{name}` is a socket, and this command takes watchers")?;
+                match watchers.as_slice() {
+                    [] => f.write_str("; no watcher has it"),
+                    [one] => write!(f, "; its watcher is `{one}`"),
+                    several => write!(f, "; its watchers are `{}`", several.join("`, `")),
+                }
+            }
             Failure::Refused { reason } | Failure::Failed { reason } => f.write_str(reason),
             Failure::InvalidUnits { .. } => f.write_str(
                 "the unit files have mistakes, so nothing was changed; mend what `tentpole check` finds in them",
@@ -315,7 +330,9 @@ impl Failure {
     /// Its full name on the wire.
     pub(super) fn error(&self) -> &'static str {
         match self {
-            Failure::NoSuchUnit { .. } => "io.tentpole.Manager.NoSuchUnit",
+            Failure::NoSuchUnit { .. } | Failure::IsSocket { .. } => {
+                "io.tentpole.Manager.NoSuchUnit"
+            }
             Failure::Refused { .. } => "io.tentpole.Manager.Refused",
             Failure::InvalidUnits { .. } => "io.tentpole.Manager.InvalidUnits",
             Failure::Failed { .. } => "io.tentpole.Manager.Failed",

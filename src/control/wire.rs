@@ -218,6 +218,9 @@ fn details(failure: &Failure) -> Value {
         Failure::NoSuchUnit { name, nearest } => {
             json!({ "name": name, "nearest": nearest, "message": message })
         }
+        Failure::IsSocket { name, watchers } => {
+            json!({ "name": name, "nearest": null, "socket_of": watchers, "message": message })
+        }
         Failure::Refused { reason }
         | Failure::Failed { reason }
         | Failure::Malformed { reason } => {
@@ -355,6 +358,7 @@ struct Parameters {
     description: Option<String>,
     name: Option<String>,
     nearest: Option<String>,
+    socket_of: Option<Vec<String>>,
     by: Option<String>,
     interface: Option<String>,
     method: Option<String>,
@@ -444,9 +448,15 @@ impl Parameters {
             message.unwrap_or_else(|| format!("the manager answered `{error}`"))
         };
         match error {
-            "io.tentpole.Manager.NoSuchUnit" => Failure::NoSuchUnit {
-                name: named(self.name),
-                nearest: self.nearest,
+            "io.tentpole.Manager.NoSuchUnit" => match self.socket_of {
+                Some(watchers) => Failure::IsSocket {
+                    name: named(self.name),
+                    watchers,
+                },
+                None => Failure::NoSuchUnit {
+                    name: named(self.name),
+                    nearest: self.nearest,
+                },
             },
             "io.tentpole.Manager.Refused" => Failure::Refused {
                 reason: reason(self.message),
@@ -1043,6 +1053,8 @@ pub(super) mod tests {
         let bad = prop_oneof![
             (text(), option::of(text()))
                 .prop_map(|(name, nearest)| Failure::NoSuchUnit { name, nearest }),
+            (text(), vec(text(), 0..4))
+                .prop_map(|(name, watchers)| Failure::IsSocket { name, watchers }),
             text().prop_map(|reason| Failure::Refused { reason }),
             text().prop_map(|reason| Failure::Failed { reason }),
             vec(text(), 0..4).prop_map(Failure::invalid_units),

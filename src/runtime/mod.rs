@@ -45,6 +45,7 @@ use record::{Home, Keeping};
 use server::Server;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 use upgrade::Upgrade;
@@ -365,7 +366,7 @@ impl Manager {
                 None
             }
             Effect::Reply { request, outcome } => {
-                let nearest = |name: &str| status::nearest(&self.supervisor, name, clock());
+                let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
                 self.server.reply(&self.epoll, request, outcome, nearest);
                 None
             }
@@ -631,12 +632,16 @@ type SlotKey = (WatcherId, u32);
 
 pub use upgrade::{PROBE, probe};
 
-/// The listener at descriptor `fd`, if this process was given it through LISTEN_FDS; for a worker that is tentpole itself.
-pub fn given_listener(fd: i32) -> Option<std::net::TcpListener> {
+/// The descriptor `fd`, if this process was given it through LISTEN_FDS; for a worker that is tentpole itself.
+pub fn given_socket(fd: i32) -> Option<OwnedFd> {
     let given = crate::sys::inherit::listen_fds();
-    let found = given
+    given
         .into_iter()
         .map(|(given, _)| given)
-        .find(|given| std::os::fd::AsRawFd::as_raw_fd(given) == fd);
-    found.map(Into::into)
+        .find(|given| given.as_raw_fd() == fd)
+}
+
+/// Waits until there is something to read or to accept, or a signal comes; for such a worker.
+pub fn wait_until_readable(fd: impl AsFd) -> io::Result<()> {
+    crate::sys::output::wait_for(&[(fd.as_fd(), false)], None)
 }

@@ -25,6 +25,13 @@ use std::time::Duration;
 /// hang up must not keep out who wants to see why.
 const MOST_CONNECTIONS: usize = 128;
 
+/// So many of them may wait for the end of a command. The rest is for those that only look, or that do not wait: a slow
+/// command never keeps out who wants to see why it is slow, or to stop it.
+const MOST_WAITING: usize = 96;
+
+/// So many may be of one user.
+const MOST_WAITING_OF_ONE: usize = 64;
+
 /// Descriptors that are kept for connections, for when workers have taken all others.
 const SPARES: usize = 4;
 
@@ -51,6 +58,29 @@ pub enum Asked {
         request: RequestId,
         no_wait: bool,
     },
+}
+
+impl Asked {
+    /// Whether the answer may be a long time in coming.
+    fn takes_time(&self) -> bool {
+        match self {
+            Asked::Status { .. } | Asked::Plan => false,
+            Asked::Apply { no_wait, .. } | Asked::Upgrade { no_wait, .. } => !no_wait,
+            Asked::Event(Event::Command {
+                command, no_wait, ..
+            }) => match command {
+                Command::Signal { .. } => false,
+                Command::Start(_)
+                | Command::Stop(_)
+                | Command::Restart(_)
+                | Command::Reload(_)
+                | Command::Scale { .. }
+                | Command::Shutdown => !no_wait,
+            },
+            // Nobody asks for anything else.
+            Asked::Event(_) => false,
+        }
+    }
 }
 
 /// The control socket and its connections.
@@ -80,6 +110,8 @@ struct Listener {
 
 struct Connection {
     stream: UnixStream,
+    /// The user at the other end.
+    uid: u32,
     decoder: Decoder,
     out: Vec<u8>,
     /// How much of `out` the client has.
@@ -153,6 +185,16 @@ impl Server {
 
     fn accept_waiting(&mut self, epoll: &Epoll, now: Time) {
         loop {
+            let is_full = self.connections.len() >= MOST_CONNECTIONS;
+            let idle = is_full.then(|| self.oldest_idle()).flatten();
+            if is_full && idle.is_none() {
+                let waits = |connection: &Connection| connection.waiting.is_some();
+                if self.connections.values().all(waits) {
+                    self.pause(epoll, None);
+                }
+                // Else there are some that will have been heard by the next turn.
+                return;
+            }
             let Some(listener) = &self.listener else {
                 return;
             };
@@ -172,7 +214,11 @@ impl Server {
                     if !output::readable_now(&listener.socket) {
                         return;
                     }
-                    if self.spares.pop().is_some() || self.close_oldest(epoll) {
+                    if self.spares.pop().is_some() {
+                        continue;
+                    }
+                    if let Some(idle) = self.oldest_idle() {
+                        self.make_room(epoll, idle);
                         continue;
                     }
                     return self.pause(epoll, Some(now + RETRY_AFTER));
@@ -182,8 +228,18 @@ impl Server {
                     return self.pause(epoll, Some(now + RETRY_AFTER));
                 }
             };
+            let Some(uid) = who_may_connect(&stream, self.gid) else {
+                let mut out = Vec::new();
+                wire::encode(&Err(Failure::PermissionDenied), false, &mut out);
+                // All that can be done for somebody who may not be here.
+                let _ = (&stream).write(&out);
+                drop(stream);
+                self.refill();
+                continue;
+            };
             let mut connection = Connection {
                 stream,
+                uid,
                 decoder: Decoder::new(),
                 out: Vec::new(),
                 sent: 0,
@@ -192,43 +248,35 @@ impl Server {
                 closing: false,
                 interest: None,
             };
-            if !may_connect(&connection.stream, self.gid) {
-                wire::encode(&Err(Failure::PermissionDenied), false, &mut connection.out);
-                // All that can be done for somebody who may not be here.
-                let _ = connection.stream.write(&connection.out);
-                drop(connection);
-                self.refill();
-                continue;
-            }
             let number = self.next_connection;
             self.next_connection += 1;
-            let is_full = self.connections.len() >= MOST_CONNECTIONS;
-            let made_room = is_full && self.close_oldest(epoll);
+            if let Some(idle) = idle {
+                self.make_room(epoll, idle);
+            }
             connection.update_interest(epoll, number);
             self.connections.insert(number, connection);
-            if made_room {
+            if is_full {
                 // The others come in the next turn, when this one has been heard.
                 return;
-            }
-            if is_full {
-                return self.pause(epoll, None);
             }
         }
     }
 
-    /// Closes the oldest connection that has no request under way, if there is one.
-    fn close_oldest(&mut self, epoll: &Epoll) -> bool {
-        let idle = self
-            .connections
-            .iter()
-            .find(|(_, connection)| connection.waiting.is_none());
-        let Some(number) = idle.map(|(number, _)| *number) else {
-            return false;
+    /// The oldest connection that has no request under way, nor one that is still to be heard.
+    fn oldest_idle(&self) -> Option<u64> {
+        let is_idle = |connection: &Connection| {
+            let is_deaf = !connection.out.is_empty();
+            connection.waiting.is_none() && (is_deaf || !output::readable_now(&connection.stream))
         };
+        let mut all = self.connections.iter();
+        all.find(|(_, connection)| is_idle(connection))
+            .map(|(number, _)| *number)
+    }
+
+    fn make_room(&mut self, epoll: &Epoll, number: u64) {
         log::debug!(target: "manager", "an idle control connection is closed to make room for another");
         // It has no request that could be abandoned.
         self.close(epoll, number);
-        true
     }
 
     /// Accepts nothing until a connection is closed, or until `retry`: level-triggered, the listener would wake us for
@@ -298,8 +346,28 @@ impl Server {
             .collect()
     }
 
+    /// Why one more command of this user can't be waited for.
+    fn refuse_to_wait(&self, uid: u32) -> Result<(), Failure> {
+        let waiting = self.connections.values().filter(|it| it.waiting.is_some());
+        let (all, own) = waiting.fold((0, 0), |(all, own), it| {
+            (all + 1, own + usize::from(it.uid == uid))
+        });
+        let whose = match (all >= MOST_WAITING, own >= MOST_WAITING_OF_ONE) {
+            (false, false) => return Ok(()),
+            (true, _) => format!("{all} commands are"),
+            (false, true) => format!("{own} commands of user {uid} are"),
+        };
+        Err(Failure::Refused {
+            reason: format!(
+                "{whose} waiting for their end already; give this one without waiting (`--no-wait`), or try again later"
+            ),
+        })
+    }
+
     /// Takes the next request of a connection, answering at once what can be.
     fn next_request(&mut self, number: u64) -> Option<Asked> {
+        let uid = self.connections.get(&number)?.uid;
+        let room = self.refuse_to_wait(uid);
         let connection = self.connections.get_mut(&number)?;
         while connection.waiting.is_none() && !connection.closing && connection.out.is_empty() {
             let request = match connection.decoder.next() {
@@ -317,7 +385,11 @@ impl Server {
             };
             let oneway = request.oneway;
             let id = RequestId(self.next_request);
-            match asked(request, id) {
+            let asked = asked(request, id).and_then(|asked| match &room {
+                Err(failure) if asked.takes_time() => Err(Err(failure.clone())),
+                Ok(()) | Err(_) => Ok(asked),
+            });
+            match asked {
                 Ok(asked) => {
                     let request = id;
                     self.next_request += 1;
@@ -329,7 +401,12 @@ impl Server {
                     self.by_request.insert(request, number);
                     return Some(asked);
                 }
-                Err(reply) if !oneway => wire::encode(&reply, false, &mut connection.out),
+                Err(reply) if !oneway => {
+                    wire::encode(&reply, false, &mut connection.out);
+                    // The next one may be here already, and nothing else would bring us back to it. What the client does
+                    // not take ends the loop.
+                    connection.write();
+                }
                 Err(_) => {}
             }
         }
@@ -536,8 +613,11 @@ impl Server {
             };
             let mut decoder = Decoder::new();
             decoder.feed(&record.unread);
+            let stream = UnixStream::from(fd);
             let mut connection = Connection {
-                stream: fd.into(),
+                // It was let in; nobody is the user whose number is -1.
+                uid: unix::peer(&stream).map_or(u32::MAX, |peer| peer.uid),
+                stream,
                 decoder,
                 out: record.unsent,
                 sent: 0,
@@ -671,15 +751,14 @@ impl Connection {
     }
 }
 
-/// Root, the manager's own user, and the members of its `control_group`.
-fn may_connect(stream: &UnixStream, gid: Option<u32>) -> bool {
-    let Ok(peer) = unix::peer(stream) else {
-        return false;
-    };
+/// The user at the other end, if that is root, the manager's own, or a member of its `control_group`.
+fn who_may_connect(stream: &UnixStream, gid: Option<u32>) -> Option<u32> {
+    let peer = unix::peer(stream).ok()?;
     let member = |gid| {
         peer.gid == gid || unix::peer_groups(stream).is_ok_and(|groups| groups.contains(&gid))
     };
-    peer.uid == 0 || peer.uid == users::geteuid() || gid.is_some_and(member)
+    let may = peer.uid == 0 || peer.uid == users::geteuid() || gid.is_some_and(member);
+    may.then_some(peer.uid)
 }
 
 /// What a request asks for, or its answer.
@@ -754,6 +833,7 @@ pub fn failure(refusal: Refusal, nearest: impl Fn(&str) -> Option<String>) -> Fa
             nearest: nearest(&name),
             name,
         },
+        Refusal::IsSocket { name, watchers } => Failure::IsSocket { name, watchers },
         Refusal::Refused(reason) => Failure::Refused { reason },
         Refusal::Failed(reason) => Failure::Failed { reason },
         Refusal::ShuttingDown => Failure::ShuttingDown,

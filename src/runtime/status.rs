@@ -68,8 +68,15 @@ pub fn document(
     })))
 }
 
+/// The watcher whose name is nearest to one that there is not.
+pub fn nearest_watcher(supervisor: &Supervisor, name: &str, now: Time) -> Option<String> {
+    let view = supervisor.view(now);
+    let names = view.watchers.iter().map(|watcher| watcher.name);
+    unit::nearest(name, names).map(str::to_owned)
+}
+
 /// The unit whose name is nearest to one that there is not.
-pub fn nearest(supervisor: &Supervisor, name: &str, now: Time) -> Option<String> {
+fn nearest(supervisor: &Supervisor, name: &str, now: Time) -> Option<String> {
     let view = supervisor.view(now);
     unit::nearest(name, unit_names(&view)).map(str::to_owned)
 }

@@ -53,7 +53,7 @@ impl Manager {
     /// All or nothing: the first thing that is wrong is the answer, and nothing has changed.
     fn apply(&mut self, request: RequestId, no_wait: bool, progress: bool) -> Result<(), Failure> {
         if let Err(refusal) = self.supervisor.refuse_apply() {
-            let nearest = |name: &str| status::nearest(&self.supervisor, name, clock());
+            let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
             return Err(super::server::failure(refusal, nearest));
         }
         let News { plan, changes } = self.read_anew()?;

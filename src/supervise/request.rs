@@ -1,6 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, Seat, Slot, State, Watcher};
+use super::state::{Goal, Seat, Slot, Socket, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,13 @@ pub enum Refusal {
     NoSuchWatcher {
         /// What was asked for.
         name: String,
+    },
+    /// It is the name of a socket, and not of a watcher; nothing was done.
+    IsSocket {
+        /// What was asked for.
+        name: String,
+        /// Those that it serves.
+        watchers: Vec<String>,
     },
     /// It can't be done now; nothing was done.
     Refused(String),
@@ -295,12 +302,21 @@ impl Supervisor {
     }
 
     fn find(&self, name: &str) -> Result<WatcherId, Refusal> {
-        self.names
-            .get(name)
-            .copied()
-            .ok_or_else(|| Refusal::NoSuchWatcher {
-                name: name.to_owned(),
-            })
+        let known = self.names.get(name).copied();
+        known.ok_or_else(|| {
+            let is_meant = |socket: &&Socket| !socket.retired && socket.spec.name() == name;
+            let mut sockets = self.sockets.iter().map(|(_, socket)| socket);
+            let name = name.to_owned();
+            match sockets.find(is_meant) {
+                Some(socket) => {
+                    let watchers = socket.watchers.iter();
+                    let watchers = watchers.map(|id| self.watcher(*id).name().to_owned());
+                    let watchers = watchers.collect();
+                    Refusal::IsSocket { name, watchers }
+                }
+                None => Refusal::NoSuchWatcher { name },
+            }
+        })
     }
 
     /// The watchers of these names, each once, in start order; without names those that `all` chooses.
@@ -366,6 +382,7 @@ impl Supervisor {
             Goal::Up { .. } => {
                 self.cancel_reload(turn, id);
                 self.stop_posts(turn, id);
+                self.set_goal(id, Goal::Up { complete: false });
                 self.want_slots(id, 1);
             }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => self.start_watcher(turn, id),
@@ -411,13 +428,19 @@ impl Supervisor {
 
     pub(super) fn scale_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId, wanted: u32) {
         let before = self.watcher(id).wanted;
-        self.log(turn, LogLevel::Info, id, || {
-            format!("scaled from {before} to {wanted}")
-        });
+        // An apply may confirm what somebody has done by hand.
+        if wanted != before {
+            self.log(turn, LogLevel::Info, id, || {
+                format!("scaled from {before} to {wanted}")
+            });
+        }
         self.want(id, wanted);
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             for wid in (wanted + 1..=self.watcher(id).slots.len() as u32).rev() {
                 self.retire_slot(turn, id, wid);
+            }
+            if wanted > before {
+                self.set_goal(id, Goal::Up { complete: false });
             }
             // Not those before: a worker that ended for good stays so.
             self.want_slots(id, before.saturating_add(1));

@@ -254,7 +254,8 @@ pub(super) enum Goal {
     Queued,
     /// Traffic starts it.
     Waiting,
-    /// `wanted` workers are kept; `complete` once all of them have been ready.
+    /// `wanted` workers are kept; `complete` once all of them have been ready since the last start, restart or scale up.
+    /// A death alone does not take that back: the others serve.
     Up { complete: bool },
     /// Its workers ended and are not wanted again (`oneshot`, `restart = "never"`).
     Ended,

@@ -1051,7 +1051,7 @@ fn check_answer(
         Command::Scale { name, .. } | Command::Signal { name, .. } => std::slice::from_ref(name),
         Command::Shutdown => &[],
     };
-    if let Err(Refusal::NoSuchWatcher { name }) = outcome {
+    if let Err(Refusal::NoSuchWatcher { name } | Refusal::IsSocket { name, .. }) = outcome {
         let is_known = view.watchers.iter().any(|watcher| watcher.name == name);
         return match is_known || !names.contains(name) {
             true => Err(format!("`{name}` is said not to exist")),

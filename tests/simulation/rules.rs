@@ -284,6 +284,7 @@ enum Act {
 enum Answer {
     Done,
     NoSuchWatcher(String),
+    IsSocket(String),
     Refused,
     /// With these words in it.
     Failed(Vec<String>),
@@ -1287,7 +1288,13 @@ impl Rules {
         (self.watchers.iter())
             .find(|(_, watcher)| watcher.own.spec.name() == name)
             .map(|(id, _)| *id)
-            .ok_or_else(|| Answer::NoSuchWatcher(name.to_owned()))
+            .ok_or_else(|| {
+                let names = |socket: &Socket| !socket.retired && socket.spec.name() == name;
+                match self.sockets.values().any(names) {
+                    true => Answer::IsSocket(name.to_owned()),
+                    false => Answer::NoSuchWatcher(name.to_owned()),
+                }
+            })
     }
 
     /// The watchers of these names, or without names those that `all` chooses, in start order.
@@ -1327,6 +1334,8 @@ impl Rules {
                 for at in self.places(id) {
                     self.stop_worker(at, Why::Asked, None);
                 }
+                // It is not running again before all of its workers are.
+                self.watcher(id).goal = Goal::Up { complete: false };
                 self.want_slots(id, 1);
             }
             Goal::Down { .. } | Goal::Ended | Goal::Failed => self.start(id),
@@ -1368,6 +1377,10 @@ impl Rules {
                 if at.wid > wanted {
                     self.retire(at, shards);
                 }
+            }
+            if wanted > before {
+                // Nor is one that was to grow.
+                self.watcher(id).goal = Goal::Up { complete: false };
             }
             self.want_slots(id, before.saturating_add(1));
         }

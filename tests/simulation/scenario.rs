@@ -361,6 +361,9 @@ impl Scenario {
                     Ok(None) => "done".to_owned(),
                     Ok(Some(text)) => format!("done: {text}"),
                     Err(Refusal::NoSuchWatcher { name }) => format!("no watcher {name}"),
+                    Err(Refusal::IsSocket { name, watchers }) => {
+                        format!("{name} is the socket of {}", watchers.join(" "))
+                    }
                     Err(Refusal::Refused(text)) => format!("refused: {text}"),
                     Err(Refusal::Failed(text)) => format!("failed: {text}"),
                     Err(Refusal::ShuttingDown) => "shutting down".to_owned(),

@@ -773,9 +773,88 @@ fn restart_replaces_every_worker() {
 }
 
 #[test]
+fn a_restart_is_running_again_when_all_of_its_workers_are_ready() {
+    let mut run = running("numprocesses = 3\nwarmup_delay = 0.4");
+    for slot in ["a/2", "a/3"] {
+        assert_eq!(run.state("a"), "starting");
+        run.after(0.4);
+        run.spawned(slot);
+    }
+    assert_eq!(run.state("a"), "running");
+    run.restart(&["a"]);
+    assert_eq!(run.state("a"), "starting", "they are asked to end");
+    run.ends("a/1");
+    run.ends("a/2");
+    run.ends("a/3");
+    for slot in ["a/1", "a/2", "a/3"] {
+        assert_eq!(run.state("a"), "starting", "{slot} is missing");
+        run.after(0.4);
+        run.spawned(slot);
+    }
+    assert_eq!(run.state("a"), "running");
+    let ended: Vec<&str> = (run.progress.iter())
+        .filter_map(|line| line.strip_prefix("1: a running "))
+        .collect();
+    assert_eq!(ended, ["3/3"], "{:?}", run.progress);
+}
+
+#[test]
+fn a_scale_up_is_running_again_when_all_of_its_workers_are_ready() {
+    let mut run = running("type = \"notify\"");
+    run.says_ready("a/1");
+    assert_eq!(run.state("a"), "running");
+    run.command(scale("a", Amount::To(3)));
+    run.all_spawned(&["a/2", "a/3"]);
+    run.says_ready("a/3");
+    assert_eq!(run.state("a"), "starting");
+    // One that fails has never been ready.
+    run.exits("a/2", CODE_1);
+    run.spawned("a/2");
+    run.exits("a/2", CODE_1);
+    assert_eq!(run.state("a"), "backoff");
+    run.after(0.1);
+    run.spawned("a/2");
+    run.says_ready("a/2");
+    assert_eq!(run.state("a"), "running");
+    run.command(scale("a", Amount::To(1)));
+    assert_eq!(run.state("a"), "running", "those that stay are ready");
+}
+
+#[test]
+fn a_watcher_is_running_while_one_of_its_workers_is_replaced_after_a_death() {
+    let mut run = running("type = \"notify\"\nnumprocesses = 2");
+    run.says_ready("a/1");
+    run.says_ready("a/2");
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.state("a"), "running", "the other serves");
+    assert_eq!(run.watcher("a").ready, 1);
+    run.spawned("a/1");
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.state("a"), "running", "in backoff too");
+    run.exits("a/2", CODE_1);
+    assert_eq!(run.state("a"), "starting", "nobody serves");
+}
+
+#[test]
 fn a_command_with_an_unknown_name_does_nothing() {
     let mut run = running("");
     assert_eq!(run.stop(&["a", "b"]), ["answer 1: no watcher b"]);
+    assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn a_command_for_a_socket_names_its_watchers_and_does_nothing() {
+    let text = socket("")
+        + &watcher("a", "sockets = [\"s\"]")
+        + &watcher("b", "sockets = [\"s\"]\npriority = 1");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    assert_eq!(
+        run.stop(&["a", "s"]),
+        ["answer 1: s is the socket of b a"],
+        "in start order"
+    );
     assert_eq!(run.state("a"), "running");
 }
 

@@ -145,6 +145,7 @@ impl Rules {
                 (Answer::NoSuchWatcher(name), Err(Refusal::NoSuchWatcher { name: said })) => {
                     name == said
                 }
+                (Answer::IsSocket(name), Err(Refusal::IsSocket { name: said, .. })) => name == said,
                 (Answer::Failed(words), Err(Refusal::Failed(text))) => {
                     words.iter().all(|word| text.contains(word.as_str()))
                         && text.contains("goes on") == words.iter().any(|w| w.contains("goes on"))

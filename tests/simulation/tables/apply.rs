@@ -38,6 +38,26 @@ fn nothing_is_touched_where_nothing_has_changed() {
 }
 
 #[test]
+fn an_apply_that_confirms_what_was_scaled_by_hand_says_nothing_of_scaling() {
+    let mut run = run_of(&watcher("a", "numprocesses = 1"));
+    run.command(scale("a", Amount::To(2)));
+    run.spawned("a/2");
+    let text = watcher("a", "numprocesses = 2");
+    assert_eq!(
+        run.apply(&text),
+        [
+            "tell the parent: reloading",
+            "answer 2: done",
+            "tell the parent: ready"
+        ]
+    );
+    let scaled: Vec<_> = (run.log.iter())
+        .filter(|line| line.contains("scaled"))
+        .collect();
+    assert_eq!(scaled, ["watcher.a: scaled from 1 to 2"]);
+}
+
+#[test]
 fn another_definition_replaces_the_workers() {
     let mut run = run_of(&a(1, ""));
     assert_eq!(
