@@ -45,7 +45,8 @@
 //! - *A reload*: [`cli`] sends it, [`supervise`] gives a slot a second seat, `Spawn` comes out for the replacement, and when
 //!   that is ready the two change places and the old one is stopped. An *apply* goes the same way, but that [`runtime`] first
 //!   reads and plans the units anew, takes [`plan::diff`] of what runs and what is to run, and binds the new sockets: until
-//!   then nothing has changed.
+//!   then nothing has changed. Host names that those need are looked up by children first (`runtime/lookups.rs`): the loop
+//!   waits for nobody.
 //!
 //! # What outlives the manager
 //!

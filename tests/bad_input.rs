@@ -818,3 +818,157 @@ fn a_unit_with_a_mistake_hides_none_of_another_s() {
         assert!(!text.contains(innocent), "{innocent} is in:\n{text}");
     }
 }
+
+/// What `check` says of these files, without the lines of the files themselves.
+fn checked(files: &[(&str, &str)]) -> Vec<String> {
+    let dir = folder();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let (output, _) = on_folder("check", dir.path());
+    let prefix = format!("{}/", dir.path().display());
+    let text = stderr(&output);
+    let lines = text.lines().filter_map(|line| line.strip_prefix(&prefix));
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_mistake_hides_no_other_of_its_unit() {
+    let found = checked(&[(
+        "a.toml",
+        "[socket.web]\nlisten = \"127.0.0.1:8000\"\nbacklag = 5\n\
+         [socket.twin]\nlisten = \"127.0.0.1:8000\"\n[watcher.web]\n\
+         cmd = \"x $(circus.bogus) $(circus.socket.wbe)\"\nnumproceses = 2\nuser = \"no-such-user\"\nafter = [\"db\"]\n",
+    )]);
+    let wanted = [
+        "a.toml:2:10: sockets `web` and `twin` both listen on `127.0.0.1:8000`",
+        "a.toml:3:1: unknown key `backlag` in `[socket]`; did you mean `backlog`?",
+        "a.toml:7:10: watcher `web`: unknown substitution `$(circus.bogus)`",
+        "a.toml:7:26: watcher `web`: unknown socket `wbe` in `$(circus.socket.wbe)`; did you mean `web`?",
+        "a.toml:8:1: unknown key `numproceses` in `[watcher]`; did you mean `numprocesses`?",
+        "a.toml:9:8: watcher `web`: unknown user `no-such-user`",
+        "a.toml:10:10: unknown watcher `db` in `after` of watcher `web`",
+    ];
+    for wanted in wanted {
+        let is_told = found.iter().any(|line| line.starts_with(wanted));
+        assert!(is_told, "{wanted} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), wanted.len(), "{found:#?}");
+}
+
+#[test]
+fn what_may_only_follow_from_a_mistake_is_not_reported() {
+    for (text, wanted) in [
+        ("[watcher.a]\ncommand = \"x\"\n", "unknown key `command`"),
+        (
+            "[socket.s]\nlisen = 80\n[watcher.a]\ncmd = \"x $(circus.socket.s)\"\n",
+            "unknown key `lisen`",
+        ),
+        (
+            "[socket.s]\nhost = \"::1\"\nprt = 80\n[watcher.a]\ncmd = \"x $(circus.socket.s)\"\n",
+            "unknown key `prt`",
+        ),
+        (
+            "[watcher.a]\ncmd = \"x $(circus.nice)\"\nnice = \"much\"\n",
+            "`nice` of",
+        ),
+        (
+            "[watcher.a]\ncmd = \"x $(circus.env.X_Y)\"\nenv = { X_Y = [] }\n",
+            "`env.X_Y` of",
+        ),
+        (
+            "[watcher.a]\ncmd = \"x $(circus.env.X_Y)\"\nenv_fil = \"e\"\n",
+            "unknown key `env_fil`",
+        ),
+        (
+            "[manager]\nenv = { X_Y = [] }\n[watcher.a]\ncmd = \"x $(circus.env.X_Y)\"\n",
+            "`env.X_Y` of",
+        ),
+        (
+            "[watcher.a]\ncmd = \"x\"\non_demand = true\nsockets = 5\n",
+            "`sockets` of",
+        ),
+        (
+            "[watcher.a]\ncmd = \"x\"\non_demand = true\nsockets = [\"s\"]\n",
+            "unknown socket `s`",
+        ),
+        (
+            "[watcher.a]\ncmd = \"cat <<E\\n don't\\nE\"\nshell = \"yes\"\n",
+            "`shell` of",
+        ),
+        ("[watcher.a]\ncmd = \"\"\nnice = 0\n", "`cmd` of"),
+        (
+            "[watcher.a]\ncmd = \"x\"\nuser = 54321\ngrup = 5\n",
+            "unknown key `grup`",
+        ),
+        (
+            "[socket.a]\nlisten = 80\ninterfac = \"x\"\n[socket.b]\nlisten = 80\n[watcher.w]\ncmd = \"x\"\nuse_sockets = true\n",
+            "unknown key `interfac`",
+        ),
+        (
+            "[watcher.w]\ncmd = \"x\"\nuse_sockets = true\nsockets = []\nsingleton = true\n",
+            "`use_sockets`",
+        ),
+        (
+            "[socket.\"a:b\"]\nlisten = 80\n[watcher.w]\ncmd = \"x\"\nuse_sockets = true\n",
+            "`:` in its name",
+        ),
+        (
+            "[watchr.c]\ncmd = \"x\"\n[watcher.w]\ncmd = \"x\"\nafter = [\"c\"]\n",
+            "unknown table `[watchr]`",
+        ),
+        (
+            "[socket]\nc = 5\n[watcher.w]\ncmd = \"x $(circus.socket.c)\"\n",
+            "needs a name",
+        ),
+        (
+            "[socket.c\n[watcher.w]\ncmd = \"x $(circus.socket.c)\"\n",
+            "unclosed table",
+        ),
+    ] {
+        let found = checked(&[("a.toml", text)]);
+        assert_eq!(found.len(), 1, "{text}: {found:#?}");
+        assert!(found[0].contains(wanted), "{text}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_half_written_hides_no_sure_mistake_of_another() {
+    let b = "[watcher.b]\ncmd = \"x $(circus.bogus) $(circus.socket.c)\"\nuser = \"no-such-user\"\nafter = [\"c\"]\n";
+    let sure = [
+        "b.toml:2:10: watcher `b`: unknown substitution",
+        "b.toml:3:8: watcher `b`: unknown user",
+    ];
+    for (name, text, own) in [
+        ("a.toml", "[watcher.c", "a.toml:1:11: unclosed table"),
+        (
+            "a.toml",
+            "[watcher.c]\ncmd = \"x $(circus.nonsense)\"\nnice = x\n",
+            "a.toml:2:10: watcher `c`: unknown substitution",
+        ),
+        ("a.toml", "", "a.toml: an empty file"),
+        (
+            "b.toml.d/x.toml",
+            "[watcher.c",
+            "b.toml.d/x.toml:1:11: unclosed table",
+        ),
+    ] {
+        let found = checked(&[(name, text), ("b.toml", b)]);
+        for wanted in sure.iter().chain([&own]) {
+            let is_told = found.iter().any(|line| line.starts_with(wanted));
+            assert!(is_told, "{wanted} is not in {found:#?}");
+        }
+        let is_unsure =
+            |line: &String| line.contains("unknown socket") || line.contains("unknown watcher");
+        assert!(!found.iter().any(is_unsure), "{found:#?}");
+    }
+    // A warning hides nothing at all.
+    let found = checked(&[
+        ("zz.toml.d/x.toml", "[watcher.c]\ncmd = \"x\"\n"),
+        ("a.toml", "[watcher.a]\ncmd = \"x\"\nbogus = 1\n"),
+        ("b.toml", b),
+    ]);
+    assert_eq!(found.len(), 6, "{found:#?}");
+}

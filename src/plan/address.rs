@@ -6,13 +6,17 @@
 //! the few keys it occupies and asks for the few keys it would collide with, so the work grows with the sockets and not
 //! with their pairs.
 
-use crate::unit::{Address, Family, Finding, Socket, SocketKind};
+use crate::unit::{Address, Doubts, Family, Finding, Socket, SocketKind};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 /// Adds an error for every socket whose address an earlier one takes.
-pub(super) fn find_collisions(sockets: &[Box<Socket>], findings: &mut Vec<Finding>) {
+pub(super) fn find_collisions(
+    sockets: &[Box<Socket>],
+    doubts: &Doubts,
+    findings: &mut Vec<Finding>,
+) {
     let crowded = crowded_ports(sockets);
     let is_alone = |socket: &Socket| {
         socket
@@ -22,7 +26,14 @@ pub(super) fn find_collisions(sockets: &[Box<Socket>], findings: &mut Vec<Findin
             .is_some_and(|p| crowded.binary_search(&p).is_err())
     };
     let mut taken: HashMap<Key<'_>, Cell<'_>> = HashMap::new();
-    for socket in sockets.iter().filter(|socket| !is_alone(socket)) {
+    // All that decides about it.
+    let keys = ["listen", "type", "family", "interface", "so_reuseport"];
+    let is_known = |socket: &Socket| {
+        let doubt = doubts.of(socket.name.place);
+        doubt.is_none_or(|doubt| !doubt.is_about(&keys))
+    };
+    let sockets = sockets.iter().map(|socket| &**socket);
+    for socket in sockets.filter(|socket| !is_alone(socket) && is_known(socket)) {
         let (occupied, asked) = scopes(socket);
         let other = asked
             .iter()
@@ -311,7 +322,7 @@ mod tests {
     fn collide(a: Socket, b: Socket) -> bool {
         let count = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&boxed(pair), &mut findings);
+            find_collisions(&boxed(pair), &Doubts::default(), &mut findings);
             findings.retain(|finding| finding.severity == Severity::Error);
             findings.len()
         };
@@ -368,7 +379,7 @@ mod tests {
     fn two_units_that_share_one_address_are_warned_of() {
         let warned = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&boxed(pair), &mut findings);
+            find_collisions(&boxed(pair), &Doubts::default(), &mut findings);
             findings
                 .iter()
                 .any(|finding| finding.severity == Severity::Warning)
@@ -413,7 +424,7 @@ mod tests {
             port("c", 80, None),
         ];
         let mut findings = Vec::new();
-        find_collisions(&boxed(sockets), &mut findings);
+        find_collisions(&boxed(sockets), &Doubts::default(), &mut findings);
         assert_eq!(findings.len(), 2);
         assert!(
             findings[0]

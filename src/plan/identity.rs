@@ -1,7 +1,7 @@
 //! Users and groups, looked up.
 
 use super::{Host, Identity, User};
-use crate::unit::{At, Finding, Principal, Socket, Watcher};
+use crate::unit::{At, Doubt, Finding, Principal, Socket, Watcher};
 
 /// A mistake that is already among the findings.
 pub(super) struct Reported;
@@ -9,6 +9,7 @@ pub(super) struct Reported;
 /// What the workers of `watcher` run as; `None` where it asks for nothing.
 pub(super) fn of_watcher(
     watcher: &Watcher,
+    doubt: Option<&Doubt>,
     host: &dyn Host,
     findings: &mut Vec<Finding>,
 ) -> Result<Option<Identity>, Reported> {
@@ -50,6 +51,9 @@ pub(super) fn of_watcher(
         Some(Found { uid, user }) => (Some(uid), user),
     };
     let gid = group.or(user.as_ref().map(|user| user.gid));
+    if gid.is_none() && doubt.is_some_and(|doubt| doubt.is_about(&["group"])) {
+        return Err(Reported);
+    }
     if let (Some(uid), None, Some(at)) = (uid, gid, &watcher.user) {
         // To stay in the manager's group would leave a worker that was meant to be harmless in root's.
         findings.push(Finding::error(

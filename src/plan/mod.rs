@@ -26,7 +26,7 @@ pub use environment::{Variable, inheritable};
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
-use crate::unit::{self, Finding, Limit, Mode, Name, Resource, Severity, Units};
+use crate::unit::{self, Doubts, Finding, Limit, Mode, Name, Resource, Severity, Units};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
@@ -151,11 +151,13 @@ pub struct Examined {
     pub sources: unit::Sources,
 }
 
-/// Plans what was loaded, and finds every mistake in one go: that one unit can't be read hides none of another's.
+/// Plans what was loaded, and finds every mistake in one go: one hides no other, and what may only follow from one that
+/// was reported is none.
 pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
     let unit::Loaded {
         mut units,
-        stand_ins,
+        unfinished,
+        doubts,
         mut findings,
         sources,
     } = loaded;
@@ -166,13 +168,15 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
         findings.extend(more);
         plan
     } else {
-        if let Some(stand_ins) = stand_ins {
-            units.sockets.extend(stand_ins.sockets);
-            units.watchers.extend(stand_ins.watchers);
-            let (_, more) = self::plan(units, host);
-            // What is only a warning may be due to a stand-in.
-            findings.extend(more.into_iter().filter(is_error));
+        units.sockets.extend(unfinished.sockets);
+        units.watchers.extend(unfinished.watchers);
+        if doubts.of_manager().is_some() {
+            units.manager = unfinished.manager;
         }
+        let (_, more) = plan_in_doubt(units, &doubts, host);
+        // What is only a warning may be due to what is missing.
+        let more = more.into_iter().filter(is_error);
+        findings.extend(more.filter(|finding| !doubts.cover(finding)));
         None
     };
     Examined {
@@ -186,7 +190,16 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
 /// Plans `units`. The findings hold every error and warning, in order of place; there is a plan only if none is an error.
 ///
 /// Names that differ by case alone, and values that are wrong in themselves, are left to the loader.
-pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
+pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
+    plan_in_doubt(units, &Doubts::default(), host)
+}
+
+/// The same of units of which not everything is known.
+fn plan_in_doubt(
+    mut units: Units,
+    doubts: &Doubts,
+    host: &dyn Host,
+) -> (Option<Plan>, Vec<Finding>) {
     units
         .sockets
         .sort_by(|a, b| a.name.value.cmp(&b.name.value));
@@ -203,15 +216,15 @@ pub fn plan(mut units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
         let (key, owner) = ("control_group", "`[manager]`");
         identity::find_group(key, group, owner, host, &mut findings).ok()
     });
-    address::find_collisions(&units.sockets, &mut findings);
-    find_bad_fd_names(&units.sockets, &mut findings);
+    address::find_collisions(&units.sockets, doubts, &mut findings);
+    find_bad_fd_names(&units.sockets, doubts, &mut findings);
     let owners: Vec<_> = units
         .sockets
         .iter()
         .map(|socket| identity::of_socket(socket, host, &mut findings))
         .collect();
-    let levels = order::start_levels(&units.watchers, &hints, &mut findings);
-    let world = settle::World::new(&units.sockets, &units.manager.env, &own, &hints);
+    let levels = order::start_levels(&units.watchers, doubts, &hints, &mut findings);
+    let world = settle::World::new(&units.sockets, &units.manager.env, &own, doubts, &hints);
     let settled: Vec<_> = units
         .watchers
         .iter()
@@ -283,8 +296,10 @@ fn finished(
 }
 
 /// LISTEN_FDNAMES is one text of names with colons between them (sd_listen_fds(3)).
-fn find_bad_fd_names(sockets: &[Box<unit::Socket>], findings: &mut Vec<Finding>) {
-    for socket in sockets {
+fn find_bad_fd_names(sockets: &[Box<unit::Socket>], doubts: &Doubts, findings: &mut Vec<Finding>) {
+    // The loader has looked at the others.
+    let is_whole = |socket: &&Box<unit::Socket>| doubts.of(socket.name.place).is_none();
+    for socket in sockets.iter().filter(is_whole) {
         let name = &socket.name.value;
         let fd_name = socket.fd_name.as_ref().unwrap_or(name);
         if fd_name.contains(|c: char| c == ':' || c.is_control()) {

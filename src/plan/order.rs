@@ -1,7 +1,7 @@
 //! In which order watchers start.
 
 use super::nearest::Hints;
-use crate::unit::{At, Finding, Name, Watcher};
+use crate::unit::{At, Doubts, Finding, Name, Watcher};
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with
 /// them is added to `findings`. They are in order of name.
@@ -10,11 +10,12 @@ use crate::unit::{At, Finding, Name, Watcher};
 /// high priority waits for may make it later than its class.
 pub(super) fn start_levels(
     watchers: &[Box<Watcher>],
+    doubts: &Doubts,
     hints: &Hints,
     findings: &mut Vec<Finding>,
 ) -> Option<Vec<u32>> {
     let errors = findings.len();
-    let waits = dependencies(watchers, hints, findings);
+    let waits = dependencies(watchers, doubts, hints, findings);
     let classes = priority_classes(watchers);
     let level = |priority: i32| classes.partition_point(|class| *class > priority);
     let levels = watchers
@@ -72,6 +73,7 @@ type Waits<'a> = Vec<(usize, &'a At<Name>)>;
 /// The watchers that each of `watchers` is after.
 fn dependencies<'a>(
     watchers: &'a [Box<Watcher>],
+    doubts: &Doubts,
     hints: &Hints,
     findings: &mut Vec<Finding>,
 ) -> Vec<Waits<'a>> {
@@ -91,6 +93,7 @@ fn dependencies<'a>(
                     format!("watcher `{own}` names itself in `{key}`"),
                 )),
                 Some(target) => waits.push((target, name)),
+                None if doubts.may_be_named(&name.value) => {}
                 None => {
                     let others = watchers
                         .iter()
@@ -174,8 +177,13 @@ mod tests {
 
     fn levels(watchers: &[Watcher]) -> Result<Vec<u32>, Vec<String>> {
         let mut findings = Vec::new();
-        start_levels(&boxed(watchers), &Hints::new(), &mut findings)
-            .ok_or_else(|| findings.into_iter().map(|f| f.message).collect())
+        start_levels(
+            &boxed(watchers),
+            &Doubts::default(),
+            &Hints::new(),
+            &mut findings,
+        )
+        .ok_or_else(|| findings.into_iter().map(|f| f.message).collect())
     }
 
     #[test]

@@ -7,7 +7,9 @@ use super::substitute::{
     Builder, Piece, Quote, Reference, ShellText, Template, TextOption, pieces,
 };
 use super::{Host, Identity, identity};
-use crate::unit::{self, At, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words};
+use crate::unit::{
+    self, At, Doubt, Doubts, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words,
+};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -42,6 +44,7 @@ pub(super) struct World<'a> {
     own: &'a [Variable],
     /// Made when the first reference needs it.
     own_in_lower_case: OnceCell<HashSet<OsString>>,
+    doubts: &'a Doubts,
     hints: &'a Hints,
 }
 
@@ -51,6 +54,7 @@ impl<'a> World<'a> {
         sockets: &'a [Box<unit::Socket>],
         manager_env: &'a [(String, At<String>)],
         own: &'a [Variable],
+        doubts: &'a Doubts,
         hints: &'a Hints,
     ) -> Self {
         World {
@@ -59,6 +63,7 @@ impl<'a> World<'a> {
             manager_env,
             own,
             own_in_lower_case: OnceCell::new(),
+            doubts,
             hints,
         }
     }
@@ -165,8 +170,12 @@ pub(super) fn settle(
     host: &dyn Host,
     findings: &mut Vec<Finding>,
 ) -> Settled {
-    let identity = identity::of_watcher(watcher, host, findings);
-    find_contradictions(watcher, findings);
+    let doubt = world.doubts.of(watcher.name.place);
+    let identity = identity::of_watcher(watcher, doubt, host, findings);
+    // The loader has told of them where it had to tell of another mistake.
+    if doubt.is_none() {
+        find_contradictions(watcher, findings);
+    }
     let mut compiler = Compiler::new(watcher, world, identity.as_ref().ok(), findings);
     compiler.list_sockets();
     let templates = compiler.compile();
@@ -275,6 +284,10 @@ struct Compiler<'a, 'f> {
     collects: bool,
     /// Whether any text refers to a socket.
     refers: bool,
+    /// Whether a socket that is named is not there.
+    lacks_socket: bool,
+    /// What is not known of the unit.
+    doubt: Option<&'a Doubt>,
 }
 
 /// A text, and how it is spoken of.
@@ -297,6 +310,31 @@ enum Sees {
     /// All that the worker gets.
     All,
 }
+
+/// The keys that give a worker variables.
+const VARIABLE_KEYS: [&str; 9] = [
+    "copy_env",
+    "env",
+    "env_file",
+    "listen_fds",
+    "sockets",
+    "use_sockets",
+    "user",
+    "virtualenv",
+    "watchdog",
+];
+
+/// The keys that can name a socket.
+const SOCKET_KEYS: [&str; 8] = [
+    "args",
+    "cmd",
+    "env",
+    "executable",
+    "shell_args",
+    "sockets",
+    "stdin_socket",
+    "use_sockets",
+];
 
 /// Whose words a text is.
 enum Language<'s> {
@@ -325,7 +363,14 @@ impl<'a, 'f> Compiler<'a, 'f> {
             stdin_socket: None,
             collects: unit.sockets.is_none() && !unit.use_sockets,
             refers: false,
+            lacks_socket: false,
+            doubt: world.doubts.of(unit.name.place),
         }
+    }
+
+    /// Whether the value of any of these keys is not known.
+    fn is_unsure_of(&self, keys: &[&str]) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.is_about(keys))
     }
 
     /// The sockets that the unit names outside of substitutions.
@@ -352,7 +397,8 @@ impl<'a, 'f> Compiler<'a, 'f> {
 
     fn find_socket(&mut self, name: &At<String>, key: &str) -> Option<usize> {
         let found = self.world.socket(&name.value);
-        if found.is_none() {
+        self.lacks_socket |= found.is_none();
+        if found.is_none() && !self.world.doubts.may_be_named(&name.value) {
             let hint = self.world.socket_hint(&name.value);
             self.error(
                 name.place,
@@ -424,7 +470,11 @@ impl<'a, 'f> Compiler<'a, 'f> {
             }
         } else {
             words += self.compile_words(&mut builder, &unit.cmd, "cmd");
-            if words > 0 && first_word_is_empty(&unit.cmd.value) && unit.executable.is_none() {
+            if words > 0
+                && first_word_is_empty(&unit.cmd.value)
+                && unit.executable.is_none()
+                && !self.is_unsure_of(&["executable", "shell"])
+            {
                 self.error(unit.cmd.place, "the first word of `cmd` is empty".into());
             }
             if let Some(args) = &unit.args {
@@ -446,6 +496,8 @@ impl<'a, 'f> Compiler<'a, 'f> {
             Words::List(list) => (list.clone(), None),
             Words::Text(text) => match shell_words::split(text) {
                 Ok(split) => (split, Some(text.as_str())),
+                // A shell might take it.
+                Err(_) if self.is_unsure_of(&["shell"]) => return 1,
                 Err(_) => {
                     self.error(
                         words.place,
@@ -656,8 +708,9 @@ impl<'a, 'f> Compiler<'a, 'f> {
                     );
                 }
             }
-            // An identity that was not found is reported already.
+            // An identity that was not found is reported already, and so is what can't be read.
             Value::Unset if self.identity.is_none() => {}
+            Value::Unset if self.is_unsure_of_option(name) => {}
             Value::Unset => self.refuse(
                 text,
                 reference.raw,
@@ -701,6 +754,10 @@ impl<'a, 'f> Compiler<'a, 'f> {
         self.refers = true;
         let raw = shorten(reference.raw);
         let Some(index) = self.world.socket_in_any_case(name) else {
+            self.lacks_socket = true;
+            if self.world.doubts.may_be_named(name) {
+                return;
+            }
             let hint = self.world.socket_hint(name);
             return self.refuse(
                 text,
@@ -717,6 +774,9 @@ impl<'a, 'f> Compiler<'a, 'f> {
         if self.collects {
             self.pass(index);
             return builder.push_socket(index32(self.passed.len() - 1));
+        }
+        if self.is_unsure_of(&["sockets", "use_sockets", "stdin_socket"]) {
+            return;
         }
         let known = &self.world.sockets[index].name.value;
         self.refuse(
@@ -737,11 +797,15 @@ impl<'a, 'f> Compiler<'a, 'f> {
         quote: Quote,
     ) {
         let raw = shorten(reference.raw);
+        let of_manager = self.world.doubts.of_manager();
+        let is_unsure = of_manager.is_some_and(|doubt| doubt.is_about(&["env"]))
+            || self.is_unsure_of(&VARIABLE_KEYS);
         if text.sees == Sees::Manager {
             let base = self.world.base(self.unit.copy_env);
             let why = match base.value_in_any_case(name).map(|value| value.to_str()) {
                 Some(Some(value)) => return builder.push_text(value),
                 Some(None) => format!("`{raw}` is not UTF-8"),
+                None if is_unsure => return,
                 None => format!(
                     "`{raw}`: before the file is read there is the manager's environment only, and it has no such variable"
                 ),
@@ -763,7 +827,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             );
         }
         // What the file holds is known when it is read, at each spawn.
-        if self.unit.env_file.is_none() && !self.has_variable(name, text.sees) {
+        if self.unit.env_file.is_none() && !is_unsure && !self.has_variable(name, text.sees) {
             let hint = self.variable_hint(name, text.sees);
             return self.refuse(
                 text,
@@ -772,6 +836,13 @@ impl<'a, 'f> Compiler<'a, 'f> {
             );
         }
         builder.push_variable(name, quote);
+    }
+
+    /// Whether the option `name`, which the watcher does not set, may have been meant to be there.
+    fn is_unsure_of_option(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let key = name.split('.').next().unwrap_or(&name);
+        self.is_unsure_of(&[key])
     }
 
     /// Whether a worker has this variable, in any case.
@@ -879,7 +950,8 @@ impl<'a, 'f> Compiler<'a, 'f> {
             None => unit.name.place,
         };
         let passes = !self.passed.is_empty();
-        if unit.on_demand.value && !passes && self.stdin_socket.is_none() {
+        let is_unsure = self.lacks_socket || self.is_unsure_of(&SOCKET_KEYS);
+        if unit.on_demand.value && !passes && self.stdin_socket.is_none() && !is_unsure {
             self.error(
                 unit.on_demand.place,
                 "`on_demand` waits for traffic, but the watcher has no socket; name one in `sockets`".into(),

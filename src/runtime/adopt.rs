@@ -3,6 +3,7 @@
 use super::ledger::Ledger;
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
+use super::lookups::Lookups;
 use super::node::Node;
 use super::parent::Parent;
 use super::processes::Processes;
@@ -196,6 +197,8 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         upgrade: None,
         executing: None,
         listeners,
+        lookups: Lookups::default(),
+        applying: None,
         search: base.search,
         own_requests: handover.own_requests,
         processes,

@@ -14,6 +14,7 @@ pub mod ledger;
 mod leftovers;
 mod listeners;
 pub mod logger;
+mod lookups;
 mod node;
 mod parent;
 mod processes;
@@ -39,6 +40,7 @@ use crate::sys::spawn;
 use crate::unit::Search;
 use leftovers::Leftovers;
 use listeners::Listeners;
+use lookups::Lookups;
 use parent::Parent;
 use processes::{Ended, Job, Processes};
 use record::{Home, Keeping};
@@ -48,6 +50,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use units::Applying;
 use upgrade::Upgrade;
 
 /// Ended children and notifications taken in one turn.
@@ -72,6 +75,8 @@ enum Token {
     Control,
     Connection(u64),
     Socket(u32),
+    /// A name has been looked up.
+    Lookup(u64),
 }
 
 impl Token {
@@ -84,6 +89,7 @@ impl Token {
             Token::Connection(number) => (4, number),
             Token::Socket(id) => (5, u64::from(id)),
             Token::Vault => (6, 0),
+            Token::Lookup(number) => (7, number),
         };
         kind << 56 | (value & ((1 << 56) - 1))
     }
@@ -98,6 +104,7 @@ impl Token {
             4 => Token::Connection(value),
             5 => Token::Socket(u32::try_from(value).ok()?),
             6 => Token::Vault,
+            7 => Token::Lookup(value),
             _ => return None,
         })
     }
@@ -127,6 +134,9 @@ struct Manager {
     /// How often the parent wants to hear of us.
     watchdog: Option<Duration>,
     listeners: Listeners,
+    lookups: Lookups,
+    /// An apply that waits for lookups.
+    applying: Option<Applying>,
     processes: Processes,
     leftovers: Leftovers,
     server: Server,
@@ -212,8 +222,11 @@ impl Manager {
                 Token::Socket(id) => self.dispatch(Event::Traffic {
                     socket: crate::supervise::SocketId(id),
                 }),
+                Token::Lookup(number) => self.take_lookup(number),
             }
         }
+        self.take_failed_lookups();
+        self.give_up_applying();
         self.server.resume(&self.epoll, clock());
         for number in self.server.take_answered() {
             let asked = self.server.go_on(&self.epoll, number);
@@ -241,7 +254,11 @@ impl Manager {
 
     /// How long the next wait may take; `None` is for ever.
     fn timeout(&self) -> Option<Duration> {
-        if !self.jobs.is_empty() || self.exits_left || self.server.has_answered() {
+        if !self.jobs.is_empty()
+            || self.exits_left
+            || self.server.has_answered()
+            || self.lookups.has_failed()
+        {
             return Some(Duration::ZERO);
         }
         let deadlines = [
@@ -348,10 +365,13 @@ impl Manager {
                 self.listeners.unwatch(&self.epoll, socket);
                 None
             }
-            Effect::Bind { socket } => Some(match self.listeners.bind(socket) {
-                Ok(()) => Event::Bound { socket },
-                Err(error) => Event::BindFailed { socket, error },
-            }),
+            Effect::Bind { socket } => match self.listeners.name_of(socket).map(str::to_owned) {
+                Some(name) => {
+                    self.bind_when_found(&name, socket);
+                    None
+                }
+                None => Some(self.bind(socket, &Ok(Vec::new()))),
+            },
             Effect::Reply { request, outcome } if self.own_requests.remove(&request) => {
                 match outcome {
                     Ok(message) => {
@@ -595,7 +615,7 @@ impl Manager {
                     request,
                     no_wait,
                     progress,
-                } => self.apply_for(number, request, no_wait, progress),
+                } => self.apply_for(request, no_wait, progress),
                 server::Asked::Status { names } => {
                     let reply = status::document(
                         &self.supervisor,

@@ -4,7 +4,8 @@ use super::adopt::{Estate, adopt};
 use super::inherited::Inherited;
 use super::keeper::{self, Origin, Taken};
 use super::leftovers::Leftovers;
-use super::listeners::Listeners;
+use super::listeners::{self, Listeners, Names};
+use super::lookups::{Lookups, look_up_all};
 use super::parent::{self, Parent};
 use super::processes::Processes;
 use super::record::{Home, Keeping};
@@ -68,6 +69,8 @@ pub enum StartError {
     Sockets(Vec<String>),
     /// Something else, named.
     Other(String),
+    /// A signal came that ends it.
+    Stopped,
     /// What another manager has left could not be taken over, or the loop has failed: the workers run, and what there is of
     /// them is still kept by whoever keeps it. Another try may go better, if by another binary.
     Again(String),
@@ -82,11 +85,10 @@ impl StartError {
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (StartError::Units(lines) | StartError::Sockets(lines)) = self else {
-            let (StartError::Other(text) | StartError::Again(text)) = self else {
-                return Ok(());
-            };
-            return f.write_str(text);
+        let lines = match self {
+            StartError::Units(lines) | StartError::Sockets(lines) => lines,
+            StartError::Other(text) | StartError::Again(text) => return f.write_str(text),
+            StartError::Stopped => return f.write_str("stopped before anything was started"),
         };
         for line in lines {
             writeln!(f, "{}", line.trim_end())?;
@@ -168,6 +170,10 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         Ok((manager, beginning)) => manager
             .run(beginning)
             .map_err(|error| failed("the event loop", &error).again()),
+        Err(StartError::Stopped) => {
+            log::info!(target: "manager", "{}", StartError::Stopped);
+            Ok(0)
+        }
         Err(error) => Err(error),
     };
     if is_stored && matches!(ended, Err(StartError::Again(_))) {
@@ -256,11 +262,12 @@ fn start(
         log::warn!(target: "manager", "there are no units: nothing is going to run");
     }
 
+    let names = look_up_names(&plan)?;
     let control = bind_control(options, &plan)?;
     let control_path = control.as_ref().map(|(_, path)| path.clone());
     let server = Server::new(control, plan.control_gid);
     let (listeners, unbound) =
-        Listeners::bind_all(&plan, &mut inherited).map_err(StartError::Sockets)?;
+        Listeners::bind_all(&plan, &names, &mut inherited).map_err(StartError::Sockets)?;
     inherited.close_rest();
 
     let now = clock();
@@ -294,6 +301,8 @@ fn start(
         upgrade: None,
         executing: None,
         listeners,
+        lookups: Lookups::default(),
+        applying: None,
         search: base.search,
         own_requests: BTreeSet::new(),
         processes,
@@ -303,7 +312,8 @@ fn start(
         watchdog: base.watchdog,
         jobs: VecDeque::new(),
         effects: Vec::new(),
-        exits_left: false,
+        // Those that have looked names up.
+        exits_left: !names.is_empty(),
         trim: Some(now + TRIM_AFTER),
         finished: None,
         is_wary: false,
@@ -318,6 +328,19 @@ fn read(search: &Search) -> Result<Plan, StartError> {
         eprintln!("{warning}");
     }
     examined.plan.ok_or(StartError::Units(errors))
+}
+
+/// What the host names that the plan's sockets listen on stand for.
+fn look_up_names(plan: &Plan) -> Result<Names, StartError> {
+    let (needed, optional) = listeners::names_of(plan);
+    if needed.is_empty() && optional.is_empty() {
+        return Ok(Names::new());
+    }
+    // Of its own, and never read: what comes stays for the loop.
+    let stop = SignalFd::new(&[libc::SIGTERM, libc::SIGINT, libc::SIGQUIT]);
+    let names = stop.and_then(|stop| look_up_all(&needed, &optional, &stop));
+    let names = names.map_err(|error| failed("looking names up", &error))?;
+    names.ok_or(StartError::Stopped)
 }
 
 /// The control socket. Without a writable place for it the manager runs without, unless one was asked for.
@@ -355,6 +378,7 @@ pub fn listen_control(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound,
         gid,
         directory_mode: 0o755,
         replace: true,
+        found: &[],
     })
 }
 

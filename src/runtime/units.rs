@@ -1,15 +1,29 @@
 //! Reading the units anew while the manager runs, and changing what runs to what they say.
 
+use super::listeners::Names;
 use super::{Manager, System, clock, logger, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::supervise::{Event, RequestId};
+use crate::supervise::{Event, Refusal, RequestId};
+use crate::sys::lookup::Found;
 use crate::unit::{self, Finding, Severity, Sources};
+use std::collections::BTreeSet;
 
 /// What the units say now, and how that differs from what runs.
 struct News {
     plan: Plan,
     changes: Vec<Change>,
+}
+
+/// An apply whose units are read, and that waits for host names.
+pub(super) struct Applying {
+    request: RequestId,
+    no_wait: bool,
+    progress: bool,
+    news: News,
+    /// The names that are still being looked up.
+    missing: BTreeSet<String>,
+    names: Names,
 }
 
 impl Manager {
@@ -23,16 +37,9 @@ impl Manager {
     }
 
     /// Changes what runs to what the units say, for a client.
-    pub(super) fn apply_for(
-        &mut self,
-        connection: u64,
-        request: RequestId,
-        no_wait: bool,
-        progress: bool,
-    ) {
-        match self.apply(request, no_wait, progress) {
-            Ok(()) => {}
-            Err(failure) => self.server.answer(&self.epoll, connection, &Err(failure)),
+    pub(super) fn apply_for(&mut self, request: RequestId, no_wait: bool, progress: bool) {
+        if let Err(failure) = self.apply(request, no_wait, progress) {
+            self.refuse_change(request, &failure);
         }
     }
 
@@ -40,27 +47,106 @@ impl Manager {
     pub(super) fn apply_by_signal(&mut self) {
         let request = self.server.new_request();
         self.own_requests.insert(request);
-        if let Err(failure) = self.apply(request, false, false) {
-            self.own_requests.remove(&request);
-            let text = match &failure {
+        self.apply_for(request, false, false);
+    }
+
+    fn refuse_change(&mut self, request: RequestId, failure: &Failure) {
+        if self.own_requests.remove(&request) {
+            let text = match failure {
                 Failure::InvalidUnits { findings } => findings.join("\n"),
                 failure => failure.to_string(),
             };
             log::error!(target: "manager", "nothing is changed: {text}");
+        } else {
+            let reply = Err(failure.clone());
+            self.server.answer_request(&self.epoll, request, &reply);
         }
     }
 
     /// All or nothing: the first thing that is wrong is the answer, and nothing has changed.
     fn apply(&mut self, request: RequestId, no_wait: bool, progress: bool) -> Result<(), Failure> {
-        if let Err(refusal) = self.supervisor.refuse_apply() {
-            let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
-            return Err(super::server::failure(refusal, nearest));
-        }
+        self.check_apply(self.applying.is_some())?;
         let News { plan, changes } = self.read_anew()?;
+        let leaving = self.supervisor.leaving(&changes);
+        let missing = self.listeners.names_to_prepare(&plan, &changes, &leaving);
+        for name in &missing {
+            self.lookups.ask(&self.epoll, name);
+        }
+        let applying = Applying {
+            request,
+            no_wait,
+            progress,
+            news: News { plan, changes },
+            missing,
+            names: Names::new(),
+        };
+        if !applying.missing.is_empty() {
+            self.applying = Some(applying);
+            return Ok(());
+        }
+        self.change(applying)
+    }
+
+    /// An error if there can be no apply now.
+    fn check_apply(&self, is_applying: bool) -> Result<(), Failure> {
+        let refusal = match self.supervisor.refuse_apply() {
+            Ok(()) if is_applying => Refusal::another_apply(),
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
+        };
+        let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
+        Err(super::server::failure(refusal, nearest))
+    }
+
+    /// Goes on with an apply that has waited for this name, if it was the last.
+    pub(super) fn apply_what_was_found(&mut self, name: &str, found: &Found) {
+        let Some(applying) = &mut self.applying else {
+            return;
+        };
+        if applying.missing.remove(name) {
+            applying.names.insert(name.to_owned(), found.clone());
+        }
+        let applying = self.applying.take_if(|it| it.missing.is_empty());
+        if let Some(mut applying) = applying {
+            let request = applying.request;
+            // Other commands may have come since the units were read.
+            applying.news.changes = self.supervisor.changes_to(&applying.news.plan);
+            if let Err(failure) = self.change(applying) {
+                self.refuse_change(request, &failure);
+            }
+        }
+    }
+
+    /// An apply that waits for lookups ends where there can be none any more.
+    pub(super) fn give_up_applying(&mut self) {
+        if self.applying.is_some()
+            && let Err(failure) = self.check_apply(false)
+        {
+            self.refuse_applying(&failure);
+        }
+    }
+
+    /// Ends an apply that waits for lookups.
+    pub(super) fn refuse_applying(&mut self, failure: &Failure) {
+        if let Some(applying) = self.applying.take() {
+            self.refuse_change(applying.request, failure);
+        }
+    }
+
+    fn change(&mut self, applying: Applying) -> Result<(), Failure> {
+        let Applying {
+            request,
+            no_wait,
+            progress,
+            news: News { plan, changes },
+            names,
+            missing: _,
+        } = applying;
+        self.check_apply(false)?;
         let leaving = self.supervisor.leaving(&changes);
         let unbound = self
             .listeners
-            .prepare(&plan, &changes, &leaving)
+            .prepare(&plan, &changes, &leaving, &names)
             .map_err(|errors| Failure::Refused {
                 reason: format!("{}; nothing was changed", errors.join("; ")),
             })?;

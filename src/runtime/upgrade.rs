@@ -171,6 +171,10 @@ impl Manager {
         let Some(upgrade) = self.executing.take() else {
             return;
         };
+        // The lookups that it waits for end with this program.
+        self.refuse_applying(&Failure::Superseded {
+            by: "upgrade".into(),
+        });
         let Err(error) = self.try_execute(&upgrade) else {
             return;
         };

@@ -90,9 +90,7 @@ impl Supervisor {
             return Err(Refusal::ShuttingDown);
         }
         if self.is_applying() {
-            return Err(Refusal::Refused(
-                "another apply is under way; try again when it is done".into(),
-            ));
+            return Err(Refusal::another_apply());
         }
         Ok(())
     }

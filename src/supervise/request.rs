@@ -78,6 +78,13 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// Of an apply while another has not ended.
+    pub fn another_apply() -> Refusal {
+        Refusal::Refused("another apply is under way; try again when it is done".into())
+    }
+}
+
 /// Most workers of one watcher.
 pub const MOST_WORKERS: u32 = 100_000;
 

@@ -6,6 +6,7 @@
 pub mod epoll;
 pub mod fork;
 pub mod inherit;
+pub mod lookup;
 pub mod memory;
 pub mod notify;
 pub mod output;

@@ -14,7 +14,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -35,7 +35,7 @@ pub enum Address {
         /// Only this family; IPv6 takes IPv4 as well, as `[::]` does.
         family: Option<IpFamily>,
     },
-    /// A name and port, looked up when it is bound; the first usable address is taken. `localhost` needs no lookup.
+    /// A name and port, looked up [beforehand](Listen::found); the first usable address is taken.
     Host(String, u16, Option<IpFamily>),
     /// A path of at most 107 bytes.
     Path(PathBuf),
@@ -114,6 +114,8 @@ pub struct Listen<'a> {
     pub directory_mode: u32,
     /// Replace a unix socket's node that nobody listens on any more.
     pub replace: bool,
+    /// The addresses of an [`Address::Host`], unless [`without_lookup`] knows them; their ports do not count.
+    pub found: &'a [SocketAddr],
 }
 
 impl<'a> Listen<'a> {
@@ -132,6 +134,7 @@ impl<'a> Listen<'a> {
             gid: None,
             directory_mode: 0o755,
             replace: true,
+            found: &[],
         }
     }
 }
@@ -328,7 +331,7 @@ fn bind_host(
     family: Option<IpFamily>,
 ) -> Result<Socket, Cause> {
     let mut first = None;
-    for address in addresses_of(name, port, family)? {
+    for address in addresses_of(listen, name, port, family) {
         match bind_ip(listen, address) {
             Ok(socket) => return Ok(socket),
             Err(cause) => first = first.or(Some(cause)),
@@ -338,25 +341,35 @@ fn bind_host(
 }
 
 /// The addresses of a name, in the order in which they are to be tried.
-fn addresses_of(name: &str, port: u16, family: Option<IpFamily>) -> Result<Vec<SocketAddr>, Cause> {
-    // RFC 6761, 6.3: always the loopback address; a chroot or container may lack /etc/hosts.
-    if name.eq_ignore_ascii_case("localhost") {
-        let loopback = match family {
-            None | Some(IpFamily::V4) => IpAddr::from(Ipv4Addr::LOCALHOST),
-            Some(IpFamily::V6) => Ipv6Addr::LOCALHOST.into(),
-        };
-        return Ok(vec![SocketAddr::new(loopback, port)]);
-    }
-    let found = (name, port).to_socket_addrs().map_err(|error| {
-        let text = error.to_string();
-        Cause::Lookup(
-            text.rsplit_once(": ")
-                .map_or(text.clone(), |(_, reason)| reason.into()),
-        )
-    })?;
-    Ok(found
+fn addresses_of(
+    listen: &Listen<'_>,
+    name: &str,
+    port: u16,
+    family: Option<IpFamily>,
+) -> Vec<SocketAddr> {
+    let known = without_lookup(name, family);
+    let found = known.as_deref().unwrap_or(listen.found).iter().copied();
+    let mut found: Vec<SocketAddr> = found
         .filter(|address| family.is_none_or(|family| family.has(*address)))
-        .collect())
+        .collect();
+    for address in &mut found {
+        address.set_port(port);
+    }
+    found
+}
+
+/// The addresses of a name that need not be asked for.
+pub fn without_lookup(name: &str, family: Option<IpFamily>) -> Option<Vec<SocketAddr>> {
+    // RFC 6761, 6.3: always the loopback address; a chroot or container may lack /etc/hosts.
+    let ip = if name.eq_ignore_ascii_case("localhost") {
+        match family {
+            None | Some(IpFamily::V4) => Ipv4Addr::LOCALHOST.into(),
+            Some(IpFamily::V6) => Ipv6Addr::LOCALHOST.into(),
+        }
+    } else {
+        name.parse::<IpAddr>().ok()?
+    };
+    Some(vec![SocketAddr::new(ip, 0)])
 }
 
 fn bind_ip(listen: &Listen<'_>, address: SocketAddr) -> Result<Socket, Cause> {
@@ -720,8 +733,7 @@ pub fn matches(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> bool {
             fits && local.ip().is_unspecified() && local.port() == *port
         }
         (Address::Host(name, port, family), Local::Ip(local)) => {
-            *port == local.port()
-                && addresses_of(name, *port, *family).is_ok_and(|found| found.contains(local))
+            *port == local.port() && addresses_of(listen, name, *port, *family).contains(local)
         }
         (Address::Path(wanted), Local::Path(local)) => wanted == local,
         (Address::Abstract(wanted), Local::Abstract(local)) => wanted == local,
@@ -935,10 +947,22 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_an_address_is_an_error() {
-        let text = error(stream(&Address::Host("no such name".into(), 80, None)));
+    fn the_first_usable_address_of_a_name_is_taken() {
+        let address = Address::Host("some.name".into(), 0, None);
+        let found: Vec<SocketAddr> = ["192.0.2.1:7", "127.0.0.2:7"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        let bound = listen(&Listen {
+            found: &found,
+            ..stream(&address)
+        })
+        .unwrap();
+        let local = bound.local.to_string();
+        assert!(local.starts_with("127.0.0.2:"), "{local}");
+        assert_ne!(port(&bound), 7);
+        let text = error(stream(&address));
         assert!(
-            text.starts_with("no such name:80 can't be looked up: "),
+            text.starts_with("some.name:0 can't be looked up: "),
             "{text}"
         );
     }

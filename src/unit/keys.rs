@@ -4,6 +4,7 @@
 
 use super::address::{unix_path, with_host};
 use super::document::{self, Value};
+use super::doubt::Doubt;
 use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
 use super::value::{clipped, signal_name};
@@ -430,14 +431,28 @@ impl<'v> Table<'v> {
             .map(|entry| entry.key_place)
     }
 
-    /// Reads each key into `draft`; `false` if there was a mistake.
-    fn read<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> bool {
-        let before = findings.len();
+    /// Reads each key into `draft`; the answer is which of them have a mistake.
+    fn read<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> Doubt {
+        if self.is_partial {
+            self.read_into(keys, draft, findings);
+            return Doubt::of_everything();
+        }
+        self.read_into(keys, draft, findings)
+    }
+
+    fn read_into<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> Doubt {
+        let mut doubt = Doubt::default();
+        let with_its_kin =
+            |key: &Key<D>| [key.name].into_iter().chain(key.instead_of.iter().copied());
         for entry in &self.entries {
             let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
-                findings.push(self.unknown(entry));
+                let meant = self.meant(entry.key);
+                let key = keys.iter().find(|key| Some(key.name) == meant);
+                doubt.add(key.into_iter().flat_map(with_its_kin));
+                findings.push(self.unknown(entry, meant));
                 continue;
             };
+            let before = findings.len();
             let Some(read) = key.read else {
                 let message = format!("key `{}` is not built yet", key.name);
                 findings.push(Finding::error(entry.key_place, message));
@@ -453,23 +468,34 @@ impl<'v> Table<'v> {
                 findings,
             );
             read(draft, &mut field);
+            if has_error(&findings[before..]) {
+                doubt.add(with_its_kin(key));
+            }
         }
-        !has_error(&findings[before..])
+        doubt
+    }
+
+    /// The key of this kind of table that `key`, which is none, was meant to be.
+    fn meant(&self, key: &str) -> Option<&'static str> {
+        if let Some(meant) = self.foreign(key) {
+            return Some(meant);
+        }
+        if home_of(key, Some(self.kind)).is_some() || key.starts_with("rlimit_") {
+            return None;
+        }
+        nearest(key, self.kind.keys())
     }
 
     /// What to say of a key that this kind of table does not have.
-    fn unknown(&self, entry: &Entry<'_>) -> Finding {
+    fn unknown(&self, entry: &Entry<'_>, meant: Option<&str>) -> Finding {
         let (kind, key) = (self.kind.name(), clipped(entry.key));
         let is_table = matches!(entry.value, Value::Table(_));
-        let meant = || nearest(entry.key, self.kind.keys());
-        let hint = if let Some(meant) = self.foreign(entry.key) {
+        let hint = if let Some(meant) = meant {
             format!("; did you mean `{meant}`?")
         } else if let Some(home) = home_of(entry.key, Some(self.kind)) {
             format!("; it belongs in {home}")
         } else if let Some(resource) = entry.key.strip_prefix("rlimit_") {
             format!("; write `rlimits = {{ {} = ... }}`", clipped(resource))
-        } else if let Some(meant) = meant() {
-            format!("; did you mean `{meant}`?")
         } else if is_table && !self.name.is_empty() && !entry.key.is_empty() {
             // `[socket.web.example]`: TOML takes each dot for a table in a table.
             let full = clipped(&format!("{}.{}", self.name, entry.key));
@@ -515,11 +541,30 @@ pub(super) fn has_error(findings: &[Finding]) -> bool {
         .any(|finding| finding.severity == super::Severity::Error)
 }
 
-/// The `[manager]` table, unless it has a mistake.
-pub(super) fn manager(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Manager> {
+/// A table, as far as it could be read.
+pub(super) struct Reading<T> {
+    pub unit: T,
+    /// What is not known of it, if it has a mistake.
+    pub doubt: Option<Doubt>,
+}
+
+impl<T> Reading<T> {
+    /// Of a table whose findings are those of `found`.
+    fn new(unit: T, doubt: Doubt, table: &Table<'_>, found: &[Finding]) -> Self {
+        let is_good = !table.is_partial && !has_error(found);
+        Reading {
+            unit,
+            doubt: (!is_good).then_some(doubt),
+        }
+    }
+}
+
+/// The `[manager]` table.
+pub(super) fn manager(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Manager> {
+    let before = findings.len();
     let mut manager = Manager::default();
-    let is_good = table.read(MANAGER, &mut manager, findings);
-    (is_good && !table.is_partial).then_some(manager)
+    let doubt = table.read(MANAGER, &mut manager, findings);
+    Reading::new(manager, doubt, table, &findings[before..])
 }
 
 /// A socket before its keys are held against each other.
@@ -531,26 +576,42 @@ struct SocketDraft {
     path: Option<At<Address>>,
 }
 
-/// The `[socket.NAME]` table, unless it has a mistake.
-pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Socket> {
+/// The `[socket.NAME]` table. Where its address is not known, it gets one that is nobody else's.
+pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Socket> {
     let before = findings.len();
     let name = At {
         value: table.name.to_string(),
         place: table.header,
     };
     let mut draft = SocketDraft {
-        // Replaced by what `socket_address` finds, without which there is no socket.
+        // Replaced by what `socket_address` finds.
         socket: Socket::new(name, At::nowhere(Address::Port(0))),
         listen: None,
         host: None,
         port: None,
         path: None,
     };
-    table.read(SOCKET, &mut draft, findings);
-    if table.is_partial {
-        return None;
+    let mut doubt = table.read(SOCKET, &mut draft, findings);
+    let mut address = None;
+    if !table.is_partial {
+        check_fd_name(table, &doubt, findings);
+        address = socket_address(table, &mut draft, &doubt, findings);
     }
-    if table.name.contains(':') && table.place("fd_name").is_none() {
+    let mut socket = draft.socket;
+    if let Some(address) = address {
+        socket.address = address;
+        check_socket(table, &socket, findings);
+    } else {
+        // No unit's name holds a slash.
+        socket.address = At::nowhere(Address::Abstract(format!("/{}", table.name)));
+        doubt.add(["listen"]);
+    }
+    Reading::new(socket, doubt, table, &findings[before..])
+}
+
+fn check_fd_name(table: &Table<'_>, doubt: &Doubt, findings: &mut Vec<Finding>) {
+    if table.name.contains(':') && table.place("fd_name").is_none() && !doubt.is_about(&["fd_name"])
+    {
         findings.push(Finding::error(
             table.header,
             format!(
@@ -559,17 +620,13 @@ pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<S
             ),
         ));
     }
-    let address = socket_address(table, &mut draft, findings);
-    let mut socket = draft.socket;
-    socket.address = address?;
-    check_socket(table, &socket, findings);
-    (!has_error(&findings[before..])).then_some(socket)
 }
 
 /// The address, in the one way in which it was written.
 fn socket_address(
     table: &Table<'_>,
     draft: &mut SocketDraft,
+    doubt: &Doubt,
     findings: &mut Vec<Finding>,
 ) -> Option<At<Address>> {
     let label = table.label();
@@ -579,6 +636,10 @@ fn socket_address(
         .filter(|way| table.place(way).is_some())
         .collect();
     match written[..] {
+        // The missing part may be what has a mistake.
+        [] if doubt.is_about(&ways) => None,
+        ["host"] if doubt.is_about(&["port"]) => None,
+        ["port"] if doubt.is_about(&["host"]) => None,
         [] => {
             let message = format!("{label} has no address; write `listen = \"127.0.0.1:8000\"`");
             findings.push(Finding::error(table.header, message));
@@ -722,8 +783,8 @@ struct WatcherDraft {
     send_hup: Option<At<bool>>,
 }
 
-/// The `[watcher.NAME]` table, unless it has a mistake.
-pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<Watcher> {
+/// The `[watcher.NAME]` table. Where its command is not known, it gets one in which nothing is wrong.
+pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Watcher> {
     let before = findings.len();
     let name = At {
         value: table.name.to_string(),
@@ -731,7 +792,7 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<
     };
     let no_cmd = At::nowhere(Words::List(Vec::new()));
     let mut draft = WatcherDraft {
-        // The command is replaced below, or there is no watcher.
+        // The command is replaced below.
         watcher: Watcher::new(name, table.folder.to_path_buf(), no_cmd),
         cmd: None,
         restart: None,
@@ -740,26 +801,36 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Option<
         reload: None,
         send_hup: None,
     };
-    table.read(WATCHER, &mut draft, findings);
-    if table.is_partial {
-        return None;
+    let mut doubt = table.read(WATCHER, &mut draft, findings);
+    if !table.is_partial {
+        let is_good = check_command(table, &draft, &doubt, findings);
+        draft.cmd = draft.cmd.filter(|_| is_good);
+        settle_restart(table, &mut draft, &doubt, findings);
+        settle_reload(table, &mut draft, &doubt, findings);
+        check_watcher(table, &draft.watcher, &doubt, findings);
     }
-    check_command(table, &draft, findings);
-    settle_restart(table, &mut draft, findings);
-    settle_reload(table, &mut draft, findings);
-    check_watcher(table, &draft.watcher, findings);
-    draft.watcher.cmd = draft.cmd?;
-    (!has_error(&findings[before..])).then_some(draft.watcher)
+    draft.watcher.cmd = draft.cmd.unwrap_or_else(|| {
+        doubt.add(["cmd"]);
+        At::nowhere(Words::List(vec!["unknown".to_string()]))
+    });
+    Reading::new(draft.watcher, doubt, table, &findings[before..])
 }
 
-fn check_command(table: &Table<'_>, draft: &WatcherDraft, findings: &mut Vec<Finding>) {
+/// Whether the command can be executed, as far as it is known.
+fn check_command(
+    table: &Table<'_>,
+    draft: &WatcherDraft,
+    doubt: &Doubt,
+    findings: &mut Vec<Finding>,
+) -> bool {
     let label = table.label();
-    if table.place("cmd").is_none() {
+    if table.place("cmd").is_none() && !doubt.is_about(&["cmd"]) {
         let message = format!("{label} has no command; write `cmd = \"...\"`");
         findings.push(Finding::error(table.header, message));
     }
-    let Some(cmd) = &draft.cmd else { return };
+    let Some(cmd) = &draft.cmd else { return true };
     let fault = match &cmd.value {
+        Words::Text(_) if doubt.is_about(&["shell"]) => None,
         // The shell splits it, by rules of its own.
         Words::Text(text) if draft.watcher.shell => {
             text.trim().is_empty().then(|| "is empty".to_string())
@@ -775,7 +846,9 @@ fn check_command(table: &Table<'_>, draft: &WatcherDraft, findings: &mut Vec<Fin
             cmd.place,
             format!("`cmd` of {label} {fault}"),
         ));
+        return false;
     }
+    true
 }
 
 fn fault_of_words(words: &[String]) -> Option<String> {
@@ -789,7 +862,12 @@ fn fault_of_words(words: &[String]) -> Option<String> {
 }
 
 /// Brings `restart`, Circus's `respawn`, the type and the delays together.
-fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec<Finding>) {
+fn settle_restart(
+    table: &Table<'_>,
+    draft: &mut WatcherDraft,
+    doubt: &Doubt,
+    findings: &mut Vec<Finding>,
+) {
     let label = table.label();
     let watcher = &mut draft.watcher;
     let is_oneshot = watcher.kind == WatcherKind::Oneshot;
@@ -825,7 +903,7 @@ fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Ve
         findings.push(Finding::error(place, message));
     }
     match &draft.restart_max_delay {
-        Some(most) if most.value < watcher.restart_delay => {
+        Some(most) if most.value < watcher.restart_delay && !doubt.is_about(&["restart_delay"]) => {
             let message =
                 format!("`restart_max_delay` of {label} is shorter than its `restart_delay`");
             findings.push(Finding::error(most.place, message));
@@ -836,7 +914,12 @@ fn settle_restart(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Ve
 }
 
 /// Brings `reload` and Circus's `send_hup` together.
-fn settle_reload(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec<Finding>) {
+fn settle_reload(
+    table: &Table<'_>,
+    draft: &mut WatcherDraft,
+    doubt: &Doubt,
+    findings: &mut Vec<Finding>,
+) {
     const HUP: Reload = Reload::Signal(Signal(libc::SIGHUP));
     let label = table.label();
     draft.watcher.reload = match (&draft.reload, &draft.send_hup) {
@@ -855,6 +938,7 @@ fn settle_reload(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec
         (None, _) => Reload::Rolling,
     };
     if draft.watcher.max_age.is_none()
+        && !doubt.is_about(&["max_age"])
         && let Some(place) = table.key_place("max_age_variance")
     {
         let message = format!("`max_age_variance` of {label} has no effect without `max_age`");
@@ -863,7 +947,7 @@ fn settle_reload(table: &Table<'_>, draft: &mut WatcherDraft, findings: &mut Vec
 }
 
 /// What does not go together in a watcher.
-fn check_watcher(table: &Table<'_>, watcher: &Watcher, findings: &mut Vec<Finding>) {
+fn check_watcher(table: &Table<'_>, watcher: &Watcher, doubt: &Doubt, findings: &mut Vec<Finding>) {
     let label = table.label();
     for (ours, circus) in [("user", "uid"), ("group", "gid")] {
         if let (Some(_), Some(place)) = (table.place(ours), table.key_place(circus)) {
@@ -907,6 +991,7 @@ fn check_watcher(table: &Table<'_>, watcher: &Watcher, findings: &mut Vec<Findin
         }
     }
     if !watcher.shell
+        && !doubt.is_about(&["shell"])
         && let Some(place) = table.key_place("shell_args")
     {
         let message = format!("`shell_args` of {label} has no effect without `shell = true`");

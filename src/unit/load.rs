@@ -2,7 +2,7 @@
 
 use super::toml::Reader;
 use super::value::clipped;
-use super::{Finding, Place, Sources, Units};
+use super::{Doubts, Finding, Place, Sources, Units};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -28,9 +28,10 @@ pub struct Search {
 pub struct Loaded {
     /// The units; what has errors is left out.
     pub units: Units,
-    /// A unit of the same name for each that was left out, so that what refers to it can be checked; `None` where a file
-    /// could not be read, and nobody knows which units are missing.
-    pub stand_ins: Option<Units>,
+    /// Those that have errors, as far as they could be read: what else is wrong with them can be told all the same.
+    pub unfinished: Units,
+    /// What is not known of those.
+    pub doubts: Doubts,
     /// All errors and warnings, in order of file and place.
     pub findings: Vec<Finding>,
     /// The texts the findings point into.
@@ -63,6 +64,7 @@ pub fn read_text(name: &Path, text: &str) -> Loaded {
     loader.groups.push(Group {
         folder: folder_of(name),
         files: vec![file],
+        is_partial: false,
     });
     loader.finish()
 }
@@ -76,6 +78,8 @@ struct Group {
     folder: PathBuf,
     /// The main file first.
     files: Vec<u32>,
+    /// A drop-in of it could not be read.
+    is_partial: bool,
 }
 
 #[derive(Default)]
@@ -84,6 +88,8 @@ struct Loader {
     sources: Sources,
     findings: Vec<Finding>,
     groups: Vec<Group>,
+    /// How many files and folders could not be read.
+    unread: usize,
     /// Main files that were taken, so that one that is named twice (or its folder beside it) is read once.
     taken: HashSet<PathBuf>,
 }
@@ -101,15 +107,23 @@ impl Loader {
     fn finish(mut self) -> Loaded {
         let mut reader = Reader::default();
         for group in &self.groups {
-            reader.read(&self.sources, &group.folder, &group.files);
+            reader.read(&self.sources, &group.folder, &group.files, group.is_partial);
         }
-        let (units, stand_ins, findings) = reader.finish();
-        let stand_ins = stand_ins.filter(|_| self.findings.is_empty());
+        reader.sort();
+        let Reader {
+            units,
+            unfinished,
+            mut doubts,
+            findings,
+            ..
+        } = reader;
+        doubts.any_name |= self.unread > 0;
         self.findings.extend(findings);
         self.findings.sort_by_key(|finding| finding.place);
         Loaded {
             units,
-            stand_ins,
+            unfinished,
+            doubts,
             findings: self.findings,
             sources: self.sources,
         }
@@ -217,6 +231,7 @@ impl Loader {
             return;
         }
         let main = self.read(path);
+        let unread = self.unread;
         let mut names: BTreeMap<OsString, PathBuf> = BTreeMap::new();
         for folder in drop_ins {
             let Some(listing) = self.list(folder, false) else {
@@ -233,7 +248,11 @@ impl Loader {
         }
         // Drop-ins without what they are laid over would have mistakes that are none.
         if main.is_some() {
-            self.groups.push(Group { folder, files });
+            self.groups.push(Group {
+                folder,
+                files,
+                is_partial: self.unread > unread,
+            });
         }
     }
 
@@ -325,6 +344,7 @@ impl Loader {
                 };
                 let message = format!("not UTF-8 on line {line}; a unit file is UTF-8 text");
                 self.findings.push(Finding::error(place, message));
+                self.unread += 1;
                 None
             }
         }
@@ -383,6 +403,7 @@ impl Loader {
     /// An error of the file or folder as a whole.
     fn refuse(&mut self, path: &Path, message: &str) {
         let place = self.whole(path);
+        self.unread += 1;
         self.findings.push(Finding::error(place, message));
     }
 

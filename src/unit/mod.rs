@@ -7,6 +7,7 @@
 
 mod address;
 mod document;
+mod doubt;
 mod field;
 mod finding;
 mod hash;
@@ -17,6 +18,7 @@ mod toml;
 mod value;
 
 pub use address::parse_address;
+pub use doubt::{Doubt, Doubts};
 pub use finding::{Finding, Place, Severity, Sources};
 pub use hash::NameMap;
 pub use load::{Loaded, Search, load, read_text};

@@ -4,12 +4,13 @@
 //! right is none, and each value still knows its own file.
 
 use super::document::{self, Item, Value};
+use super::doubt::{Doubt, Doubts, Unsure};
 use super::field::check_name;
 use super::finding::floor_char_boundary;
-use super::keys::{self, Entry, Kind, Table, header_of, home_of};
+use super::keys::{self, Entry, Kind, Reading, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{Address, At, Finding, Name, NameMap, Place, Socket, Sources, Units, Watcher, Words};
+use super::{Finding, Name, NameMap, Place, Sources, Units};
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
 use std::ops::Range;
@@ -19,11 +20,11 @@ use std::path::Path;
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     pub units: Units,
+    /// The units that have a mistake, as far as they could be read.
+    pub unfinished: Units,
+    /// What is not known of those.
+    pub doubts: Doubts,
     pub findings: Vec<Finding>,
-    /// A unit of the same name for each that was left out for its mistakes.
-    stand_ins: Units,
-    /// Findings that are about the inside of one table: all others may hide units.
-    in_tables: usize,
     manager: Option<Place>,
     /// By name in lower case, since look-ups are case-insensitive, as in Circus.
     sockets: NameMap<Name, Known>,
@@ -39,14 +40,20 @@ struct Known {
 }
 
 impl Reader {
-    /// Reads a main file of `folder` with its drop-ins, the main file first.
-    pub fn read(&mut self, sources: &Sources, folder: &Path, files: &[u32]) {
+    /// Reads a main file of `folder` with its drop-ins, the main file first. What they say is not all that the group
+    /// has if it `is_partial`.
+    pub fn read(&mut self, sources: &Sources, folder: &Path, files: &[u32], is_partial: bool) {
         let before = self.findings.len();
         let documents: Vec<Document<'_>> = files
             .iter()
             .map(|&file| parse(file, sources.text(file)))
             .collect();
-        let is_partial = documents.iter().any(|document| document.is_broken());
+        for document in documents.iter().filter(|document| document.is_broken()) {
+            // It may have a header in what was not understood.
+            self.doubts.any_name = true;
+            self.doubts.unsure.insert(document.file, document.unsure());
+        }
+        let is_partial = is_partial || documents.iter().any(Document::is_broken);
         let mut layers = Vec::new();
         for document in &documents {
             self.find_tables(document, &mut layers);
@@ -64,30 +71,30 @@ impl Reader {
             self.read_table(&table, sources);
         }
         for document in documents.into_iter().filter(Document::is_broken) {
-            document.report(before, sources.text(document.file), &mut self.findings);
+            self.take_back(before, document.file);
+            document.report(&mut self.findings);
         }
     }
 
-    /// All units so far, in order of name, and the findings in order of place.
-    ///
-    /// Between them, what stands in for the units that were left out; nothing if there may be units that nobody knows.
-    pub fn finish(self) -> (Units, Option<Units>, Vec<Finding>) {
-        let Reader {
-            mut units,
-            mut findings,
-            stand_ins,
-            in_tables,
-            ..
-        } = self;
-        let stand_ins = (in_tables == findings.len()).then_some(stand_ins);
-        units
+    /// Brings the units in order of name, and the findings in order of place.
+    pub fn sort(&mut self) {
+        self.units
             .sockets
             .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-        units
+        self.units
             .watchers
             .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-        findings.sort_by_key(|finding| finding.place);
-        (units, stand_ins, findings)
+        self.findings.sort_by_key(|finding| finding.place);
+    }
+
+    /// Takes out of the findings from `since` on what may only follow from the mistakes of syntax of `file`.
+    fn take_back(&mut self, since: usize, file: u32) {
+        let doubts = &self.doubts;
+        let mut index = 0;
+        self.findings.retain(|finding| {
+            index += 1;
+            index <= since || finding.place.file != file || !doubts.cover(finding)
+        });
     }
 
     /// The tables of a document; what is none of ours is reported.
@@ -95,6 +102,7 @@ impl Reader {
         for item in document.values.root().iter() {
             let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == item.key) else {
                 self.error(item.key_place, unknown_table(&item));
+                self.suspect(&item);
                 continue;
             };
             let Value::Table(table) = item.value else {
@@ -104,6 +112,7 @@ impl Reader {
                     header_of(kind)
                 );
                 self.error(item.key_place, message);
+                self.suspect(&item);
                 continue;
             };
             if kind == Kind::Manager {
@@ -115,6 +124,7 @@ impl Reader {
             for unit in table.iter() {
                 let Value::Table(table) = unit.value else {
                     is_named = false;
+                    self.doubts.names.insert(unit.key.to_lowercase());
                     continue;
                 };
                 layers.push(Layer::new(kind, unit.key, document.header(&unit), table));
@@ -127,58 +137,69 @@ impl Reader {
         }
     }
 
+    /// What stands in no table of ours may be meant for units.
+    fn suspect(&mut self, item: &Item<'_>) {
+        match item.value {
+            Value::Table(table) => {
+                let names = table.iter().map(|unit| unit.key.to_lowercase());
+                self.doubts.names.extend(names);
+            }
+            Value::List(_) => self.doubts.any_name = true,
+            Value::Text(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Date => {}
+        }
+    }
+
     fn read_table(&mut self, table: &Table<'_>, sources: &Sources) {
-        let is_new = table.is_partial || self.check_identity(table, sources);
-        let before = self.findings.len();
+        let unsure = self.doubts.unsure.get(&table.header.file);
+        let is_sure = unsure.is_none_or(|unsure| !unsure.covers(table.header));
+        let is_new = is_sure && self.check_identity(table, sources);
+        if !is_new && table.kind != Kind::Manager {
+            self.doubts.names.insert(table.name.to_lowercase());
+        }
         match table.kind {
             Kind::Manager => {
-                if let Some(manager) = keys::manager(table, &mut self.findings)
-                    && is_new
-                {
-                    self.units.manager = manager;
+                let Reading { unit, doubt } = keys::manager(table, &mut self.findings);
+                if is_new {
+                    let is_finished = doubt.is_none();
+                    self.doubts.manager = doubt;
+                    let units = match is_finished {
+                        true => &mut self.units,
+                        false => &mut self.unfinished,
+                    };
+                    units.manager = unit;
                 }
             }
             Kind::Socket => {
-                let socket = keys::socket(table, &mut self.findings);
-                if socket.is_none() && is_new {
-                    // An address that is nobody else's: no unit's name holds a slash.
-                    let address = Address::Abstract(format!("/{}", table.name));
-                    let name = At {
-                        value: table.name.into(),
-                        place: table.header,
-                    };
-                    self.stand_ins
+                let Reading { unit, doubt } = keys::socket(table, &mut self.findings);
+                if is_new {
+                    self.home_of(table.header, doubt)
                         .sockets
-                        .push(Box::new(Socket::new(name, At::nowhere(address))));
-                }
-                if let Some(socket) = socket
-                    && is_new
-                {
-                    self.units.sockets.push(Box::new(socket));
+                        .push(Box::new(unit));
                 }
             }
             Kind::Watcher => {
-                let watcher = keys::watcher(table, &mut self.findings);
-                if watcher.is_none() && is_new {
-                    let cmd = At::nowhere(Words::Text("stand-in".into()));
-                    let name = At {
-                        value: table.name.into(),
-                        place: table.header,
-                    };
-                    let folder = table.folder.to_path_buf();
-                    self.stand_ins
+                let Reading { unit, doubt } = keys::watcher(table, &mut self.findings);
+                if is_new {
+                    self.home_of(table.header, doubt)
                         .watchers
-                        .push(Box::new(Watcher::new(name, folder, cmd)));
-                }
-                if let Some(watcher) = watcher
-                    && is_new
-                {
-                    self.units.watchers.push(Box::new(watcher));
+                        .push(Box::new(unit));
                 }
             }
         }
-        if !table.is_partial {
-            self.in_tables += self.findings.len() - before;
+    }
+
+    /// Where a unit with such doubts belongs.
+    fn home_of(&mut self, header: Place, doubt: Option<Doubt>) -> &mut Units {
+        match doubt {
+            None => &mut self.units,
+            Some(doubt) => {
+                self.doubts.units.insert(header, doubt);
+                &mut self.unfinished
+            }
         }
     }
 
@@ -413,17 +434,18 @@ impl Document<'_> {
         }
     }
 
-    /// Adds the syntax errors to `findings`, and takes out of those from `since` on what may only follow from them.
-    fn report(&self, since: usize, text: &str, findings: &mut Vec<Finding>) {
+    /// Where its text can't be trusted.
+    fn unsure(&self) -> Unsure {
+        let text = self.text;
         // What comes behind an unclosed bracket may stand in the wrong table.
-        let certain = self
+        let from = self
             .errors
             .iter()
             .filter(|(_, message)| is_structural(message))
             .map(|(span, _)| span.start)
             .min()
             .unwrap_or(usize::MAX);
-        let lines: Vec<Range<usize>> = self
+        let lines = self
             .errors
             .iter()
             .map(|(span, _)| {
@@ -434,23 +456,16 @@ impl Document<'_> {
                 start..end
             })
             .collect();
-        let mut index = 0;
-        findings.retain(|finding| {
-            index += 1;
-            if index <= since || finding.place.file != self.file {
-                return true;
-            }
-            let (start, end) = (finding.place.start as usize, finding.place.end as usize);
-            start < certain
-                && !lines
-                    .iter()
-                    .any(|line| start <= line.end && end >= line.start)
-        });
+        Unsure { from, lines }
+    }
+
+    /// Adds the syntax errors to `findings`.
+    fn report(&self, findings: &mut Vec<Finding>) {
         for (span, message) in &self.errors {
             findings.push(Finding::error(self.place(span.clone()), message.clone()));
         }
         if self.values.further_mistakes > 0 {
-            let end = text.len();
+            let end = self.text.len();
             let message = format!(
                 "{} more mistakes of syntax are not shown",
                 self.values.further_mistakes
@@ -570,12 +585,13 @@ mod tests {
             .map(|(number, text)| sources.add(Path::new(&format!("{number}")), text.to_string()))
             .collect();
         let mut reader = Reader::default();
-        reader.read(&sources, Path::new("/u"), &files);
-        let (units, stand_ins, findings) = reader.finish();
+        reader.read(&sources, Path::new("/u"), &files, false);
+        reader.sort();
         Loaded {
-            units,
-            stand_ins,
-            findings,
+            units: reader.units,
+            unfinished: reader.unfinished,
+            doubts: reader.doubts,
+            findings: reader.findings,
             sources,
         }
     }

@@ -2,10 +2,11 @@
 
 use super::super::{SlotKey, inherited::Inherited, node::Node};
 use super::fds::{Descriptor, Fds, Shard, UNCLAIMED, choose};
+use super::{Found, Names};
 use crate::plan;
 use crate::supervise::SocketId;
 use crate::sys::epoll::Epoll;
-use crate::sys::socket::{self, Address, IpFamily, Kind, Listen, Local};
+use crate::sys::socket::{self, Address, BindError, Cause, IpFamily, Kind, Listen, Local};
 use crate::unit;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use std::rc::Rc;
 pub(super) struct Listener {
     pub(super) spec: Rc<plan::Socket>,
     pub(super) fds: Fds,
+    /// What the host name that it listens on stands for, or why that is not known.
+    pub(super) found: Found,
     /// Where it is bound, with the real port.
     pub(super) local: Option<Local>,
     pub(super) watched: bool,
@@ -30,12 +33,22 @@ impl Listener {
         Listener {
             spec: Rc::clone(spec),
             fds: Fds::Unbound,
+            found: Ok(Vec::new()),
             local: None,
             watched: false,
             node: None,
             beside: None,
             heir_of: None,
         }
+    }
+
+    /// The same, with what has come of the lookup of its name.
+    pub(super) fn named(spec: &Rc<plan::Socket>, names: &Names) -> Listener {
+        let mut listener = Listener::new(spec);
+        if let Some(found) = name_to_look_up(&spec.unit).and_then(|name| names.get(name)) {
+            listener.found = found.clone();
+        }
+        listener
     }
 
     /// Removes its file, if it has made one that is to go with it.
@@ -153,6 +166,7 @@ impl Listener {
     ) -> Result<(), String> {
         let mut listen = listen(&self.spec, address);
         listen.reuseport |= shares;
+        listen.found = self.found.as_deref().unwrap_or_default();
         let taken = match inherited {
             Some(inherited) => inherited.take(&self.spec, &listen)?,
             None => None,
@@ -160,6 +174,11 @@ impl Listener {
         let first = match taken {
             Some(bound) => bound,
             None => {
+                if let Err(reason) = &self.found {
+                    let cause = Cause::Lookup(reason.clone());
+                    let address = address.to_string();
+                    return Err(BindError { address, cause }.to_string());
+                }
                 let bound = socket::listen(&listen).map_err(|error| error.to_string())?;
                 if let Address::Path(path) = address {
                     self.node = Node::made_at(path);
@@ -279,7 +298,16 @@ pub(super) fn listen<'a>(spec: &'a plan::Socket, address: &'a Address) -> Listen
         gid: spec.gid,
         directory_mode: unit.directory_mode.0,
         replace: unit.replace,
+        found: &[],
     }
+}
+
+/// The host name that must be looked up before the socket can be bound, if there is one.
+pub(super) fn name_to_look_up(unit: &unit::Socket) -> Option<&str> {
+    let unit::Address::Host(name, _) = &unit.address.value else {
+        return None;
+    };
+    socket::without_lookup(name, None).is_none().then_some(name)
 }
 
 pub(super) fn address_of(unit: &unit::Socket) -> Address {

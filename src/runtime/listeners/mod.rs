@@ -4,11 +4,12 @@ mod fds;
 mod listener;
 
 use self::fds::{Descriptor, Fds, Shard, ShardRecord, UNCLAIMED, name_of};
-use self::listener::{Listener, written};
+use self::listener::{Listener, name_to_look_up, written};
 use super::{SlotKey, Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
 use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
+use crate::sys::lookup::Found;
 use crate::sys::socket::{self, Local, Queue};
 use crate::unit;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct Listeners {
     dirty: BTreeSet<SocketId>,
 }
 
+/// What has come of the lookups of host names.
+pub type Names = HashMap<String, Found>;
+
 /// The name of an optional socket that could not be bound, and why.
 pub type Unbound = (String, String);
 
@@ -53,15 +57,17 @@ pub struct ListenerRecord {
 
 impl Listeners {
     /// Binds every socket of the plan, or says of each why not. What is optional may fail: the reasons are in the answer.
+    /// `names` has those of [`names_of`].
     pub fn bind_all(
         plan: &Plan,
+        names: &Names,
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut all = Vec::with_capacity(plan.sockets.len());
         let slots = slots(plan);
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
-            let mut listener = Listener::new(spec);
+            let mut listener = Listener::named(spec, names);
             let keys = slots
                 .get(spec.name())
                 .map_or(&[UNCLAIMED][..], Vec::as_slice);
@@ -89,12 +95,18 @@ impl Listeners {
         }
     }
 
-    /// Tries again to bind an optional socket.
-    pub fn bind(&mut self, id: SocketId) -> Result<(), String> {
+    /// The host name that must be looked up before this socket can be bound, if there is one.
+    pub fn name_of(&self, id: SocketId) -> Option<&str> {
+        name_to_look_up(&self.all.get(&id)?.spec.unit)
+    }
+
+    /// Tries again to bind an optional socket, whose name has been looked up, if it has one.
+    pub fn bind(&mut self, id: SocketId, found: &Found) -> Result<(), String> {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
         self.dirty.insert(id);
+        listener.found = found.clone();
         // Its watchers' shards are bound as their workers are spawned.
         listener.bind(&[UNCLAIMED], None)
     }
@@ -107,36 +119,53 @@ impl Listeners {
         plan: &Plan,
         changes: &[Change],
         leaving: &BTreeSet<SocketId>,
+        names: &Names,
     ) -> Result<Vec<Unbound>, Vec<String>> {
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
-        let leaving: Vec<(SocketId, &Listener)> = (self.all.iter())
-            .filter(|(id, _)| leaving.contains(id))
-            .map(|(id, listener)| (*id, listener))
-            .collect();
-        for change in changes {
-            let (plan::Unit::Socket(name), Action::Add | Action::Rebind) =
-                (&change.unit, change.action)
-            else {
-                continue;
-            };
-            let spec = plan.sockets.iter().find(|socket| socket.name() == name);
-            let Some(spec) = spec else { continue };
-            let mut listener = Listener::new(spec);
+        let leaving = self.those(leaving);
+        let mut prepared = HashMap::new();
+        for spec in added(plan, changes) {
+            let name = spec.name();
+            let mut listener = Listener::named(spec, names);
             match listener.succeed(&leaving) {
                 Ok(()) => {}
                 Err(error) if spec.unit.optional => {
-                    optional.push((name.clone(), error));
+                    optional.push((name.to_owned(), error));
                 }
                 Err(error) => failed.push(format!("socket `{name}`: {error}")),
             }
-            self.prepared.insert(name.clone(), listener);
+            prepared.insert(name.to_owned(), listener);
         }
+        self.prepared = prepared;
         if failed.is_empty() {
             Ok(optional)
         } else {
             self.forget_prepared();
             Err(failed)
         }
+    }
+
+    /// The host names that must be looked up for that.
+    pub fn names_to_prepare(
+        &self,
+        plan: &Plan,
+        changes: &[Change],
+        leaving: &BTreeSet<SocketId>,
+    ) -> BTreeSet<String> {
+        let leaving = self.those(leaving);
+        let added = added(plan, changes).map(Listener::new);
+        // Those that get a kernel socket that is there need none.
+        let added = added.filter(|it| !leaving.iter().any(|(_, other)| it.is_same_as(other)));
+        added
+            .filter_map(|it| name_to_look_up(&it.spec.unit).map(str::to_owned))
+            .collect()
+    }
+
+    fn those(&self, ids: &BTreeSet<SocketId>) -> Vec<(SocketId, &Listener)> {
+        (self.all.iter())
+            .filter(|(id, _)| ids.contains(id))
+            .map(|(id, listener)| (*id, listener))
+            .collect()
     }
 
     /// Undoes [`Listeners::prepare`].
@@ -370,6 +399,9 @@ impl Listeners {
             }
             if matches!(listener.fds, Fds::Unbound) && supervisor.is_bound(id) {
                 listeners.dirty.insert(id);
+                if let Some(Local::Ip(address)) = listener.local {
+                    listener.found = Ok(vec![address]);
+                }
                 let bound = listener.bind(&[UNCLAIMED], None);
                 let target = format!("socket.{}", spec.name());
                 match bound {
@@ -455,6 +487,31 @@ impl Listeners {
             ) && listener.spec.unit.kind != unit::SocketKind::Dgram
         })
     }
+}
+
+/// The host names of a plan that must be looked up: those that it needs, and those of optional sockets.
+pub fn names_of(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let (mut needed, mut optional) = (BTreeSet::new(), BTreeSet::new());
+    for unit in plan.sockets.iter().map(|socket| &socket.unit) {
+        let names = match unit.optional {
+            false => &mut needed,
+            true => &mut optional,
+        };
+        names.extend(name_to_look_up(unit));
+    }
+    (needed, optional)
+}
+
+/// The sockets that `changes` add or bind anew.
+fn added<'a>(plan: &'a Plan, changes: &[Change]) -> impl Iterator<Item = &'a Rc<plan::Socket>> {
+    changes.iter().filter_map(|change| {
+        let (plan::Unit::Socket(name), Action::Add | Action::Rebind) =
+            (&change.unit, change.action)
+        else {
+            return None;
+        };
+        plan.sockets.iter().find(|socket| socket.name() == name)
+    })
 }
 
 /// Closing sockets for good removes their files; an upgrade executes another program and never comes here.
