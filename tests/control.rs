@@ -507,7 +507,7 @@ mod together {
     fn commands_that_wait_keep_nobody_out() {
         let manager = Manager::start(SLOW);
         let mut clients: Vec<Client> = Vec::new();
-        for _ in 0..300 {
+        for _ in 0..600 {
             let mut client = Client::new(&manager);
             client.send("Start", json!({"names": ["slow"]}));
             clients.push(client);
@@ -519,7 +519,7 @@ mod together {
         let reply = late.receive();
         assert_eq!(error(&reply), "io.tentpole.Manager.Refused", "{reply}");
         let reason = reply["parameters"]["message"].as_str().expect("a text");
-        assert!(reason.contains("64 commands of user "), "{reason}");
+        assert!(reason.contains("384 commands of user "), "{reason}");
         assert!(reason.contains("`--no-wait`"), "{reason}");
         // Who does not wait can give any order, and so all others are answered.
         manager.ok(&["stop", "slow", "--no-wait"]);

@@ -23,14 +23,14 @@ use std::time::Duration;
 
 /// Connections at a time. One more takes the place of the oldest that has no request under way: clients that forget to
 /// hang up must not keep out who wants to see why.
-const MOST_CONNECTIONS: usize = 128;
+const MOST_CONNECTIONS: usize = 512;
 
 /// So many of them may wait for the end of a command. The rest is for those that only look, or that do not wait: a slow
 /// command never keeps out who wants to see why it is slow, or to stop it.
-const MOST_WAITING: usize = 96;
+const MOST_WAITING: usize = 448;
 
 /// So many may be of one user.
-const MOST_WAITING_OF_ONE: usize = 64;
+const MOST_WAITING_OF_ONE: usize = 384;
 
 /// Descriptors that are kept for connections, for when workers have taken all others.
 const SPARES: usize = 4;
