@@ -122,8 +122,8 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     process::keep_heap();
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
-    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
-    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
+    // No other is a reason to die. Workers start with none blocked.
+    signals::block_all();
     logger::init(LogLevel::Info, LogFormat::Text);
     let handed = Estate::handed().map_err(StartError::Again)?;
     let inherited = Inherited::receive();

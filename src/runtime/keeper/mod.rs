@@ -54,7 +54,7 @@ pub const VARIABLE: &str = "TENTPOLE_KEEPER";
 const LINK_FD: i32 = 3;
 
 /// Signals that a manager takes as events; the ones it has no use for are among them, since their default would kill it.
-/// The keeper takes them as well, and forwards all but SIGCHLD; others have their default effect on it.
+/// The keeper takes them as well, and forwards all but SIGCHLD; others are blocked in both.
 pub const SIGNALS: [i32; 7] = [
     libc::SIGCHLD,
     libc::SIGTERM,
