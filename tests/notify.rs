@@ -499,6 +499,53 @@ mod main_process {
     }
 
     #[test]
+    fn how_it_ended_is_known_though_its_parent_lives_and_reaps_it() {
+        let manager = Manager::start(
+            r#"
+            [watcher.badly]
+            cmd = "PROBE do main-awaited { await DIR/end , exit 3 } , sleep"
+            type = "notify"
+            numprocesses = 8
+            restart = "never"
+            [watcher.well]
+            cmd = "PROBE do main-awaited { await DIR/end , exit 0 } , sleep"
+            type = "notify"
+            numprocesses = 8
+            restart = "on-failure"
+            [watcher.unreaped]
+            cmd = "PROBE do main-child { await DIR/end , exit 0 } , sleep"
+            type = "notify"
+            restart = "on-failure"
+            "#,
+        );
+        manager.touch("end");
+        manager.wait_for_state("badly", "failed");
+        for name in ["well", "unreaped"] {
+            let watcher = manager.wait_for_state(name, "stopped");
+            assert_eq!(watcher["restarts"], 0);
+        }
+        let log = manager.log();
+        assert_eq!(log.matches("exited with code 3").count(), 9, "{log}");
+        assert!(!log.contains("nobody could tell"), "{log}");
+    }
+
+    #[test]
+    fn how_it_ended_is_known_to_the_next_manager_too() {
+        let manager = Manager::start(
+            r#"
+            [watcher.web]
+            cmd = "PROBE do main-child { await DIR/end , exit 0 } , barrier , exit 0"
+            type = "notify"
+            restart = "on-failure"
+            "#,
+        );
+        manager.crash();
+        manager.touch("end");
+        let watcher = manager.wait_for_state("web", "stopped");
+        assert_eq!(watcher["restarts"], 0, "{}", manager.log());
+    }
+
+    #[test]
     fn pid_1_the_manager_and_strangers_are_refused() {
         let stranger = Stranger::new();
         let units = format!(

@@ -474,8 +474,9 @@ impl Manager {
 
     /// A main process that somebody else is the parent of has ended.
     fn take_foreign_exit(&mut self, proc: ProcId) {
-        // If it has become our child meanwhile, it is taken as such, with its exit code.
+        // If it has become our child meanwhile, or the keeper's, it is taken as such, with its exit code.
         self.take_exits();
+        self.take_told_exits();
         let Some((exit, ended)) = self.processes.foreign_ended(&self.epoll, proc) else {
             return;
         };

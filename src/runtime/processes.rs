@@ -423,7 +423,7 @@ impl Processes {
         if !output::readable_now(pidfd) {
             return None;
         }
-        let exit = process::exit_of(pidfd).map_or(Exit::Unknown, exit);
+        let exit = process::exit_of(process.main, pidfd).map_or(Exit::Unknown, exit);
         self.by_pid.remove(&process.main);
         Some((exit, self.forget(epoll, proc)?))
     }

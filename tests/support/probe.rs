@@ -297,6 +297,7 @@ fn run(words: &[String]) {
 /// | `child { }` | does the steps in a child, and goes on |
 /// | `daemon { }` | the same in a process of its own session whose parent has ended |
 /// | `main-child { }` | the same in a child, which becomes the main process |
+/// | `main-awaited { }` | the same, and waits for its end |
 /// | `block SIGNAL` `until SIGNAL` | keeps a signal, and waits for it |
 /// | `ignore SIGNAL` `raise SIGNAL` `exit CODE` `sleep` | what they say |
 /// | `serve FD` | as the verb |
@@ -386,9 +387,12 @@ fn step(words: &[String]) {
             unsafe { libc::setsid() };
             again(inner(1)).spawn().expect("a child");
         }
-        "main-child" => {
-            let child = again(inner(1)).spawn().expect("a child");
+        "main-child" | "main-awaited" => {
+            let mut child = again(inner(1)).spawn().expect("a child");
             notify(&format!("MAINPID={}\nREADY=1", child.id()));
+            if word(0) == "main-awaited" {
+                child.wait().expect("its end");
+            }
         }
         "block" => mask(number(1)),
         "until" => {
