@@ -558,6 +558,9 @@ mod main_process {
             cmd = ["sh", "-c", "PROBE do notify MAINPID=1 , notify MAINPID=$PPID , notify MAINPID=999999999 , barrier , append DIR/root %p , sleep"]
             watchdog = 3600
             notify_access = "all"
+            [watcher.keeper]
+            cmd = "PROBE do notify MAINPID=%k , barrier , append DIR/keeper %p , sleep"
+            watchdog = 3600
             "#,
             stranger.0.id()
         );
@@ -579,6 +582,8 @@ mod main_process {
         assert_eq!(manager.wait_for_lines("web", 1), [pids[0].to_string()]);
         assert_eq!(manager.pids("web"), pids);
         assert_eq!(manager.pids("root"), root);
+        let own = manager.wait_for_lines("keeper", 1);
+        assert_eq!(manager.pids("keeper")[0].to_string(), own[0]);
         manager.wait_for_log("MAINPID=1 is refused");
         // A stop reaches the worker and nobody else.
         manager.ok(&["stop", "--all"]);

@@ -19,7 +19,7 @@ use std::rc::Rc;
 /// Longest `env_file` that is read, in bytes.
 const LONGEST_ENV_FILE: u64 = 1 << 20;
 
-/// How far up the tree of processes a sender's worker is looked for.
+/// How far up the tree of processes a sender's worker, or an ancestor of ours, is looked for.
 const DEEPEST_SENDER: usize = 32;
 
 /// A process that is to be made.
@@ -474,10 +474,11 @@ impl Processes {
     }
 
     /// Whether a process may become the main process of a worker: the rules of systemd. It must live, be neither PID 1
-    /// nor the manager nor another worker's, and belong to the worker, unless root says so.
+    /// nor the manager or one that the manager descends from, nor another worker's, and belong to the worker, unless
+    /// root says so.
     pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
         let fit = Pid::new(pid)
-            .filter(|pid| pid.as_raw() != 1 && *pid != Pid::own())
+            .filter(|pid| pid.as_raw() != 1 && !is_above(*pid))
             .is_some_and(|pid| {
                 let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
                 let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
@@ -608,6 +609,15 @@ fn failure(error: &SpawnError) -> SpawnFailure {
         reason: error.to_string(),
         exit_code,
     }
+}
+
+/// Whether a process is this one, or the keeper, or another that this one descends from.
+fn is_above(pid: Pid) -> bool {
+    let own = Some(Pid::own());
+    let up = |pid: &Pid| process::parent_of(*pid).ok();
+    // Without /proc our parent at least is known.
+    let line = std::iter::successors(own, up).take(DEEPEST_SENDER);
+    line.chain(process::parent()).any(|above| above == pid)
 }
 
 /// How a process ended, in the supervisor's words.

@@ -284,7 +284,7 @@ fn run(words: &[String]) {
 /// | --- | --- |
 /// | `append FILE TEXT` | appends a line; in it `%p` is the pid, `%t` the time in milliseconds, `%w` the wid |
 /// | `append-env FILE NAME...` | appends `NAME=value` lines; `NAME` alone where it is not set |
-/// | `notify TEXT` | tells the manager; `;` is a line break |
+/// | `notify TEXT` | tells the manager; `;` is a line break, `%k` the parent of the parent |
 /// | `notify-padded SIZE TEXT` | the same, filled up to SIZE bytes |
 /// | `notify-bytes TEXT HEX` | the same, followed by bytes |
 /// | `notify-fd TEXT FILE` | the same, with the opened FILE |
@@ -325,7 +325,13 @@ fn step(words: &[String]) {
                 }
             }
         }
-        "notify" => notify(&word(1).replace(';', "\n")),
+        "notify" => {
+            let mut text = word(1).replace(';', "\n");
+            if text.contains("%k") {
+                text = text.replace("%k", &grandparent().to_string());
+            }
+            notify(&text);
+        }
         "notify-padded" => {
             let mut text = format!("{}\nX=", word(2).replace(';', "\n"));
             while text.len() < number(1) as usize {
@@ -410,6 +416,14 @@ fn step(words: &[String]) {
         "serve" => serve(number(1)),
         other => panic!("unknown step {other:?}"),
     }
+}
+
+fn grandparent() -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", unsafe { libc::getppid() }));
+    let stat = stat.expect("a parent");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let field = rest.split_whitespace().nth(1).expect("its parent");
+    field.parse().expect("a number")
 }
 
 /// This program with other steps.
