@@ -179,6 +179,10 @@ impl Manager {
         self.server.finish();
         self.keeping.vault.end();
         self.leftovers.sweep(Time::NEVER, &self.processes);
+        if !matches!(self.keeping.vault, vault::Vault::Keeper(_)) {
+            // Else what is left comes to the keeper, which does the same.
+            leftovers::end_rest(&self.signals, self.home.is_sole);
+        }
         Ok(self.finished.unwrap_or(0))
     }
 
@@ -461,6 +465,7 @@ impl Manager {
                 log::error!(target: "manager", "pid {pid} could not be reaped: {error}");
                 return;
             }
+            self.processes.reaped(pid);
             self.leftovers.reaped(pid, group);
         }
         self.exits_left = true;

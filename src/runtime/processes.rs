@@ -58,6 +58,8 @@ pub struct Processes {
     keeps: bool,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
+    /// Processes that are no workers.
+    programs: BTreeSet<Pid>,
 }
 
 /// What the next manager must know of a process.
@@ -71,6 +73,8 @@ pub struct ProcessRecord {
     main: i32,
     group: i32,
     followed: bool,
+    #[serde(default)]
+    since: u64,
 }
 
 struct Process {
@@ -85,7 +89,14 @@ struct Process {
     /// The main process is another one than we made (MAINPID), so its pidfd is watched. Our own child needs none: its
     /// pid is its own until we reap it, and a descriptor for each worker would be copied and closed at every spawn.
     followed: Option<OwnedFd>,
+    /// By [`process::start_clock`], just before it was made: nothing that descends from it has started before.
+    since: u64,
+    /// What descended from it when it was last sent a signal.
+    kin: Vec<Kin>,
 }
+
+/// A process, and when it has started.
+pub type Kin = (Pid, u64);
 
 /// What an ended process may have left behind.
 pub struct Ended {
@@ -93,6 +104,8 @@ pub struct Ended {
     pub watcher: String,
     pub wid: u32,
     pub generation: u64,
+    pub since: u64,
+    pub kin: Vec<Kin>,
 }
 
 impl Ended {
@@ -119,6 +132,7 @@ impl Processes {
             by_group: HashMap::new(),
             keeps: false,
             dirty: BTreeSet::new(),
+            programs: BTreeSet::new(),
         }
     }
 
@@ -149,6 +163,7 @@ impl Processes {
             main: process.main.as_raw(),
             group: process.group.as_raw(),
             followed: process.followed.is_some(),
+            since: process.since,
         })
     }
 
@@ -193,6 +208,8 @@ impl Processes {
                 main,
                 group,
                 followed: watched,
+                since: record.since,
+                kin: Vec::new(),
             };
             self.by_proc.insert(proc, process);
         }
@@ -220,7 +237,14 @@ impl Processes {
 
     /// Makes a process that is no worker.
     pub fn spawn_program(&mut self, spawn: &Spawn<'_>) -> Result<Pid, SpawnError> {
-        self.spawner.spawn(spawn).map(|child| child.pid)
+        let pid = self.spawner.spawn(spawn)?.pid;
+        self.programs.insert(pid);
+        Ok(pid)
+    }
+
+    /// A process was reaped that may have been no worker.
+    pub fn reaped(&mut self, pid: Pid) {
+        self.programs.remove(&pid);
     }
 
     /// Makes a process.
@@ -230,6 +254,7 @@ impl Processes {
         listeners: &mut Listeners,
         notify_socket: &str,
     ) -> Result<supervise::Pid, SpawnFailure> {
+        let since = process::start_clock();
         let invocation = self.invocation(job, listeners)?;
         let key = (job.watcher, job.wid);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
@@ -314,6 +339,8 @@ impl Processes {
             main: pid,
             group: pid,
             followed: None,
+            since,
+            kin: Vec::new(),
         };
         self.by_pid.insert(pid, job.proc);
         self.by_group.insert(pid, job.proc);
@@ -366,13 +393,28 @@ impl Processes {
         }
     }
 
-    /// Whether a pid is a worker's main process.
-    pub fn is_main(&self, pid: Pid) -> bool {
-        self.by_pid.contains_key(&pid)
+    /// Whether a child of ours is one that we have made: a worker's main process, or a program.
+    pub fn is_known(&self, pid: Pid) -> bool {
+        self.by_pid.contains_key(&pid) || self.programs.contains(&pid)
     }
 
-    /// Sends a signal to the main process, or to its group.
-    pub fn signal(&self, proc: ProcId, signal: Signal, group: bool) {
+    /// When the first of the workers that run was made, by [`process::start_clock`].
+    pub fn oldest(&self) -> Option<u64> {
+        self.by_proc.values().map(|process| process.since).min()
+    }
+
+    /// Sends a signal to the main process, or to its group. What descends from it is remembered: if it ends of the signal,
+    /// nothing shows any more whose they were.
+    pub fn signal(&mut self, proc: ProcId, signal: Signal, group: bool) {
+        if signal.0 != libc::SIGCONT
+            && let Some(process) = self.by_proc.get_mut(&proc)
+        {
+            process.kin = kin_of(process.main);
+        }
+        self.send(proc, signal, group);
+    }
+
+    fn send(&self, proc: ProcId, signal: Signal, group: bool) {
         let Some(process) = self.by_proc.get(&proc) else {
             return;
         };
@@ -400,8 +442,8 @@ impl Processes {
         // Looked for before their ancestor dies, since then nothing shows whose they were. Without /proc the group and
         // the orphans that are found later have to do.
         let descendants = process::descendants(process.main).unwrap_or_default();
-        self.signal(proc, Signal(libc::SIGKILL), true);
-        self.signal(proc, Signal(libc::SIGKILL), false);
+        self.send(proc, Signal(libc::SIGKILL), true);
+        self.send(proc, Signal(libc::SIGKILL), false);
         for pid in descendants {
             if self.by_pid.get(&pid).is_none_or(|other| *other == proc) {
                 // It may have ended by itself meanwhile.
@@ -441,6 +483,8 @@ impl Processes {
             watcher: process.name,
             wid: process.slot.1,
             generation: process.generation,
+            since: process.since,
+            kin: process.kin,
         })
     }
 
@@ -514,6 +558,13 @@ impl Processes {
         self.by_pid.insert(pid, proc);
         Ok(())
     }
+}
+
+/// What descends from a process. Without /proc that is not known.
+fn kin_of(pid: Pid) -> Vec<Kin> {
+    let descendants = process::descendants(pid).unwrap_or_default().into_iter();
+    let started = |pid| Some((pid, process::started_at(pid).ok()?));
+    descendants.filter_map(started).collect()
 }
 
 /// Files that are opened for one worker.

@@ -114,6 +114,8 @@ pub struct Base {
     pub program: Option<PathBuf>,
     /// How often the parent wants to hear of us.
     pub watchdog: Option<Duration>,
+    /// See [`Home::is_sole`].
+    pub is_sole: bool,
 }
 
 /// Runs the manager until it has ended; the answer is its exit code.
@@ -129,6 +131,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     let inherited = Inherited::receive();
     let watchdog = parent::watchdog();
     let program = fork::program();
+    let is_sole = is_sole();
     let limit = process::fd_limit().map_err(|error| failed("the limit of open files", &error))?;
     let raised = raise_fd_limit();
     // What is made from here on is the manager's alone.
@@ -162,6 +165,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         search: options.search.clone(),
         program,
         watchdog,
+        is_sole,
     };
     let is_stored = matches!(vault, Vault::Systemd(_));
     let ended = match begin(options, base, vault, handed, inherited) {
@@ -175,6 +179,11 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         let _ = output::wait_for(&[], Some(PAUSE));
     }
     ended
+}
+
+/// Whether nobody will be below this process but what it makes and what descends from that: see `leftovers.rs`.
+pub fn is_sole() -> bool {
+    process::Pid::own().as_raw() != 1 && !process::has_children()
 }
 
 /// Raises the limit of open descriptors. The answer is what it was, soft and hard, if it is another now.
@@ -281,6 +290,7 @@ fn start(
         nofile: base.nofile,
         control: control_path.map(|path| (path, server.node().cloned())),
         is_heir: false,
+        is_sole: base.is_sole,
     };
     Ok(Manager {
         epoll: Epoll::new().map_err(|error| failed("epoll", &error))?,
@@ -297,7 +307,7 @@ fn start(
         search: base.search,
         own_requests: BTreeSet::new(),
         processes,
-        leftovers: Leftovers::default(),
+        leftovers: Leftovers::new(base.is_sole),
         server,
         supervisor,
         watchdog: base.watchdog,

@@ -145,6 +145,13 @@ pub fn peek_exit() -> io::Result<Option<(Pid, Exit)>> {
     wait(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)
 }
 
+/// Whether this process has a child, be it a zombie.
+pub fn has_children() -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: nothing is asked for but whether there is anybody to wait for.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) }).is_ok()
+}
+
 /// How the child `pid` ended, left as a zombie; `None` if it still runs. Fails with ECHILD if it is no child.
 pub fn peek_exit_of(pid: Pid) -> io::Result<Option<Exit>> {
     match wait(libc::P_PID, pid.0, libc::WNOHANG | libc::WNOWAIT)? {
@@ -247,26 +254,25 @@ pub fn parent() -> Option<Pid> {
     Pid::new(nix::unistd::getppid().as_raw())
 }
 
-/// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks at
-/// this moment may be missed, so who wants to end them all asks again until there are none.
+/// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks or
+/// ends at this moment may be missed, or its children, so who wants to end them all asks again until there are none.
 pub fn descendants(pid: Pid) -> io::Result<Vec<Pid>> {
-    let tree = match listed_children(pid) {
-        Ok(children) if children.is_empty() => return Ok(children),
-        _ => family_tree()?,
+    let (mut children, mut tree) = match listed_children(pid) {
+        Ok(children) => (children, None),
+        Err(_) => (Vec::new(), Some(family_tree()?)),
     };
     let mut found = Vec::new();
     let mut seen = BTreeSet::from([pid]);
     let mut next = 0;
     let mut of = pid;
     loop {
+        if let Some(tree) = &mut tree {
+            children = tree.remove(&of).unwrap_or_default();
+        } else if of != pid {
+            children = listed_children(of).unwrap_or_default();
+        }
         // A tree that was read while it changed could have a cycle.
-        found.extend(
-            tree.get(&of)
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|&child| seen.insert(child)),
-        );
+        found.extend(children.drain(..).filter(|&child| seen.insert(child)));
         let Some(&parent) = found.get(next) else {
             return Ok(found);
         };

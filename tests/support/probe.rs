@@ -21,6 +21,7 @@ use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -296,6 +297,7 @@ fn run(words: &[String]) {
 /// | `unless FILE { }` | unless the file is there, does the steps |
 /// | `child { }` | does the steps in a child, and goes on |
 /// | `daemon { }` | the same in a process of its own session whose parent has ended |
+/// | `bare-child { }` `bare-daemon { }` | the same without an environment; a bare child leads a session of its own |
 /// | `main-child { }` | the same in a child, which becomes the main process |
 /// | `main-awaited { }` | the same, and waits for its end |
 /// | `block SIGNAL` `until SIGNAL` | keeps a signal, and waits for it |
@@ -383,9 +385,23 @@ fn step(words: &[String]) {
         "child" => {
             again(inner(1)).spawn().expect("a child");
         }
-        "daemon" => {
+        "bare-child" => {
+            let mut child = again(inner(1));
+            child.env_clear();
+            unsafe {
+                child.pre_exec(|| {
+                    libc::setsid();
+                    Ok(())
+                });
+            }
+            child.spawn().expect("a child");
+        }
+        "daemon" | "bare-daemon" => {
             // The one in the middle ends at once, so that nobody but an init or a subreaper is the parent.
             let mut middle = again(&[]);
+            if word(0) == "bare-daemon" {
+                middle.env_clear();
+            }
             middle.args(["daemon-middle", "{"]).args(inner(1)).arg("}");
             middle.status().expect("a child");
         }
