@@ -12,6 +12,7 @@
 extern "C" fn main() -> std::ffi::c_int {
     use std::io::Write;
 
+    tentpole::sys::signals::block_all_as_init();
     tentpole::sys::signals::ignore_broken_pipes();
     // Only where there is no /dev and no descriptor left for a pipe.
     if tentpole::sys::output::fill_standard().is_err() {

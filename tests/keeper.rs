@@ -513,6 +513,31 @@ fn the_real_manager_runs_with_a_keeper() {
 }
 
 #[test]
+fn signals_that_mean_nothing_here_end_neither_of_the_two() {
+    let manager = kept(
+        "[watcher.web]\ncmd = 'sleep 1000'\n[watcher.later]\ncmd = 'sleep 1000'\nautostart = false",
+    );
+    manager.wait_for_notice("READY=1");
+    let both = [manager.pid(), manager.manager_pid()];
+    let own = [libc::SIGALRM, libc::SIGVTALRM, libc::SIGPROF, libc::SIGIO];
+    let more = [libc::SIGPWR, libc::SIGSTKFLT, libc::SIGXCPU, libc::SIGXFSZ];
+    for signal in own.into_iter().chain(more).chain(32..=64) {
+        // One at a time: what ends the keeper ends the other too.
+        for pid in both {
+            kill(pid, signal);
+            assert!(is_alive(pid), "signal {signal}");
+        }
+    }
+    manager.ok(&["start", "later"]);
+    assert_eq!([manager.pid(), manager.manager_pid()], both);
+    for pid in [manager.pids("web"), manager.pids("later")].concat() {
+        for field in ["SigIgn", "SigBlk", "SigCgt", "SigPnd", "ShdPnd"] {
+            assert_eq!(process_status(pid, field), "0000000000000000", "{field}");
+        }
+    }
+}
+
+#[test]
 fn the_real_manager_passes_its_exit_code_on() {
     let mut manager =
         kept("[watcher.web]\ncmd = 'PROBE exit 7'\nrestart = 'never'\ncritical = true");

@@ -499,6 +499,53 @@ mod main_process {
     }
 
     #[test]
+    fn how_it_ended_is_known_though_its_parent_lives_and_reaps_it() {
+        let manager = Manager::start(
+            r#"
+            [watcher.badly]
+            cmd = "PROBE do main-awaited { await DIR/end , exit 3 } , sleep"
+            type = "notify"
+            numprocesses = 8
+            restart = "never"
+            [watcher.well]
+            cmd = "PROBE do main-awaited { await DIR/end , exit 0 } , sleep"
+            type = "notify"
+            numprocesses = 8
+            restart = "on-failure"
+            [watcher.unreaped]
+            cmd = "PROBE do main-child { await DIR/end , exit 0 } , sleep"
+            type = "notify"
+            restart = "on-failure"
+            "#,
+        );
+        manager.touch("end");
+        manager.wait_for_state("badly", "failed");
+        for name in ["well", "unreaped"] {
+            let watcher = manager.wait_for_state(name, "stopped");
+            assert_eq!(watcher["restarts"], 0);
+        }
+        let log = manager.log();
+        assert_eq!(log.matches("exited with code 3").count(), 9, "{log}");
+        assert!(!log.contains("nobody could tell"), "{log}");
+    }
+
+    #[test]
+    fn how_it_ended_is_known_to_the_next_manager_too() {
+        let manager = Manager::start(
+            r#"
+            [watcher.web]
+            cmd = "PROBE do main-child { await DIR/end , exit 0 } , barrier , exit 0"
+            type = "notify"
+            restart = "on-failure"
+            "#,
+        );
+        manager.crash();
+        manager.touch("end");
+        let watcher = manager.wait_for_state("web", "stopped");
+        assert_eq!(watcher["restarts"], 0, "{}", manager.log());
+    }
+
+    #[test]
     fn pid_1_the_manager_and_strangers_are_refused() {
         let stranger = Stranger::new();
         let units = format!(
@@ -511,6 +558,9 @@ mod main_process {
             cmd = ["sh", "-c", "PROBE do notify MAINPID=1 , notify MAINPID=$PPID , notify MAINPID=999999999 , barrier , append DIR/root %p , sleep"]
             watchdog = 3600
             notify_access = "all"
+            [watcher.keeper]
+            cmd = "PROBE do notify MAINPID=%k , barrier , append DIR/keeper %p , sleep"
+            watchdog = 3600
             "#,
             stranger.0.id()
         );
@@ -532,6 +582,8 @@ mod main_process {
         assert_eq!(manager.wait_for_lines("web", 1), [pids[0].to_string()]);
         assert_eq!(manager.pids("web"), pids);
         assert_eq!(manager.pids("root"), root);
+        let own = manager.wait_for_lines("keeper", 1);
+        assert_eq!(manager.pids("keeper")[0].to_string(), own[0]);
         manager.wait_for_log("MAINPID=1 is refused");
         // A stop reaches the worker and nobody else.
         manager.ok(&["stop", "--all"]);

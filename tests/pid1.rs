@@ -131,6 +131,35 @@ fn as_pid_1_it_reaps_every_orphan() {
 }
 
 #[test]
+fn as_pid_1_no_signal_is_lost_from_the_first_moment() {
+    if !can_unshare() {
+        return;
+    }
+    // A command that waits for an answer shows what is done before it is known what the command is.
+    let dir = support::folder();
+    let path = dir.path().join("control");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let mut unshare = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child=KILL"])
+        .args([env!("CARGO_BIN_EXE_tentpole"), "--control"])
+        .args([path.as_os_str(), "status".as_ref()])
+        .spawn()
+        .expect("start it");
+    let pid = unshare.id();
+    let blocked = poll(|| {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = std::fs::read_to_string(path).ok()?;
+        let child = text.split_whitespace().next()?.parse().ok()?;
+        let mask = support::process_status(child, "SigBlk");
+        let mask = u64::from_str_radix(&mask, 16).expect("a mask");
+        (mask & (1 << (libc::SIGTERM - 1)) != 0).then_some(())
+    });
+    let _ = unshare.kill();
+    let _ = unshare.wait();
+    assert!(blocked.is_some());
+}
+
+#[test]
 fn as_pid_1_it_exits_with_the_code_of_its_critical_watcher() {
     if !can_unshare() {
         return;

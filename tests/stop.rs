@@ -153,6 +153,64 @@ mod a_watcher {
     }
 
     #[test]
+    fn a_stray_that_shows_no_environment_is_ended_with_the_last_that_could_have_made_it() {
+        let manager = Manager::start(
+            r#"
+            [watcher.other]
+            cmd = "PROBE do bare-daemon { append DIR/innocent %p , sleep } , await DIR/innocent , notify READY=1 , sleep"
+            type = "notify"
+            after = ["web"]
+            [watcher.web]
+            cmd = "PROBE do bare-daemon { ignore 15 , append DIR/stray %p , sleep } , await DIR/stray , notify READY=1 , sleep"
+            type = "notify"
+            "#,
+        );
+        let stray = pid_in(&manager, "stray");
+        let innocent = pid_in(&manager, "innocent");
+        manager.ok(&["stop", "web"]);
+        assert!(!is_alive(stray));
+        assert!(is_alive(innocent), "it may be of one that runs");
+        manager.ok(&["stop", "other"]);
+        assert!(!is_alive(innocent));
+    }
+
+    #[test]
+    fn what_a_killed_worker_left_behind_is_ended_though_it_shows_no_environment() {
+        let manager = Manager::start(
+            r#"
+            [watcher.web]
+            cmd = "PROBE do bare-daemon { append DIR/stray %p , sleep } , append DIR/main %p , sleep"
+            "#,
+        );
+        let stray = pid_in(&manager, "stray");
+        kill(pid_in(&manager, "main"), libc::SIGKILL);
+        wait_until_dead(stray);
+        let next: i32 = manager.wait_for_lines("stray", 2)[1]
+            .parse()
+            .expect("a pid");
+        assert!(is_alive(next));
+    }
+
+    #[test]
+    fn what_descends_from_a_worker_at_its_stop_is_ended_whatever_it_shows() {
+        let manager = Manager::start(
+            r#"
+            [watcher.other]
+            cmd = "PROBE sleep"
+            [watcher.web]
+            cmd = "PROBE do bare-child { ignore 15 , append DIR/child %p , sleep } , await DIR/child , notify READY=1 , sleep"
+            type = "notify"
+            after = ["other"]
+            "#,
+        );
+        // So far another could have made it.
+        let child = pid_in(&manager, "child");
+        manager.ok(&["stop", "web"]);
+        assert!(!is_alive(child));
+        assert_eq!(manager.offspring().len(), 1);
+    }
+
+    #[test]
     fn strays_of_strays_are_found_too() {
         let manager = Manager::start(
             r#"
@@ -317,6 +375,55 @@ mod the_manager {
             );
             assert_eq!(manager.offspring(), [0; 0]);
             assert!(!manager.path("control").exists());
+        }
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_left_however_it_hides() {
+        for alone in [false, true] {
+            let mut manager = Manager::spawn_with(
+                r#"
+                [watcher.other]
+                cmd = "PROBE sleep"
+                [watcher.web]
+                cmd = "PROBE do bare-daemon { ignore 15 , append DIR/stray %p , bare-daemon { append DIR/inner %p , sleep } , sleep } , await DIR/inner , notify READY=1 , sleep"
+                type = "notify"
+                after = ["other"]
+                "#,
+                |command| {
+                    if alone {
+                        command.arg("--no-keeper");
+                    }
+                },
+            );
+            manager.wait_for_notice("READY=1");
+            let strays = ["stray", "inner"].map(|file| pid_in(&manager, file));
+            manager.ok(&["stop", "web"]);
+            // Either watcher may have made them.
+            assert!(strays.into_iter().all(is_alive));
+            assert!(manager.stop().success());
+            assert!(!strays.into_iter().any(is_alive), "{}", manager.log());
+        }
+    }
+
+    #[test]
+    fn who_was_there_before_the_manager_lives_on() {
+        let script = "sleep 1000 & echo $! > \"${3%/*}/before\"; exec \"$@\"";
+        let mut manager = support::spawn_by_script(
+            "[watcher.web]\ncmd = 'PROBE do bare-daemon { append DIR/stray %p , sleep } , sleep'",
+            script,
+            |_| {},
+        );
+        manager.wait_for_notice("READY=1");
+        let before = pid_in(&manager, "before");
+        let stray = pid_in(&manager, "stray");
+        manager.ok(&["stop", "web"]);
+        assert!(manager.stop().success());
+        assert!(is_alive(before));
+        // The manager can't know whose that was.
+        assert!(is_alive(stray));
+        for pid in [before, stray] {
+            kill(pid, libc::SIGKILL);
         }
     }
 

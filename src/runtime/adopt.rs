@@ -128,9 +128,11 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     // Of our own children, and of those that the keeper has, we are told.
     let watch = !is_upgrade && !is_kept_by_keeper;
     let gone = processes.adopt(&epoll, records.processes, watch);
-    let mut leftovers = Leftovers::default();
     let is_heir = !is_upgrade || records.home.is_heir;
     let foster = is_heir.then(process::parent).flatten();
+    // systemd is the foster of more than our workers.
+    let is_sole = records.home.is_sole && (is_kept_by_keeper || !is_heir);
+    let mut leftovers = Leftovers::new(is_sole);
     leftovers.adopt(records.leftovers, foster);
     if !is_upgrade {
         let plan = supervisor.plan();

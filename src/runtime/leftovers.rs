@@ -1,15 +1,26 @@
 //! What ended processes leave behind: members of their group, and strays that have left it.
 //!
 //! A group is looked at when one of its members is reaped: its members become our children when their parents end, since
-//! we are PID 1 or a subreaper. A stray is a child of ours that is no main process and whose environment names the
-//! worker. Looking for strays means reading /proc, so it is done for many workers at once and not too often.
+//! we are PID 1 or a subreaper. A stray is a child of ours that is no main process. Whose it is shows in three ways:
+//!
+//! - its environment names the worker, unless it has written over that or was executed with another;
+//! - it descended from the worker when that was last sent a signal, by which it was to end, say;
+//! - no worker that still runs had started before it did: so it is of one that has ended. This holds where there is
+//!   nobody but workers below us. The parent of PID 1's orphans may be who knows (`docker exec`), and a keeper may have
+//!   been started with children (`helper & exec tentpole run`).
+//!
+//! What is told by none of them lives until the last worker that could have made it has ended, or the manager has
+//! ([`end_rest`]). Looking for strays means reading /proc, so it is done for many workers at once and not too often.
 
 use super::processes::{Ended, Processes};
 use crate::supervise::{ProcId, Time};
+use crate::sys::output;
 use crate::sys::process::{self, Pid};
+use crate::sys::signals::SignalFd;
 use crate::unit::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// Shortest time between two searches for strays, and how much longer it is for each child that there is to look at: so
@@ -20,8 +31,10 @@ const SWEEP_PAUSE_FOR_EACH: Duration = Duration::from_micros(20);
 /// What an earlier manager was making when it died is executed by then, on a machine that is not out of its mind.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 
+/// How long the end of what is left at the manager's own end is waited for: the kernel keeps some processes for ever.
+const END: Duration = Duration::from_secs(2);
+
 /// What is left of ended processes.
-#[derive(Default)]
 pub struct Leftovers {
     of: HashMap<ProcId, Leftover>,
     /// Groups that have members left, by leader.
@@ -35,6 +48,8 @@ pub struct Leftovers {
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
     foster: Option<Pid>,
+    /// Whether every process below us is a worker or descends from one.
+    is_sole: bool,
     /// Orphans that do not show whose they are, and when to look at them once more: they may be being made, in which case
     /// another one has been made in their place since then.
     suspects: BTreeSet<Pid>,
@@ -59,6 +74,8 @@ pub struct LeftoverRecord {
     group: i32,
     /// Members of the group may still be there.
     has_group: bool,
+    #[serde(default)]
+    since: u64,
 }
 
 struct Leftover {
@@ -70,6 +87,24 @@ struct Leftover {
 }
 
 impl Leftovers {
+    /// None yet. With `is_sole` there is nobody below us but workers.
+    pub fn new(is_sole: bool) -> Leftovers {
+        Leftovers {
+            of: HashMap::new(),
+            groups: HashMap::new(),
+            strays: HashMap::new(),
+            unswept: Vec::new(),
+            sweep_at: Time::ZERO,
+            foster: None,
+            is_sole,
+            suspects: BTreeSet::new(),
+            second_look: None,
+            manners: HashMap::new(),
+            unwanted: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
     /// A main process has ended. It is still to be reaped.
     pub fn add(&mut self, proc: ProcId, ended: Ended) {
         self.groups.insert(ended.group, proc);
@@ -160,6 +195,7 @@ impl Leftovers {
             generation: leftover.ended.generation,
             group: leftover.ended.group.as_raw(),
             has_group: leftover.group,
+            since: leftover.ended.since,
         })
     }
 
@@ -175,6 +211,8 @@ impl Leftovers {
                 watcher: record.watcher,
                 wid: record.wid,
                 generation: record.generation,
+                since: record.since,
+                kin: Vec::new(),
             };
             self.add(proc, ended);
             if !record.has_group {
@@ -262,7 +300,7 @@ impl Leftovers {
             .unwrap_or_default();
         let looked_at = u32::try_from(children.len() + others.len()).unwrap_or(u32::MAX);
         for pids in [&mut children, &mut others] {
-            pids.retain(|pid| *pid != Pid::own() && !processes.is_main(*pid));
+            pids.retain(|pid| *pid != Pid::own() && !processes.is_known(*pid));
         }
         // systemd is the foster of other managers' workers too, which may be called the same.
         others.retain(|pid| process::shares_cgroups(*pid));
@@ -293,7 +331,7 @@ impl Leftovers {
         let (looked_at, orphans) = self.orphans(processes);
         self.sweep_at = now + SWEEP_PAUSE + SWEEP_PAUSE_FOR_EACH * looked_at;
         if !orphans.is_empty() {
-            self.kill_strays(&unswept, &orphans);
+            self.kill_strays(&unswept, &orphans, processes);
         }
         let mut gone = Vec::new();
         for proc in unswept {
@@ -310,16 +348,31 @@ impl Leftovers {
     }
 
     /// Kills what of `orphans` was left behind by one of `unswept`.
-    fn kill_strays(&mut self, unswept: &[ProcId], orphans: &[Pid]) {
-        let by_worker: HashMap<(&str, u32, u64), ProcId> = (unswept.iter())
-            .filter_map(|proc| Some((self.of.get(proc)?.ended.worker(), *proc)))
-            .collect();
+    fn kill_strays(&mut self, unswept: &[ProcId], orphans: &[Pid], processes: &Processes) {
+        let ended = |proc: &ProcId| Some((*proc, &self.of.get(proc)?.ended));
+        let ended: Vec<(ProcId, &Ended)> = unswept.iter().filter_map(ended).collect();
+        let by_worker: HashMap<(&str, u32, u64), ProcId> =
+            (ended.iter().map(|(proc, ended)| (ended.worker(), *proc))).collect();
+        // Those whose group is not gone are not over: some have been asked to end, and have their time.
+        let others = self.of.values().filter(|leftover| leftover.group);
+        let others = others.map(|leftover| leftover.ended.since).min();
+        let oldest = [processes.oldest(), others].into_iter().flatten().min();
         let left_by = |pid: &Pid| {
             if self.unwanted.contains_key(pid) {
                 return None;
             }
-            let (watcher, wid, generation) = worker_of(*pid)?;
-            let proc = by_worker.get(&(watcher.as_str(), wid, generation))?;
+            if let Some((watcher, wid, generation)) = worker_of(*pid) {
+                let proc = by_worker.get(&(watcher.as_str(), wid, generation))?;
+                return Some((*pid, *proc));
+            }
+            let started = process::started_at(*pid).ok()?;
+            let is_kin = |ended: &Ended| ended.kin.contains(&(*pid, started));
+            let infers = self.is_sole && oldest.is_none_or(|oldest| started < oldest);
+            let is_left = |ended: &Ended| infers && ended.since <= started;
+            let found = (ended.iter().find(|(_, ended)| is_kin(ended)))
+                .or_else(|| ended.iter().find(|(_, ended)| is_left(ended)));
+            // What is being made by us does not show whose it is yet.
+            let (proc, _) = found.filter(|_| !process::has_own_image(*pid))?;
             Some((*pid, *proc))
         };
         let found: Vec<(Pid, ProcId)> = orphans.iter().filter_map(left_by).collect();
@@ -334,6 +387,34 @@ impl Leftovers {
             let _ = process::kill(pid, libc::SIGKILL);
             leftover.strays += usize::from(self.strays.insert(pid, proc).is_none());
         }
+    }
+}
+
+/// Kills what is left below this process, which is about to end: nobody will look after it. With `is_sole` all of it is
+/// workers'; else what does not show that it is goes on, as at [`Leftovers`]. What ends is read from `signals`.
+pub fn end_rest(signals: &SignalFd, is_sole: bool) {
+    let until = process::monotonic_now() + END;
+    let mut told = BTreeSet::new();
+    while process::has_children() {
+        while let Ok(Some((pid, _))) = process::peek_exit() {
+            let _ = process::reap(pid);
+        }
+        let mut left = process::descendants(Pid::own()).unwrap_or_default();
+        left.retain(|pid| !process::is_zombie(*pid) && (is_sole || worker_of(*pid).is_some()));
+        let patience = until.saturating_sub(process::monotonic_now());
+        if left.is_empty() || patience.is_zero() {
+            return;
+        }
+        for pid in left {
+            if told.insert(pid) {
+                let name = process::name_of(pid).unwrap_or_default();
+                log::warn!(target: "manager", "{name} (pid {pid}) is left at the end, and is killed");
+            }
+            let _ = process::kill(pid, libc::SIGKILL);
+        }
+        // Children of those that end are ours then, and looked at next.
+        let _ = output::wait_for(&[(signals.as_fd(), false)], Some(patience));
+        while let Ok(Some(_)) = signals.read() {}
     }
 }
 

@@ -188,6 +188,10 @@ impl Manager {
         self.server.finish();
         self.keeping.vault.end();
         self.leftovers.sweep(Time::NEVER, &self.processes);
+        if !matches!(self.keeping.vault, vault::Vault::Keeper(_)) {
+            // Else what is left comes to the keeper, which does the same.
+            leftovers::end_rest(&self.signals, self.home.is_sole);
+        }
         Ok(self.finished.unwrap_or(0))
     }
 
@@ -480,6 +484,7 @@ impl Manager {
                 log::error!(target: "manager", "pid {pid} could not be reaped: {error}");
                 return;
             }
+            self.processes.reaped(pid);
             self.leftovers.reaped(pid, group);
         }
         self.exits_left = true;
@@ -493,8 +498,9 @@ impl Manager {
 
     /// A main process that somebody else is the parent of has ended.
     fn take_foreign_exit(&mut self, proc: ProcId) {
-        // If it has become our child meanwhile, it is taken as such, with its exit code.
+        // If it has become our child meanwhile, or the keeper's, it is taken as such, with its exit code.
         self.take_exits();
+        self.take_told_exits();
         let Some((exit, ended)) = self.processes.foreign_ended(&self.epoll, proc) else {
             return;
         };

@@ -19,7 +19,7 @@ use std::rc::Rc;
 /// Longest `env_file` that is read, in bytes.
 const LONGEST_ENV_FILE: u64 = 1 << 20;
 
-/// How far up the tree of processes a sender's worker is looked for.
+/// How far up the tree of processes a sender's worker, or an ancestor of ours, is looked for.
 const DEEPEST_SENDER: usize = 32;
 
 /// A process that is to be made.
@@ -58,6 +58,8 @@ pub struct Processes {
     keeps: bool,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<ProcId>,
+    /// Processes that are no workers.
+    programs: BTreeSet<Pid>,
 }
 
 /// What the next manager must know of a process.
@@ -71,6 +73,8 @@ pub struct ProcessRecord {
     main: i32,
     group: i32,
     followed: bool,
+    #[serde(default)]
+    since: u64,
 }
 
 struct Process {
@@ -85,7 +89,14 @@ struct Process {
     /// The main process is another one than we made (MAINPID), so its pidfd is watched. Our own child needs none: its
     /// pid is its own until we reap it, and a descriptor for each worker would be copied and closed at every spawn.
     followed: Option<OwnedFd>,
+    /// By [`process::start_clock`], just before it was made: nothing that descends from it has started before.
+    since: u64,
+    /// What descended from it when it was last sent a signal.
+    kin: Vec<Kin>,
 }
+
+/// A process, and when it has started.
+pub type Kin = (Pid, u64);
 
 /// What an ended process may have left behind.
 pub struct Ended {
@@ -93,6 +104,8 @@ pub struct Ended {
     pub watcher: String,
     pub wid: u32,
     pub generation: u64,
+    pub since: u64,
+    pub kin: Vec<Kin>,
 }
 
 impl Ended {
@@ -119,6 +132,7 @@ impl Processes {
             by_group: HashMap::new(),
             keeps: false,
             dirty: BTreeSet::new(),
+            programs: BTreeSet::new(),
         }
     }
 
@@ -149,6 +163,7 @@ impl Processes {
             main: process.main.as_raw(),
             group: process.group.as_raw(),
             followed: process.followed.is_some(),
+            since: process.since,
         })
     }
 
@@ -193,6 +208,8 @@ impl Processes {
                 main,
                 group,
                 followed: watched,
+                since: record.since,
+                kin: Vec::new(),
             };
             self.by_proc.insert(proc, process);
         }
@@ -220,7 +237,14 @@ impl Processes {
 
     /// Makes a process that is no worker.
     pub fn spawn_program(&mut self, spawn: &Spawn<'_>) -> Result<Pid, SpawnError> {
-        self.spawner.spawn(spawn).map(|child| child.pid)
+        let pid = self.spawner.spawn(spawn)?.pid;
+        self.programs.insert(pid);
+        Ok(pid)
+    }
+
+    /// A process was reaped that may have been no worker.
+    pub fn reaped(&mut self, pid: Pid) {
+        self.programs.remove(&pid);
     }
 
     /// Makes the processes of `jobs`, and says of each what came of it.
@@ -242,6 +266,7 @@ impl Processes {
                 order.place(job, listeners, &self.empty, &self.null)
             })
             .collect();
+        let since = process::start_clock();
         let spawns: Vec<Spawn<'_>> = placed.iter().flatten().map(Placed::spawn).collect();
         let mut children = self.spawner.spawn_all(&spawns).into_iter();
         let outcomes: Vec<Result<Child, SpawnFailure>> = placed
@@ -256,7 +281,7 @@ impl Processes {
             .collect();
         jobs.iter()
             .zip(outcomes)
-            .map(|(job, outcome)| outcome.map(|child| self.made(job, &child)))
+            .map(|(job, outcome)| outcome.map(|child| self.made(job, &child, since)))
             .collect()
     }
 
@@ -265,8 +290,8 @@ impl Processes {
         self.spawner.rest();
     }
 
-    /// Remembers the process that was made for `job`.
-    fn made(&mut self, job: &Job, Child { pid, pidfd }: &Child) -> supervise::Pid {
+    /// Remembers the process that was made for `job`, not before `since`.
+    fn made(&mut self, job: &Job, Child { pid, pidfd }: &Child, since: u64) -> supervise::Pid {
         let process = Process {
             slot: (job.watcher, job.wid),
             generation: job.generation,
@@ -277,6 +302,8 @@ impl Processes {
             main: *pid,
             group: *pid,
             followed: None,
+            since,
+            kin: Vec::new(),
         };
         self.by_pid.insert(*pid, job.proc);
         self.by_group.insert(*pid, job.proc);
@@ -383,13 +410,28 @@ impl Processes {
         }
     }
 
-    /// Whether a pid is a worker's main process.
-    pub fn is_main(&self, pid: Pid) -> bool {
-        self.by_pid.contains_key(&pid)
+    /// Whether a child of ours is one that we have made: a worker's main process, or a program.
+    pub fn is_known(&self, pid: Pid) -> bool {
+        self.by_pid.contains_key(&pid) || self.programs.contains(&pid)
     }
 
-    /// Sends a signal to the main process, or to its group.
-    pub fn signal(&self, proc: ProcId, signal: Signal, group: bool) {
+    /// When the first of the workers that run was made, by [`process::start_clock`].
+    pub fn oldest(&self) -> Option<u64> {
+        self.by_proc.values().map(|process| process.since).min()
+    }
+
+    /// Sends a signal to the main process, or to its group. What descends from it is remembered: if it ends of the signal,
+    /// nothing shows any more whose they were.
+    pub fn signal(&mut self, proc: ProcId, signal: Signal, group: bool) {
+        if signal.0 != libc::SIGCONT
+            && let Some(process) = self.by_proc.get_mut(&proc)
+        {
+            process.kin = kin_of(process.main);
+        }
+        self.send(proc, signal, group);
+    }
+
+    fn send(&self, proc: ProcId, signal: Signal, group: bool) {
         let Some(process) = self.by_proc.get(&proc) else {
             return;
         };
@@ -417,8 +459,8 @@ impl Processes {
         // Looked for before their ancestor dies, since then nothing shows whose they were. Without /proc the group and
         // the orphans that are found later have to do.
         let descendants = process::descendants(process.main).unwrap_or_default();
-        self.signal(proc, Signal(libc::SIGKILL), true);
-        self.signal(proc, Signal(libc::SIGKILL), false);
+        self.send(proc, Signal(libc::SIGKILL), true);
+        self.send(proc, Signal(libc::SIGKILL), false);
         for pid in descendants {
             if self.by_pid.get(&pid).is_none_or(|other| *other == proc) {
                 // It may have ended by itself meanwhile.
@@ -440,7 +482,7 @@ impl Processes {
         if !output::readable_now(pidfd) {
             return None;
         }
-        let exit = process::exit_of(pidfd).map_or(Exit::Unknown, exit);
+        let exit = process::exit_of(process.main, pidfd).map_or(Exit::Unknown, exit);
         self.by_pid.remove(&process.main);
         Some((exit, self.forget(epoll, proc)?))
     }
@@ -458,6 +500,8 @@ impl Processes {
             watcher: process.name,
             wid: process.slot.1,
             generation: process.generation,
+            since: process.since,
+            kin: process.kin,
         })
     }
 
@@ -491,10 +535,11 @@ impl Processes {
     }
 
     /// Whether a process may become the main process of a worker: the rules of systemd. It must live, be neither PID 1
-    /// nor the manager nor another worker's, and belong to the worker, unless root says so.
+    /// nor the manager or one that the manager descends from, nor another worker's, and belong to the worker, unless
+    /// root says so.
     pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
         let fit = Pid::new(pid)
-            .filter(|pid| pid.as_raw() != 1 && *pid != Pid::own())
+            .filter(|pid| pid.as_raw() != 1 && !is_above(*pid))
             .is_some_and(|pid| {
                 let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
                 let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
@@ -530,6 +575,13 @@ impl Processes {
         self.by_pid.insert(pid, proc);
         Ok(())
     }
+}
+
+/// What descends from a process. Without /proc that is not known.
+fn kin_of(pid: Pid) -> Vec<Kin> {
+    let descendants = process::descendants(pid).unwrap_or_default().into_iter();
+    let started = |pid| Some((pid, process::started_at(pid).ok()?));
+    descendants.filter_map(started).collect()
 }
 
 /// What a process is made of.
@@ -713,6 +765,15 @@ fn failure(error: &SpawnError) -> SpawnFailure {
         reason: error.to_string(),
         exit_code,
     }
+}
+
+/// Whether a process is this one, or the keeper, or another that this one descends from.
+fn is_above(pid: Pid) -> bool {
+    let own = Some(Pid::own());
+    let up = |pid: &Pid| process::parent_of(*pid).ok();
+    // Without /proc our parent at least is known.
+    let line = std::iter::successors(own, up).take(DEEPEST_SENDER);
+    line.chain(process::parent()).any(|above| above == pid)
 }
 
 /// How a process ended, in the supervisor's words.

@@ -48,6 +48,9 @@ pub struct Home {
     /// It has taken over from one that died: children of that one's may be its parent's now.
     #[serde(default)]
     pub is_heir: bool,
+    /// Every process below it, and below its keeper, is a worker or descends from one.
+    #[serde(default)]
+    pub is_sole: bool,
 }
 
 /// What an upgrade hands on that a crash loses.

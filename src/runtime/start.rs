@@ -116,6 +116,8 @@ pub struct Base {
     pub program: Option<PathBuf>,
     /// How often the parent wants to hear of us.
     pub watchdog: Option<Duration>,
+    /// See [`Home::is_sole`].
+    pub is_sole: bool,
 }
 
 /// Runs the manager until it has ended; the answer is its exit code.
@@ -124,13 +126,14 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
     process::keep_heap();
     // From here on a SIGTERM is not lost, however long the rest takes.
     let signals = SignalFd::new(&keeper::SIGNALS).map_err(|error| failed("signals", &error))?;
-    // What is written beyond RLIMIT_FSIZE fails, and is no reason to die. Workers start with the default.
-    signals::ignore(libc::SIGXFSZ).map_err(|error| failed("signals", &error))?;
+    // No other is a reason to die. Workers start with none blocked.
+    signals::block_all();
     logger::init(LogLevel::Info, LogFormat::Text);
     let handed = Estate::handed().map_err(StartError::Again)?;
     let inherited = Inherited::receive();
     let watchdog = parent::watchdog();
     let program = fork::program();
+    let is_sole = is_sole();
     let limit = process::fd_limit().map_err(|error| failed("the limit of open files", &error))?;
     let raised = raise_fd_limit();
     // What is made from here on is the manager's alone.
@@ -164,6 +167,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         search: options.search.clone(),
         program,
         watchdog,
+        is_sole,
     };
     let is_stored = matches!(vault, Vault::Systemd(_));
     let ended = match begin(options, base, vault, handed, inherited) {
@@ -181,6 +185,11 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         let _ = output::wait_for(&[], Some(PAUSE));
     }
     ended
+}
+
+/// Whether nobody will be below this process but what it makes and what descends from that: see `leftovers.rs`.
+pub fn is_sole() -> bool {
+    process::Pid::own().as_raw() != 1 && !process::has_children()
 }
 
 /// Raises the limit of open descriptors. The answer is what it was, soft and hard, if it is another now.
@@ -288,6 +297,7 @@ fn start(
         nofile: base.nofile,
         control: control_path.map(|path| (path, server.node().cloned())),
         is_heir: false,
+        is_sole: base.is_sole,
     };
     Ok(Manager {
         epoll: Epoll::new().map_err(|error| failed("epoll", &error))?,
@@ -306,7 +316,7 @@ fn start(
         search: base.search,
         own_requests: BTreeSet::new(),
         processes,
-        leftovers: Leftovers::default(),
+        leftovers: Leftovers::new(base.is_sole),
         server,
         supervisor,
         watchdog: base.watchdog,

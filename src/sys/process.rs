@@ -145,6 +145,13 @@ pub fn peek_exit() -> io::Result<Option<(Pid, Exit)>> {
     wait(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)
 }
 
+/// Whether this process has a child, be it a zombie.
+pub fn has_children() -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: nothing is asked for but whether there is anybody to wait for.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) }).is_ok()
+}
+
 /// How the child `pid` ended, left as a zombie; `None` if it still runs. Fails with ECHILD if it is no child.
 pub fn peek_exit_of(pid: Pid) -> io::Result<Option<Exit>> {
     match wait(libc::P_PID, pid.0, libc::WNOHANG | libc::WNOWAIT)? {
@@ -247,26 +254,25 @@ pub fn parent() -> Option<Pid> {
     Pid::new(nix::unistd::getppid().as_raw())
 }
 
-/// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks at
-/// this moment may be missed, so who wants to end them all asks again until there are none.
+/// Every process below `pid`, zombies among them, parents before their children. Needs /proc. A process that forks or
+/// ends at this moment may be missed, or its children, so who wants to end them all asks again until there are none.
 pub fn descendants(pid: Pid) -> io::Result<Vec<Pid>> {
-    let tree = match listed_children(pid) {
-        Ok(children) if children.is_empty() => return Ok(children),
-        _ => family_tree()?,
+    let (mut children, mut tree) = match listed_children(pid) {
+        Ok(children) => (children, None),
+        Err(_) => (Vec::new(), Some(family_tree()?)),
     };
     let mut found = Vec::new();
     let mut seen = BTreeSet::from([pid]);
     let mut next = 0;
     let mut of = pid;
     loop {
+        if let Some(tree) = &mut tree {
+            children = tree.remove(&of).unwrap_or_default();
+        } else if of != pid {
+            children = listed_children(of).unwrap_or_default();
+        }
         // A tree that was read while it changed could have a cycle.
-        found.extend(
-            tree.get(&of)
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|&child| seen.insert(child)),
-        );
+        found.extend(children.drain(..).filter(|&child| seen.insert(child)));
         let Some(&parent) = found.get(next) else {
             return Ok(found);
         };
@@ -344,11 +350,14 @@ fn parent_in_stat(stat: &[u8]) -> Option<i32> {
 /// One of the fields of proc_pid_stat(5), which counts them from 1. Only those after the name can be asked for.
 fn stat_field(pid: Pid, number: usize) -> io::Result<String> {
     let stat = fs::read(format!("/proc/{pid}/stat"))?;
-    let rest = (stat.iter().rposition(|&byte| byte == b')')).and_then(|end| stat.get(end + 1..));
-    rest.and_then(|rest| std::str::from_utf8(rest).ok())
-        .and_then(|rest| rest.split_ascii_whitespace().nth(number.checked_sub(3)?))
-        .map(str::to_owned)
+    (field_in_stat(&stat, number).map(str::to_owned))
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn field_in_stat(stat: &[u8], number: usize) -> Option<&str> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(number.checked_sub(3)?)
 }
 
 /// When a process started, in ticks of CLOCK_BOOTTIME (proc_pid_stat(5)). Needs /proc.
@@ -358,13 +367,57 @@ pub fn started_at(pid: Pid) -> io::Result<u64> {
         .map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// The same clock's present time: a process that is made from now on has started no earlier.
+pub fn start_clock() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    // A tick is a hundredth of a second in all that the kernel tells; the call can't fail.
+    now.map_or(0, |now| {
+        let hundredths = now.tv_sec() * 100 + now.tv_nsec() / 10_000_000;
+        u64::try_from(hundredths).unwrap_or(0)
+    })
+}
+
 /// Whether a process has ended and was not reaped. Needs /proc; false without.
 pub fn is_zombie(pid: Pid) -> bool {
     stat_field(pid, 3).is_ok_and(|state| state == "Z" || state == "X")
 }
 
-/// How a process ended that need not be our child, once its parent has reaped it: PIDFD_GET_INFO of Linux 6.15.
-pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
+/// Whether a process is this very program. Needs /proc and the right to look; false without.
+pub fn has_own_image(pid: Pid) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let image = |path: &str| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (image("/proc/self/exe"), image(&format!("/proc/{pid}/exe"))) {
+        (Ok(own), Ok(other)) => own == other,
+        _ => false,
+    }
+}
+
+/// How a process ended that need not be our child. `pid` is its number, and `pidfd` is readable: it has ended. As long as
+/// its parent has not reaped it, /proc tells (Linux 3.5); once it has, the pidfd does (6.15); else nobody does.
+pub fn exit_of(pid: Pid, pidfd: impl AsFd) -> Option<Exit> {
+    // In this order: if nobody had reaped it after it was looked at, what was seen was of this process.
+    let seen = zombie_exit(pid);
+    let is_there = || match pidfd_send_signal(&pidfd, 0) {
+        Ok(()) => true,
+        Err(error) => error.raw_os_error() != Some(libc::ESRCH),
+    };
+    told_exit(&pidfd).or_else(|| seen.filter(|_| is_there()))
+}
+
+/// How the zombie `pid` ended.
+fn zombie_exit(pid: Pid) -> Option<Exit> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    if field_in_stat(&stat, 3)? != "Z" {
+        return None;
+    }
+    let status = field_in_stat(&stat, 52)?.parse().ok()?;
+    // The kernel says 0 to those who may not trace it, who may not read this either (proc(5)).
+    let is_shown = status != 0 || fs::read_link(format!("/proc/{pid}/ns/user")).is_ok();
+    is_shown.then(|| exit_in_status(status))
+}
+
+/// By the pidfd of a process that was reaped: PIDFD_GET_INFO.
+fn told_exit(pidfd: impl AsFd) -> Option<Exit> {
     /// `struct pidfd_info` of linux/pidfd.h, in its first version.
     #[repr(C)]
     #[derive(Default)]
@@ -387,14 +440,19 @@ pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
     if result != 0 || info.mask & EXIT == 0 {
         return None;
     }
-    Some(if libc::WIFSIGNALED(info.exit_code) {
+    Some(exit_in_status(info.exit_code))
+}
+
+/// What wait(2) says of a status.
+fn exit_in_status(status: i32) -> Exit {
+    if libc::WIFSIGNALED(status) {
         Exit::Signal {
-            signal: libc::WTERMSIG(info.exit_code),
-            core: libc::WCOREDUMP(info.exit_code),
+            signal: libc::WTERMSIG(status),
+            core: libc::WCOREDUMP(status),
         }
     } else {
-        Exit::Code(libc::WEXITSTATUS(info.exit_code))
-    })
+        Exit::Code(libc::WEXITSTATUS(status))
+    }
 }
 
 /// The name of a process (its `comm`), at most 15 bytes; `None` where it can't be read.
@@ -667,6 +725,29 @@ mod tests {
             reap(child.pid).unwrap_err().raw_os_error(),
             Some(libc::ECHILD)
         );
+    }
+
+    #[test]
+    fn an_exit_is_known_by_the_pidfd_before_and_after_it_was_reaped() {
+        for (code, exit) in [(3, Exit::Code(3)), (0, Exit::Code(0))] {
+            let child = Program::shell(&format!("exit {code}")).spawn();
+            crate::sys::output::wait_for(&[(child.pidfd.as_fd(), false)], None).unwrap();
+            assert_eq!(exit_of(child.pid, &child.pidfd), Some(exit));
+            reap(child.pid).unwrap();
+            // Kernels before 6.15 do not tell any more.
+            let told = exit_of(child.pid, &child.pidfd);
+            assert!(told.is_none_or(|told| told == exit));
+        }
+    }
+
+    #[test]
+    fn a_process_starts_no_earlier_than_it_is_made() {
+        let before = start_clock();
+        let child = Program::shell("exec sleep 100").spawn();
+        let started = started_at(child.pid).unwrap();
+        assert!(before <= started && started <= start_clock());
+        kill(child.pid, libc::SIGKILL).unwrap();
+        wait(libc::P_PID, child.pid.as_raw(), 0).unwrap();
     }
 
     #[test]

@@ -74,6 +74,49 @@ impl AsFd for SignalFd {
     }
 }
 
+/// What a fault of the process itself raises, and what stops and continues it.
+const UNTOUCHED: [i32; 11] = [
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCONT,
+];
+
+/// Blocks every signal but those of a fault and those that stop a process, the real-time ones and the C library's own
+/// among them: most end a process by their default, and nobody who sends SIGALRM by mistake is to end a manager.
+/// SIGXFSZ is among them too: a write beyond RLIMIT_FSIZE fails and no more.
+///
+/// Blocked and not ignored: a program that is started needs one call to have them all back, and not one for each.
+pub fn block_all() {
+    // The kernel's own set; the C library keeps some signals to itself.
+    let set = (UNTOUCHED.iter()).fold(u64::MAX, |set, signal| set & !(1 << (signal - 1)));
+    // SAFETY: `set` has the size that is said, and outlives the call, which can't fail with it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            &raw const set,
+            std::ptr::null_mut::<u64>(),
+            size_of_val(&set),
+        )
+    };
+}
+
+/// [`block_all`] for the first process of a container, as the first thing it does: the kernel drops what is sent to it
+/// and neither handled nor blocked.
+pub fn block_all_as_init() {
+    if super::process::Pid::own().as_raw() == 1 {
+        block_all();
+    }
+}
+
 /// Has the kernel drop a signal from now on, for instance SIGXFSZ, so that a write beyond RLIMIT_FSIZE fails and no more.
 pub fn ignore(signal: i32) -> io::Result<()> {
     // SAFETY: all-zero is a valid value, and ignoring runs no code of ours.
@@ -153,6 +196,23 @@ mod tests {
             SignalFd::new(&[-1]).unwrap_err().raw_os_error(),
             Some(libc::EINVAL)
         );
+    }
+
+    #[test]
+    fn what_is_blocked_ends_nobody() {
+        std::thread::spawn(|| {
+            block_all();
+            for signal in [libc::SIGALRM, libc::SIGPROF, libc::SIGXFSZ, 33, 64] {
+                // SAFETY: takes no pointers, and the signal is blocked in this thread.
+                let result = unsafe {
+                    let (pid, thread) = (libc::getpid(), libc::gettid());
+                    libc::syscall(libc::SYS_tgkill, pid, thread, signal)
+                };
+                assert_eq!(result, 0);
+            }
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -327,7 +327,9 @@ impl Manager {
         pids.retain(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            // A process that is about to be a zombie has no memory any more, and so no words.
             Some(*pid) != own
+                && !line.is_empty()
                 && !(words.contains(&b"run".as_slice()) && words.contains(&units.as_bytes()))
         });
         pids

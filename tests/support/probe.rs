@@ -21,6 +21,7 @@ use std::net::TcpListener;
 use std::os::fd::FromRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -284,7 +285,7 @@ fn run(words: &[String]) {
 /// | --- | --- |
 /// | `append FILE TEXT` | appends a line; in it `%p` is the pid, `%t` the time in milliseconds, `%w` the wid |
 /// | `append-env FILE NAME...` | appends `NAME=value` lines; `NAME` alone where it is not set |
-/// | `notify TEXT` | tells the manager; `;` is a line break |
+/// | `notify TEXT` | tells the manager; `;` is a line break, `%k` the parent of the parent |
 /// | `notify-padded SIZE TEXT` | the same, filled up to SIZE bytes |
 /// | `notify-bytes TEXT HEX` | the same, followed by bytes |
 /// | `notify-fd TEXT FILE` | the same, with the opened FILE |
@@ -296,7 +297,9 @@ fn run(words: &[String]) {
 /// | `unless FILE { }` | unless the file is there, does the steps |
 /// | `child { }` | does the steps in a child, and goes on |
 /// | `daemon { }` | the same in a process of its own session whose parent has ended |
+/// | `bare-child { }` `bare-daemon { }` | the same without an environment; a bare child leads a session of its own |
 /// | `main-child { }` | the same in a child, which becomes the main process |
+/// | `main-awaited { }` | the same, and waits for its end |
 /// | `block SIGNAL` `until SIGNAL` | keeps a signal, and waits for it |
 /// | `ignore SIGNAL` `raise SIGNAL` `exit CODE` `sleep` | what they say |
 /// | `serve FD` | as the verb |
@@ -324,7 +327,13 @@ fn step(words: &[String]) {
                 }
             }
         }
-        "notify" => notify(&word(1).replace(';', "\n")),
+        "notify" => {
+            let mut text = word(1).replace(';', "\n");
+            if text.contains("%k") {
+                text = text.replace("%k", &grandparent().to_string());
+            }
+            notify(&text);
+        }
         "notify-padded" => {
             let mut text = format!("{}\nX=", word(2).replace(';', "\n"));
             while text.len() < number(1) as usize {
@@ -376,9 +385,23 @@ fn step(words: &[String]) {
         "child" => {
             again(inner(1)).spawn().expect("a child");
         }
-        "daemon" => {
+        "bare-child" => {
+            let mut child = again(inner(1));
+            child.env_clear();
+            unsafe {
+                child.pre_exec(|| {
+                    libc::setsid();
+                    Ok(())
+                });
+            }
+            child.spawn().expect("a child");
+        }
+        "daemon" | "bare-daemon" => {
             // The one in the middle ends at once, so that nobody but an init or a subreaper is the parent.
             let mut middle = again(&[]);
+            if word(0) == "bare-daemon" {
+                middle.env_clear();
+            }
             middle.args(["daemon-middle", "{"]).args(inner(1)).arg("}");
             middle.status().expect("a child");
         }
@@ -386,9 +409,12 @@ fn step(words: &[String]) {
             unsafe { libc::setsid() };
             again(inner(1)).spawn().expect("a child");
         }
-        "main-child" => {
-            let child = again(inner(1)).spawn().expect("a child");
+        "main-child" | "main-awaited" => {
+            let mut child = again(inner(1)).spawn().expect("a child");
             notify(&format!("MAINPID={}\nREADY=1", child.id()));
+            if word(0) == "main-awaited" {
+                child.wait().expect("its end");
+            }
         }
         "block" => mask(number(1)),
         "until" => {
@@ -406,6 +432,14 @@ fn step(words: &[String]) {
         "serve" => serve(number(1)),
         other => panic!("unknown step {other:?}"),
     }
+}
+
+fn grandparent() -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", unsafe { libc::getppid() }));
+    let stat = stat.expect("a parent");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let field = rest.split_whitespace().nth(1).expect("its parent");
+    field.parse().expect("a number")
 }
 
 /// This program with other steps.

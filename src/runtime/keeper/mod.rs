@@ -4,7 +4,8 @@
 //! knows nothing of units: descriptors are held by names that are the manager's alone, and the manager's own state is one
 //! of them, a file in memory.
 //!
-//! - *The manager ends with an exit code*: that is the end, and the keeper exits with the same.
+//! - *The manager ends with an exit code*: that is the end. What is left of its workers is killed, and the keeper exits
+//!   with the same code.
 //! - *The manager is ended by a signal* (SIGKILL, the SIGABRT of a panic, SIGSEGV): a new one is started from the path that
 //!   this program was started from, at once, and after further deaths with a growing pause. It says `Hello`, receives
 //!   what is held, and says `Adopted` when it has taken over. One that ends before that has failed, by whatever code: the
@@ -29,6 +30,8 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
+use super::leftovers::end_rest;
+use super::start::is_sole;
 use super::{TRIM_AFTER, image, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
@@ -54,7 +57,7 @@ pub const VARIABLE: &str = "TENTPOLE_KEEPER";
 const LINK_FD: i32 = 3;
 
 /// Signals that a manager takes as events; the ones it has no use for are among them, since their default would kill it.
-/// The keeper takes them as well, and forwards all but SIGCHLD; others have their default effect on it.
+/// The keeper takes them as well, and forwards all but SIGCHLD; others are blocked in both.
 pub const SIGNALS: [i32; 7] = [
     libc::SIGCHLD,
     libc::SIGTERM,
@@ -143,6 +146,8 @@ struct Keeper {
     /// Managers in a row that have not taken over.
     failures: u32,
     parent: Parent,
+    /// Whether all that will ever be below it are managers and what they have made.
+    is_sole: bool,
 }
 
 impl Keeper {
@@ -168,6 +173,7 @@ impl Keeper {
             pause: Duration::ZERO,
             failures: 0,
             parent: Parent::connect(),
+            is_sole: is_sole(),
         })
     }
 
@@ -245,7 +251,10 @@ impl Keeper {
         self.close_link();
         self.manager = None;
         match exit {
-            Exit::Code(code) if is_up || self.held.is_empty() => return Some(code),
+            Exit::Code(code) if is_up || self.held.is_empty() => {
+                end_rest(&self.signals, self.is_sole);
+                return Some(code);
+            }
             Exit::Code(code) => {
                 log::error!(target: "keeper", "the new manager (pid {pid}) did not take over: it exited with {code}");
             }
