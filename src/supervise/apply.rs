@@ -1,7 +1,7 @@
 //! Other units than before: what becomes of each. The rules stand at the head of [`super`].
 
 use super::order::Phase;
-use super::request::{Begun, Want};
+use super::request::{Begun, Later, Want};
 use super::state::{Binding, Edition, Goal, Watcher};
 use super::time::Due;
 use super::{
@@ -313,6 +313,7 @@ impl Supervisor {
         }
         // Nothing runs that would have to be replaced; or it is a oneshot, whose workers are left to end, or becomes one.
         if is_up {
+            self.supersede_reloads(turn, id, Later::Apply);
             self.cancel_reload(turn, id);
         }
         self.take_edition(id, edition);
