@@ -46,12 +46,16 @@ pub(super) fn apply(
         is_live,
         out,
     } = streams;
-    let (_, reply) = act::ask(control, call, screen, progress)?;
+    let (_, reply) = act::ask(control, call, screen, &mut *progress)?;
     let Reply::Changes { changes, message } = reply? else {
         return Err(Trouble::WrongReply(control.to_path_buf()).into());
     };
     if style.json {
         write_json(&changes, is_live, out)?;
+        if let Some(message) = message.filter(|_| !changes.is_empty()) {
+            // Programs look at stdout; if nobody looks at stderr, nobody is told.
+            let _ = writeln!(progress, "{}", printable(&message));
+        }
     } else {
         let is_done = matches!(call, Call::Apply { dry_run: false, .. });
         write_changes(&changes, out)?;

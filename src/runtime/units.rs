@@ -3,7 +3,7 @@
 use super::{Manager, System, clock, logger, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::supervise::{Event, RequestId};
+use crate::supervise::{Event, RequestId, Supervisor};
 use crate::unit::{self, Finding, Severity, Sources};
 
 /// What the units say now, and how that differs from what runs.
@@ -16,8 +16,8 @@ impl Manager {
     /// Tells a client what [`Manager::apply`] would change.
     pub(super) fn preview(&mut self, connection: u64) {
         let reply = self.read_anew().map(|news| Reply::Changes {
+            message: Supervisor::remark(&news.changes),
             changes: news.changes.into_iter().map(Into::into).collect(),
-            message: None,
         });
         self.server.answer(&self.epoll, connection, &reply);
     }
@@ -65,6 +65,9 @@ impl Manager {
                 reason: format!("{}; nothing was changed", errors.join("; ")),
             })?;
         self.set_manager(&plan, &changes);
+        if let Some(remark) = Supervisor::remark(&changes) {
+            log::warn!(target: "manager", "{remark}");
+        }
         let documents = changes.iter().cloned().map(Into::into).collect();
         self.server.keep_changes(request, documents);
         self.dispatch(Event::Apply {
@@ -102,9 +105,6 @@ impl Manager {
         let keys = changed.filter(|change| change.action == Action::Set);
         for key in keys.iter().flat_map(|change| &change.keys) {
             match key.as_str() {
-                "control" => {
-                    log::warn!(target: "manager", "`[manager] {key}` has changed, which takes a new start of the manager");
-                }
                 "control_mode" | "control_group" => {
                     self.server
                         .restrict(manager.control_mode.0, plan.control_gid);

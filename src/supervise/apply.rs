@@ -97,6 +97,16 @@ impl Supervisor {
         Ok(())
     }
 
+    /// What an apply of these changes does not do, which who asks for it should know.
+    pub fn remark(changes: &[Change]) -> Option<String> {
+        let mut of_manager = changes.iter().filter(|it| it.unit == Unit::Manager);
+        let moves = of_manager.any(|change| change.keys.iter().any(|key| key == "control"));
+        moves.then(|| {
+            "the control socket stays where it is until the manager is started anew: `[manager] control` is only read then"
+                .into()
+        })
+    }
+
     pub(super) fn apply(
         &mut self,
         turn: &mut Turn<'_>,
@@ -183,7 +193,7 @@ impl Supervisor {
         self.users_stale = true;
         let message = match changes.len() {
             0 => Some("nothing has changed".into()),
-            _ => None,
+            _ => Supervisor::remark(changes),
         };
         let begun = Begun {
             apply: true,
