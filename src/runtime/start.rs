@@ -251,7 +251,6 @@ fn start(
     mut inherited: Inherited,
 ) -> Result<Manager, StartError> {
     let plan = read(&options.search)?;
-    logger::set(plan.manager.log_level, plan.manager.log_format);
     if plan.watchers.is_empty() && plan.sockets.is_empty() {
         log::warn!(target: "manager", "there are no units: nothing is going to run");
     }
@@ -310,14 +309,21 @@ fn start(
     })
 }
 
-/// Unit files to a plan. Warnings go to stderr at once, since there is no log yet.
+/// Unit files to a plan, and from here on the log is as they say.
 fn read(search: &Search) -> Result<Plan, StartError> {
     let examined = plan::examine(unit::load(search), &System::new());
     let (errors, warnings) = rendered(&examined.findings, &examined.sources);
+    let Some(plan) = examined.plan else {
+        for warning in warnings {
+            eprintln!("{warning}");
+        }
+        return Err(StartError::Units(errors));
+    };
+    logger::set(plan.manager.log_level, plan.manager.log_format);
     for warning in warnings {
-        eprintln!("{warning}");
+        logger::log_lines(log::Level::Warn, &warning);
     }
-    examined.plan.ok_or(StartError::Units(errors))
+    Ok(plan)
 }
 
 /// The control socket. Without a writable place for it the manager runs without, unless one was asked for.

@@ -42,11 +42,15 @@ impl Manager {
         self.own_requests.insert(request);
         if let Err(failure) = self.apply(request, false, false) {
             self.own_requests.remove(&request);
-            let text = match &failure {
-                Failure::InvalidUnits { findings } => findings.join("\n"),
-                failure => failure.to_string(),
-            };
-            log::error!(target: "manager", "nothing is changed: {text}");
+            match &failure {
+                Failure::InvalidUnits { findings } => {
+                    log::error!(target: "manager", "nothing is changed: the unit files have mistakes");
+                    for finding in findings {
+                        logger::log_lines(log::Level::Error, finding);
+                    }
+                }
+                failure => log::error!(target: "manager", "nothing is changed: {failure}"),
+            }
         }
     }
 
@@ -87,7 +91,7 @@ impl Manager {
         let examined = plan::examine(unit::load(&self.search), &System::new());
         let (errors, warnings) = rendered(&examined.findings, &examined.sources);
         for warning in warnings {
-            log::warn!(target: "manager", "{warning}");
+            logger::log_lines(log::Level::Warn, &warning);
         }
         let plan = examined
             .plan
@@ -100,6 +104,7 @@ impl Manager {
     fn set_manager(&mut self, plan: &Plan, changes: &[Change]) {
         let manager = &plan.manager;
         logger::set(manager.log_level, manager.log_format);
+        self.keeping.vault.log_as(logger::settings());
         self.processes.set_manager_env(manager.env.clone());
         let changed = changes.iter().find(|change| change.unit == Unit::Manager);
         let keys = changed.filter(|change| change.action == Action::Set);

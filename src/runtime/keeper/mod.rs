@@ -29,7 +29,7 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::{TRIM_AFTER, image, parent};
+use super::{TRIM_AFTER, image, logger, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
@@ -448,6 +448,7 @@ impl Keeper {
                     self.stop = Some(signal);
                 }
             }
+            ToKeeper::Log(level, format) => logger::set(level, format),
         }
     }
 
