@@ -750,8 +750,31 @@ fn a_second_manager_does_not_take_the_control_socket_of_the_first() {
     );
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("control"), "{stderr}");
+    assert!(
+        stderr.contains("another manager needs another `--control PATH`"),
+        "{stderr}"
+    );
     assert_eq!(manager.watcher("web")["state"], "running");
+}
+
+#[test]
+fn another_manager_is_only_spoken_of_where_one_answers() {
+    let dir = support::folder();
+    let units = support::write_units(dir.path(), WEB);
+    std::fs::write(dir.path().join("file"), "").expect("write a file");
+    let long = "x".repeat(200);
+    for path in ["", "file", "/dev/null", &long] {
+        let mut manager = support::command(dir.path());
+        manager
+            .arg("--control")
+            .arg(dir.path().join(path))
+            .arg("run");
+        let output = bounded(manager.arg(&units));
+        assert_eq!(output.status.code(), Some(1), "{path}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("the control socket: "), "{stderr}");
+        assert!(!stderr.contains("another manager"), "{stderr}");
+    }
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub enum Call {
     Start {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that starts by itself.
         all: bool,
         /// Answer when it is done.
         wait: bool,
@@ -65,7 +65,7 @@ pub enum Call {
     Restart {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that runs.
         all: bool,
         /// Answer when it is done.
         wait: bool,
@@ -74,7 +74,7 @@ pub enum Call {
     Reload {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that runs.
         all: bool,
         /// Answer when it is done.
         wait: bool,

@@ -336,11 +336,16 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
     let path = asked.unwrap_or_else(|| options.default_control.clone());
     match listen_control(&path, plan.manager.control_mode.0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
-        Err(error) if required || matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(
-            format!("the control socket: {error}; another manager needs another `--control PATH`"),
-        )),
+        Err(error) if matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(format!(
+            "the control socket: {error}; another manager needs another `--control PATH`"
+        ))),
+        Err(error) if required => Err(StartError::Other(format!("the control socket: {error}"))),
         Err(error) => {
-            log::warn!(target: "manager", "there is no control socket: {error}");
+            log::warn!(
+                target: "manager",
+                "there is no control socket, so no command reaches this manager: {error}; say with `--control PATH` or \
+                 TENTPOLE_CONTROL where it can be"
+            );
             Ok(None)
         }
     }

@@ -378,10 +378,17 @@ impl Supervisor {
         }
     }
 
+    /// Which sockets of these watchers, that are being stopped, nobody serves any more.
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
+        let serves = |id: &WatcherId| {
+            let goal = self.watcher(*id).goal;
+            matches!(goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting)
+        };
         let mut names: Vec<&str> = (ids.iter())
-            .flat_map(|id| &self.watcher(*id).edition.spec.listens)
-            .map(String::as_str)
+            .flat_map(|id| &*self.watcher(*id).edition.sockets)
+            .filter_map(|id| self.sockets.get(*id))
+            .filter(|socket| !socket.watchers.iter().any(serves))
+            .map(|socket| socket.spec.name())
             .collect();
         names.sort_unstable();
         names.dedup();
