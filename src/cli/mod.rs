@@ -15,7 +15,7 @@ mod run;
 mod units;
 mod words;
 
-use crate::control::call::Call;
+use crate::control::call::{Call, Failure};
 use crate::runtime;
 use apply::{Streams, Style};
 use client::Trouble;
@@ -291,7 +291,11 @@ impl Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Error::Trouble(trouble) => trouble.fmt(f),
+            // The one with lines of its own. Any other that has some has them from what somebody has typed.
+            Error::Trouble(trouble @ Trouble::Failure(Failure::InvalidUnits { .. })) => {
+                trouble.fmt(f)
+            }
+            Error::Trouble(trouble) => f.write_str(&printable(&trouble.to_string())),
             Error::Refused(reason) => f.write_str(reason),
             Error::Output(error) => write!(f, "could not write the output: {error}"),
         }
