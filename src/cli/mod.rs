@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use unicode_width::UnicodeWidthStr;
 
 /// What a process exits with: one byte, as exit(3) says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,6 +381,14 @@ fn printable(text: &str) -> Cow<'_, str> {
     }
     Cow::Owned(safe)
 }
+
+/// How many columns of a terminal `text` takes.
+fn width(text: &str) -> usize {
+    UnicodeWidthStr::width(text)
+}
+
+/// A text that is wider than this makes no column of a table wider: a name may have 255 bytes.
+const WIDEST: usize = 48;
 
 #[cfg(test)]
 mod tests {
