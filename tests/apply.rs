@@ -787,3 +787,23 @@ fn an_environment_for_all_reloads_all() {
     }
     assert_eq!(after.listeners, before.listeners);
 }
+
+#[test]
+fn a_control_socket_that_stays_where_it_is_until_a_new_start_is_told_of() {
+    let manager = Manager::start(UNITS);
+    let other = format!("{UNITS}\n[manager]\ncontrol = \"DIR/elsewhere\"\n");
+    manager.write(&other);
+    let told = "the control socket stays where it is until the manager is started anew";
+    let text = manager.ok(&["apply", "--dry-run"]);
+    assert!(text.contains("manager  set  control"), "{text}");
+    assert!(text.contains(told), "{text}");
+    let output = manager.cli(&["plan", "--json"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains(told));
+    let plan: Value = serde_json::from_slice(&output.stdout).expect("is JSON");
+    assert_eq!(plan["changes"][0]["keys"], json!(["control"]));
+    let text = manager.ok(&["apply"]);
+    assert!(text.contains(told), "{text}");
+    assert!(manager.log().contains(told), "{}", manager.log());
+    manager.ok(&["status"]);
+    assert!(!manager.path("elsewhere").exists());
+}

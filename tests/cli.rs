@@ -684,13 +684,38 @@ mod run {
         assert!(manager.stop().success());
     }
 
+    /// Units with a warning: nobody has the socket.
+    const WARNED: &str =
+        "[socket.spare]\nlisten = '127.0.0.1:0'\n[watcher.web]\ncmd = 'PROBE sleep'\n";
+
+    /// Has a manager say all that it, and its keeper, say in their lives.
+    fn live(manager: &mut Manager, units: &str) {
+        let reload = |units: &str, text: &str| {
+            support::write_units(manager.dir.path(), units);
+            let pid = manager.status()["manager"]["pid"].as_i64().expect("a pid");
+            support::kill(pid as i32, libc::SIGHUP);
+            if !text.is_empty() {
+                manager.wait_for_log(text);
+            }
+        };
+        reload("[watcher.web]\ncmnd = 'x'\n", "did you mean `cmd`?");
+        reload(units, "");
+        let pid = manager.status()["manager"]["pid"].as_i64().expect("a pid");
+        support::kill(pid as i32, libc::SIGKILL);
+        let is_new = || (manager.status()["manager"]["pid"] != pid).then_some(());
+        support::poll(is_new).expect("a new manager");
+        manager.stop();
+    }
+
     #[test]
     fn the_log_can_be_json() {
-        let mut manager =
-            Manager::start("[manager]\nlog_format = 'json'\n[watcher.web]\ncmd = 'PROBE sleep'");
-        manager.stop();
+        let units = format!("[manager]\nlog_format = 'json'\n{WARNED}");
+        let mut manager = Manager::start(&units);
+        live(&mut manager, &units);
         let log = manager.log();
-        assert!(!log.is_empty());
+        for text in ["warning: ", "did you mean", "signal HUP", "\"keeper\""] {
+            assert!(log.contains(text), "no {text} in {log}");
+        }
         for line in log.lines() {
             let entry: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
             assert!(entry.is_object(), "{line}");
@@ -699,9 +724,31 @@ mod run {
 
     #[test]
     fn log_level_silences() {
-        let mut manager =
-            Manager::start("[manager]\nlog_level = 'error'\n[watcher.web]\ncmd = 'PROBE sleep'");
+        let units = format!("[manager]\nlog_level = 'error'\n{WARNED}");
+        let mut manager = Manager::start(&units);
         manager.stop();
         assert_eq!(manager.log(), "");
+    }
+
+    #[test]
+    fn a_finding_in_the_log_is_several_lines_with_its_caret_under_the_mistake() {
+        let mut manager = Manager::start(WARNED);
+        live(&mut manager, WARNED);
+        let log = manager.log();
+        let after = |text: &str| {
+            let lines = log.lines().skip_while(|line| !line.contains(text));
+            lines.take(3).map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (text, level) in [("warning: ", "warn"), ("did you mean", "error")] {
+            let lines = after(text);
+            assert_eq!(lines.len(), 3, "{log}");
+            for line in &lines {
+                assert!(line.contains(&format!(" {level} ")), "{line}");
+            }
+            let mark = if level == "warn" { "[socket" } else { "cmnd" };
+            let [column, caret] = [(1, mark), (2, "^")].map(|(line, text)| lines[line].find(text));
+            assert!(column.is_some());
+            assert_eq!(column, caret, "{lines:#?}");
+        }
     }
 }

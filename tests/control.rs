@@ -733,6 +733,34 @@ fn status_times_are_of_now() {
 }
 
 #[test]
+fn what_is_typed_does_not_end_the_line_of_a_message() {
+    let manager = Manager::start(WEB);
+    for (args, code, told) in [
+        (
+            &["stop", "x\ny\u{1b}"][..],
+            4,
+            r"no such unit `x\ny\u{1b}`; ",
+        ),
+        (&["status", "x\ny"], 4, r"no such unit `x\ny`; "),
+        (&["signal", "web", "H\nUP"], 1, r"`H\nUP` "),
+        (
+            &["--control", "x\ny", "status"],
+            3,
+            r"no manager is listening at `x\ny`; ",
+        ),
+    ] {
+        let output = manager.cli(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.starts_with(&format!("tentpole: {told}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    let reply = manager.call("Stop", json!({"names": ["x\ny"]}));
+    let message = reply["parameters"]["message"].as_str().expect("a text");
+    assert!(!message.contains('\n'), "{message}");
+}
+
+#[test]
 fn unknown_units_in_status_are_an_error() {
     let manager = Manager::start(WEB);
     let reply = manager.call("Status", json!({"names": ["web", "weg"]}));
@@ -750,8 +778,31 @@ fn a_second_manager_does_not_take_the_control_socket_of_the_first() {
     );
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("control"), "{stderr}");
+    assert!(
+        stderr.contains("another manager needs another `--control PATH`"),
+        "{stderr}"
+    );
     assert_eq!(manager.watcher("web")["state"], "running");
+}
+
+#[test]
+fn another_manager_is_only_spoken_of_where_one_answers() {
+    let dir = support::folder();
+    let units = support::write_units(dir.path(), WEB);
+    std::fs::write(dir.path().join("file"), "").expect("write a file");
+    let long = "x".repeat(200);
+    for path in ["", "file", "/dev/null", &long] {
+        let mut manager = support::command(dir.path());
+        manager
+            .arg("--control")
+            .arg(dir.path().join(path))
+            .arg("run");
+        let output = bounded(manager.arg(&units));
+        assert_eq!(output.status.code(), Some(1), "{path}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("the control socket: "), "{stderr}");
+        assert!(!stderr.contains("another manager"), "{stderr}");
+    }
 }
 
 #[test]

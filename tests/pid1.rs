@@ -270,6 +270,7 @@ fn without_a_place_for_its_control_socket_it_runs_without() {
     );
     manager.wait_for_notice("READY=1");
     manager.wait_for_log("no control socket");
+    manager.wait_for_log("say with `--control PATH` or TENTPOLE_CONTROL where it can be");
     assert_eq!(stop(&mut manager), Some(0));
 }
 

@@ -2,7 +2,7 @@
 
 use super::act;
 use super::client::Trouble;
-use super::{Error, ExitCode, Screen, printable};
+use super::{Error, ExitCode, Screen, WIDEST, printable, width};
 use crate::control::call::{Call, Reply};
 use crate::control::document::ChangeDocument;
 use serde::Serialize;
@@ -46,12 +46,16 @@ pub(super) fn apply(
         is_live,
         out,
     } = streams;
-    let (_, reply) = act::ask(control, call, screen, progress)?;
+    let (_, reply) = act::ask(control, call, screen, &mut *progress)?;
     let Reply::Changes { changes, message } = reply? else {
         return Err(Trouble::WrongReply(control.to_path_buf()).into());
     };
     if style.json {
         write_json(&changes, is_live, out)?;
+        if let Some(message) = message.filter(|_| !changes.is_empty()) {
+            // Programs look at stdout; if nobody looks at stderr, nobody is told.
+            let _ = writeln!(progress, "{}", printable(&message));
+        }
     } else {
         let is_done = matches!(call, Call::Apply { dry_run: false, .. });
         write_changes(&changes, out)?;
@@ -95,13 +99,19 @@ fn write_changes(changes: &[ChangeDocument], out: &mut dyn Write) -> io::Result<
         .iter()
         .map(|change| printable(&change.unit))
         .collect();
-    let width = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
-    let unit = width(&mut names.iter().map(|name| name.chars().count()));
-    let action = width(&mut changes.iter().map(|change| change.action.to_string().len()));
+    let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+    let widths = names.iter().map(|name| width(name));
+    let unit = widest(&mut widths.filter(|width| *width <= WIDEST));
+    let action = widest(&mut changes.iter().map(|change| change.action.to_string().len()));
     for (change, name) in changes.iter().zip(&names) {
         let keys = change.keys.join(", ");
         let action_word = change.action.to_string();
-        let line = format!("{name:unit$}  {action_word:action$}  {}", printable(&keys));
+        let padding = unit.saturating_sub(width(name));
+        let line = format!(
+            "{name}{:padding$}  {action_word:action$}  {}",
+            "",
+            printable(&keys)
+        );
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
@@ -160,8 +170,20 @@ mod tests {
         (Ok(Reply::Changes { changes, message }), false)
     }
 
-    /// The exit code and what is on stdout, where a manager gives `answer`.
+    /// The exit code and what is on stdout, where a manager gives `answer`. Nothing is on stderr.
     fn shown(answer: Said, call: &Call, style: Style, is_live: bool) -> (ExitCode, String) {
+        let (code, out, progress) = all_shown(answer, call, style, is_live);
+        assert_eq!(progress, "");
+        (code, out)
+    }
+
+    /// The same with what is on stderr.
+    fn all_shown(
+        answer: Said,
+        call: &Call,
+        style: Style,
+        is_live: bool,
+    ) -> (ExitCode, String, String) {
         let manager = Manager::answering(move |_| vec![answer.clone()]);
         let (mut progress, mut out) = (Vec::new(), Vec::new());
         let code = apply(
@@ -176,9 +198,9 @@ mod tests {
             },
         )
         .unwrap();
-        assert_eq!(progress, b"");
         assert_eq!(manager.seen().remove(0).call.as_ref(), Ok(call));
-        (code, String::from_utf8(out).unwrap())
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (code, text(out), text(progress))
     }
 
     #[test]
@@ -212,12 +234,13 @@ mod tests {
     fn json_is_one_object_as_the_contract_shows_it() {
         let changes = vec![change("watcher.web", Action::Reload, &["cmd"])];
         let answer = said(changes, Some("only for people"));
-        let (_, out) = shown(answer.clone(), &DRY, JSON, false);
+        let (_, out, told) = all_shown(answer.clone(), &DRY, JSON, false);
+        assert_eq!(told, "only for people\n");
         assert_eq!(
             out,
             "{\"changes\":[{\"unit\":\"watcher.web\",\"action\":\"reload\",\"keys\":[\"cmd\"]}]}\n"
         );
-        let (_, live) = shown(answer, &DRY, JSON, true);
+        let (_, live, _) = all_shown(answer, &DRY, JSON, true);
         assert!(live.lines().count() > 5, "{live}");
         let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(read(&live), read(&out));

@@ -1,7 +1,7 @@
 //! Commands that only look: status.
 
 use super::client::{Client, PATIENCE, Trouble};
-use super::{Error, ExitCode, Screen, printable};
+use super::{Error, ExitCode, Screen, WIDEST, printable, width};
 use crate::control::call::{Call, Reply};
 use crate::control::document::{
     SocketState, SocketStatus, Status, WatcherState, WatcherStatus, WorkerState,
@@ -81,7 +81,10 @@ fn write_text(
     Ok(())
 }
 
-/// Lines of cells, whose columns are made as wide as their widest cell.
+/// Between two columns.
+const GAP: usize = 2;
+
+/// Lines of cells, whose columns are made as wide as their widest cell, but for those beyond [`WIDEST`].
 #[derive(Default)]
 struct Table {
     lines: Vec<Line>,
@@ -204,7 +207,10 @@ impl Table {
     fn write(&self, screen: Screen, out: &mut dyn Write) -> io::Result<()> {
         let mut widths: Vec<usize> = Vec::new();
         let mut widen = |column: usize, text: &str| {
-            let width = text.chars().count();
+            let width = match width(text) {
+                width if width <= WIDEST => width,
+                _ => 0,
+            };
             match widths.get_mut(column) {
                 Some(widest) => *widest = width.max(*widest),
                 None => widths.push(width),
@@ -244,21 +250,26 @@ impl Table {
     }
 }
 
-/// Writes cells padded to `widths`, and nothing behind the last one that has a text.
+/// Writes cells padded to `widths`, and nothing behind the last one that has a text. Where one reaches into the next columns,
+/// the line goes on below it.
 fn write_cells<'a>(
     cells: impl Iterator<Item = (&'a str, &'a str)>,
     widths: &[usize],
     screen: Screen,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut gap = 0;
-    for ((text, color), width) in cells.zip(widths) {
+    let (mut start, mut end) = (0, 0);
+    for ((text, color), column) in cells.zip(widths) {
         if !text.is_empty() {
-            write!(out, "{:gap$}", "")?;
+            if end > 0 && end + GAP > start {
+                writeln!(out)?;
+                end = 0;
+            }
+            write!(out, "{:gap$}", "", gap = start - end)?;
             paint(text, color, screen, out)?;
-            gap = 0;
+            end = start + width(text);
         }
-        gap += width - text.chars().count() + 2;
+        start += column + GAP;
     }
     Ok(())
 }
@@ -393,6 +404,34 @@ job      backoff   0/1    1234                    -
   exec /usr/bin/job: No such file or directory
 ";
         assert_eq!(text(&troubled(), PLAIN), want);
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_a_terminal_shows_them_and_no_name_spoils_the_table() {
+        let mut status = example();
+        status.sockets.clear();
+        let web = status.watchers[0].clone();
+        let long = "n".repeat(255);
+        for name in ["\u{706b}\u{706b}\u{706b}\u{706b}", "u\u{308}ber", &long] {
+            let mut other = web.clone();
+            other.name = name.into();
+            other.workers.clear();
+            status.watchers.push(other);
+        }
+        let want = format!(
+            "\
+manager 1, version 0.1.0, running for 10m 5s
+
+WATCHER   STATE    READY  RESTARTS  UPTIME  PID   SOCKETS
+web       running  5/5    0                       web
+  1       ready                     10m 5s  4242
+\u{706b}\u{706b}\u{706b}\u{706b}  running  5/5    0                       web
+u\u{308}ber      running  5/5    0                       web
+{long}
+          running  5/5    0                       web
+"
+        );
+        assert_eq!(text(&status, PLAIN), want);
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod run;
 mod units;
 mod words;
 
-use crate::control::call::Call;
+use crate::control::call::{Call, Failure};
 use crate::runtime;
 use apply::{Streams, Style};
 use client::Trouble;
@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use unicode_width::UnicodeWidthStr;
 
 /// What a process exits with: one byte, as exit(3) says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,7 +292,11 @@ impl Error {
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Error::Trouble(trouble) => trouble.fmt(f),
+            // The one with lines of its own. Any other that has some has them from what somebody has typed.
+            Error::Trouble(trouble @ Trouble::Failure(Failure::InvalidUnits { .. })) => {
+                trouble.fmt(f)
+            }
+            Error::Trouble(trouble) => f.write_str(&printable(&trouble.to_string())),
             Error::Refused(reason) => f.write_str(reason),
             Error::Output(error) => write!(f, "could not write the output: {error}"),
         }
@@ -376,6 +381,14 @@ fn printable(text: &str) -> Cow<'_, str> {
     }
     Cow::Owned(safe)
 }
+
+/// How many columns of a terminal `text` takes.
+fn width(text: &str) -> usize {
+    UnicodeWidthStr::width(text)
+}
+
+/// A text that is wider than this makes no column of a table wider: a name may have 255 bytes.
+const WIDEST: usize = 48;
 
 #[cfg(test)]
 mod tests {

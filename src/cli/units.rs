@@ -103,13 +103,26 @@ fn summary(units: usize, findings: &[Finding]) -> String {
 struct FindingDocument<'a> {
     severity: &'static str,
     message: &'a str,
+    /// Absent where it is about no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    /// From 1, the column in characters; absent where it is about a whole file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
     /// With file, line, column, the line itself and a caret.
     text: String,
 }
 
 impl<'a> FindingDocument<'a> {
     fn of(finding: &'a Finding, sources: &'a Sources) -> Self {
+        let position = sources.position(finding.place);
         FindingDocument {
+            file: (sources.path(finding.place.file))
+                .map(|path| path.to_string_lossy().into_owned()),
+            line: position.map(|(line, _)| line),
+            column: position.map(|(_, column)| column),
             severity: match finding.severity {
                 Severity::Error => "error",
                 Severity::Warning => "warning",
@@ -313,6 +326,22 @@ mod tests {
         assert_eq!(document["severity"], "warning");
         assert_eq!(document["message"], "`x` is odd");
         assert!(document["text"].as_str().unwrap().contains("`x` is odd"));
+        assert_eq!(document.get("file"), None, "it is nowhere");
+        assert_eq!(document.get("line"), None);
+
+        let mut sources = Sources::default();
+        let file = sources.add(
+            Path::new("web.toml"),
+            "[socket.a]\n# \u{706b}\n\u{fc} = 1\n".into(),
+        );
+        let place = |start, end| Place { file, start, end };
+        let error = Finding::error(place(20, 21), "unknown");
+        let document = serde_json::to_value(FindingDocument::of(&error, &sources)).unwrap();
+        assert_eq!(document["file"], "web.toml");
+        assert_eq!(
+            (&document["line"], &document["column"]),
+            (&3.into(), &3.into())
+        );
     }
 
     #[test]

@@ -105,6 +105,7 @@ const VERBS: &[Verb] = &[
             on_watchers(
                 it,
                 "Start watchers, and return when they are ready",
+                "Every watcher that starts by itself: not those with `autostart = false`",
                 "Example:\n  tentpole start web",
             )
         },
@@ -119,6 +120,7 @@ const VERBS: &[Verb] = &[
             on_watchers(
                 it,
                 "Stop watchers; their sockets stay open and clients wait in the queue",
+                "Every watcher",
                 "Example:\n  tentpole stop --all",
             )
         },
@@ -133,6 +135,7 @@ const VERBS: &[Verb] = &[
             on_watchers(
                 it,
                 "Stop watchers and start them anew",
+                "Every watcher that runs: not those that are stopped",
                 "Example:\n  tentpole restart web worker",
             )
         },
@@ -147,6 +150,7 @@ const VERBS: &[Verb] = &[
             on_watchers(
                 it,
                 "Replace the workers of watchers without losing a connection",
+                "Every watcher that runs: not those that are stopped",
                 "Each worker's replacement starts beside it, and is ready before the old one is stopped. If one\n\
              fails, the reload ends, and what it has replaced already goes back. A watcher with\n\
              `reload = \"HUP\"` gets that signal instead.\n\n\
@@ -346,7 +350,8 @@ fn definition(only: Option<&OsStr>) -> Command {
              tentpole apply                do it, without losing a connection\n\n\
              Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 no manager is listening, 4 no such unit.",
         )
-        .subcommand_required(true)
+        // clap's own complaint would list what is hidden; see `matches`.
+        .override_usage("tentpole [OPTIONS] <COMMAND>")
         .arg_required_else_help(true)
         .arg(
             Arg::new("control")
@@ -403,11 +408,10 @@ pub(super) fn matches(
     let words: Vec<OsString> = words.into_iter().collect();
     let only = words.get(1).map(OsString::as_os_str);
     let mut typed = definition(only).try_get_matches_from(&words)?;
-    // clap demands a subcommand; without one the words did not get here.
     typed.remove_subcommand().ok_or_else(|| {
         definition(None).error(
             clap::error::ErrorKind::MissingSubcommand,
-            "a command is missing",
+            "a command is missing; `tentpole --help` lists them",
         )
     })
 }
@@ -429,7 +433,13 @@ fn watcher() -> Arg {
         .help("The watcher")
 }
 
-fn on_watchers(it: Command, about: &'static str, example: &'static str) -> Command {
+/// A command on named watchers, or on those that `all` tells of.
+fn on_watchers(
+    it: Command,
+    about: &'static str,
+    all: &'static str,
+    example: &'static str,
+) -> Command {
     it.about(about)
         .after_help(example)
         .arg(
@@ -438,7 +448,7 @@ fn on_watchers(it: Command, about: &'static str, example: &'static str) -> Comma
                 .num_args(1..)
                 .help("The watchers"),
         )
-        .arg(flag("all", "Every watcher"))
+        .arg(flag("all", all))
         .group(ArgGroup::new("which").args(["names", "all"]).required(true))
         .arg(no_wait())
 }
@@ -817,6 +827,16 @@ mod tests {
             typed("--version").unwrap_err().to_string(),
             format!("tentpole {}\n", env!("CARGO_PKG_VERSION"))
         );
+    }
+
+    #[test]
+    fn what_is_internal_is_named_nowhere() {
+        for line in ["", "--control x", "--help", "--version --help"] {
+            let text = typed(line).unwrap_err().to_string();
+            assert!(!text.contains(runtime::PROBE), "{text}");
+            assert!(!text.contains("pause"), "{text}");
+        }
+        assert!(is_wrong_usage("--control x").contains("a command is missing"));
     }
 
     #[test]

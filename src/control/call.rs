@@ -47,7 +47,7 @@ pub enum Call {
     Start {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that starts by itself.
         all: bool,
         /// Answer when it is done.
         wait: bool,
@@ -65,7 +65,7 @@ pub enum Call {
     Restart {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that runs.
         all: bool,
         /// Answer when it is done.
         wait: bool,
@@ -74,7 +74,7 @@ pub enum Call {
     Reload {
         /// Which; empty with `all`, never empty without.
         names: Vec<String>,
-        /// Every watcher.
+        /// Every watcher that runs.
         all: bool,
         /// Answer when it is done.
         wait: bool,
@@ -273,7 +273,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::NoSuchUnit { name, nearest } => {
-                write!(f, "no such unit `{name}`")?;
+                write!(f, "no such unit `{}`", on_one_line(name))?;
                 match nearest {
                     Some(nearest) => write!(f, "; did you mean `{nearest}`?"),
                     None => f.write_str("; `tentpole status` lists them"),
@@ -314,6 +314,18 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+/// What somebody else has written, for a sentence: nothing in it ends the line, or moves a cursor.
+pub fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
 
 impl Failure {
     /// What to answer where the unit files are wrong, from the rendered findings. Of very many only the first are kept.

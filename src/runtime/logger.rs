@@ -53,6 +53,40 @@ pub fn set(level: LogLevel, format: LogFormat) {
     });
 }
 
+/// What is logged now, and how.
+pub fn settings() -> (LogLevel, LogFormat) {
+    let level = match log::max_level() {
+        LevelFilter::Off | LevelFilter::Error => LogLevel::Error,
+        LevelFilter::Warn => LogLevel::Warn,
+        LevelFilter::Info => LogLevel::Info,
+        LevelFilter::Debug => LogLevel::Debug,
+        LevelFilter::Trace => LogLevel::Trace,
+    };
+    let format = match is_json() {
+        true => LogFormat::Json,
+        false => LogFormat::Text,
+    };
+    (level, format)
+}
+
+fn is_json() -> bool {
+    LOGGER
+        .get()
+        .is_some_and(|logger| logger.json.load(Ordering::Relaxed))
+}
+
+/// Logs a text of the manager that has several lines, such as a finding with its caret: one object in JSON, else a line for
+/// each.
+pub fn log_lines(level: Level, text: &str) {
+    if is_json() {
+        log::log!(target: "manager", level, "{text}");
+        return;
+    }
+    for line in text.lines() {
+        log::log!(target: "manager", level, "{line}");
+    }
+}
+
 /// The logger's word for a level.
 pub fn level(level: LogLevel) -> Level {
     match level {

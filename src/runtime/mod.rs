@@ -174,6 +174,7 @@ impl Manager {
                 .add(link, Token::Vault.pack(), Interest::Readable)?;
         }
         self.keeping.vault.adopted()?;
+        self.keeping.vault.log_as(logger::settings());
         match beginning {
             Beginning::Fresh => {
                 self.dispatch(Event::Begin);

@@ -4,7 +4,7 @@
 //! fills its own queue and nobody else's. A slow command waits in the supervisor, not here.
 
 use super::{Token, node::Node};
-use crate::control::call::{Call, Failure, Reply, Request};
+use crate::control::call::{Call, Failure, Reply, Request, on_one_line};
 use crate::control::document::ChangeDocument;
 use crate::control::wire::{self, Decoder};
 use crate::plan::Change;
@@ -779,7 +779,7 @@ fn asked(request: Request, id: RequestId) -> Result<Asked, Result<Reply, Failure
             children,
         } => {
             let signal = parse_signal(&signal).map_err(|reason| {
-                let reason = format!("`{signal}` {reason}");
+                let reason = format!("`{}` {reason}", on_one_line(&signal));
                 Err(Failure::Refused { reason })
             })?;
             (

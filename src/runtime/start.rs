@@ -266,7 +266,6 @@ fn start(
     mut inherited: Inherited,
 ) -> Result<Manager, StartError> {
     let plan = read(&options.search)?;
-    logger::set(plan.manager.log_level, plan.manager.log_format);
     if plan.watchers.is_empty() && plan.sockets.is_empty() {
         log::warn!(target: "manager", "there are no units: nothing is going to run");
     }
@@ -330,14 +329,21 @@ fn start(
     })
 }
 
-/// Unit files to a plan. Warnings go to stderr at once, since there is no log yet.
+/// Unit files to a plan, and from here on the log is as they say.
 fn read(search: &Search) -> Result<Plan, StartError> {
     let examined = plan::examine(unit::load(search), &System::new());
     let (errors, warnings) = rendered(&examined.findings, &examined.sources);
+    let Some(plan) = examined.plan else {
+        for warning in warnings {
+            eprintln!("{warning}");
+        }
+        return Err(StartError::Units(errors));
+    };
+    logger::set(plan.manager.log_level, plan.manager.log_format);
     for warning in warnings {
-        eprintln!("{warning}");
+        logger::log_lines(log::Level::Warn, &warning);
     }
-    examined.plan.ok_or(StartError::Units(errors))
+    Ok(plan)
 }
 
 /// What the host names that the plan's sockets listen on stand for.
@@ -363,11 +369,16 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
     let path = asked.unwrap_or_else(|| options.default_control.clone());
     match listen_control(&path, plan.manager.control_mode.0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
-        Err(error) if required || matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(
-            format!("the control socket: {error}; another manager needs another `--control PATH`"),
-        )),
+        Err(error) if matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(format!(
+            "the control socket: {error}; another manager needs another `--control PATH`"
+        ))),
+        Err(error) if required => Err(StartError::Other(format!("the control socket: {error}"))),
         Err(error) => {
-            log::warn!(target: "manager", "there is no control socket: {error}");
+            log::warn!(
+                target: "manager",
+                "there is no control socket, so no command reaches this manager: {error}; say with `--control PATH` or \
+                 TENTPOLE_CONTROL where it can be"
+            );
             Ok(None)
         }
     }

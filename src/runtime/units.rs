@@ -4,7 +4,7 @@ use super::listeners::Names;
 use super::{Manager, System, clock, logger, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::supervise::{Event, Refusal, RequestId};
+use crate::supervise::{Event, Refusal, RequestId, Supervisor};
 use crate::sys::lookup::Found;
 use crate::unit::{self, Finding, Severity, Sources};
 use std::collections::BTreeSet;
@@ -30,8 +30,8 @@ impl Manager {
     /// Tells a client what [`Manager::apply`] would change.
     pub(super) fn preview(&mut self, connection: u64) {
         let reply = self.read_anew().map(|news| Reply::Changes {
+            message: Supervisor::remark(&news.changes),
             changes: news.changes.into_iter().map(Into::into).collect(),
-            message: None,
         });
         self.server.answer(&self.epoll, connection, &reply);
     }
@@ -51,15 +51,19 @@ impl Manager {
     }
 
     fn refuse_change(&mut self, request: RequestId, failure: &Failure) {
-        if self.own_requests.remove(&request) {
-            let text = match failure {
-                Failure::InvalidUnits { findings } => findings.join("\n"),
-                failure => failure.to_string(),
-            };
-            log::error!(target: "manager", "nothing is changed: {text}");
-        } else {
+        if !self.own_requests.remove(&request) {
             let reply = Err(failure.clone());
             self.server.answer_request(&self.epoll, request, &reply);
+            return;
+        }
+        match failure {
+            Failure::InvalidUnits { findings } => {
+                log::error!(target: "manager", "nothing is changed: the unit files have mistakes");
+                for finding in findings {
+                    logger::log_lines(log::Level::Error, finding);
+                }
+            }
+            failure => log::error!(target: "manager", "nothing is changed: {failure}"),
         }
     }
 
@@ -151,6 +155,9 @@ impl Manager {
                 reason: format!("{}; nothing was changed", errors.join("; ")),
             })?;
         self.set_manager(&plan, &changes);
+        if let Some(remark) = Supervisor::remark(&changes) {
+            log::warn!(target: "manager", "{remark}");
+        }
         let documents = changes.iter().cloned().map(Into::into).collect();
         self.server.keep_changes(request, documents);
         self.dispatch(Event::Apply {
@@ -170,7 +177,7 @@ impl Manager {
         let examined = plan::examine(unit::load(&self.search), &System::new());
         let (errors, warnings) = rendered(&examined.findings, &examined.sources);
         for warning in warnings {
-            log::warn!(target: "manager", "{warning}");
+            logger::log_lines(log::Level::Warn, &warning);
         }
         let plan = examined
             .plan
@@ -183,14 +190,12 @@ impl Manager {
     fn set_manager(&mut self, plan: &Plan, changes: &[Change]) {
         let manager = &plan.manager;
         logger::set(manager.log_level, manager.log_format);
+        self.keeping.vault.log_as(logger::settings());
         self.processes.set_manager_env(manager.env.clone());
         let changed = changes.iter().find(|change| change.unit == Unit::Manager);
         let keys = changed.filter(|change| change.action == Action::Set);
         for key in keys.iter().flat_map(|change| &change.keys) {
             match key.as_str() {
-                "control" => {
-                    log::warn!(target: "manager", "`[manager] {key}` has changed, which takes a new start of the manager");
-                }
                 "control_mode" | "control_group" => {
                     self.server
                         .restrict(manager.control_mode.0, plan.control_gid);

@@ -6,6 +6,7 @@ use super::parent;
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
+use crate::unit::{LogFormat, LogLevel};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -133,6 +134,14 @@ impl Vault {
         match self {
             Vault::Nobody | Vault::Systemd(_) => Ok(()),
             Vault::Keeper(link) => link.adopted(),
+        }
+    }
+
+    /// Has the keeper log as the manager does.
+    pub fn log_as(&mut self, settings: (LogLevel, LogFormat)) {
+        match self {
+            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Keeper(link) => link.log_as(settings),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Other units than before: what becomes of each. The rules stand at the head of [`super`].
 
 use super::order::Phase;
-use super::request::{Begun, Want};
+use super::request::{Begun, Later, Want};
 use super::state::{Binding, Edition, Goal, Watcher};
 use super::time::Due;
 use super::{
@@ -95,6 +95,16 @@ impl Supervisor {
         Ok(())
     }
 
+    /// What an apply of these changes does not do, which who asks for it should know.
+    pub fn remark(changes: &[Change]) -> Option<String> {
+        let mut of_manager = changes.iter().filter(|it| it.unit == Unit::Manager);
+        let moves = of_manager.any(|change| change.keys.iter().any(|key| key == "control"));
+        moves.then(|| {
+            "the control socket stays where it is until the manager is started anew: `[manager] control` is only read then"
+                .into()
+        })
+    }
+
     pub(super) fn apply(
         &mut self,
         turn: &mut Turn<'_>,
@@ -181,7 +191,7 @@ impl Supervisor {
         self.users_stale = true;
         let message = match changes.len() {
             0 => Some("nothing has changed".into()),
-            _ => None,
+            _ => Supervisor::remark(changes),
         };
         let begun = Begun {
             apply: true,
@@ -311,6 +321,7 @@ impl Supervisor {
         }
         // Nothing runs that would have to be replaced; or it is a oneshot, whose workers are left to end, or becomes one.
         if is_up {
+            self.supersede_reloads(turn, id, Later::Apply);
             self.cancel_reload(turn, id);
         }
         self.take_edition(id, edition);

@@ -103,7 +103,7 @@ pub(super) struct Pending {
     open: BTreeMap<WatcherId, Awaited>,
     /// What went wrong so far, in words.
     problems: Vec<String>,
-    superseded: Option<(String, bool)>,
+    superseded: Option<(String, Later)>,
     /// What to say when all is done.
     message: Option<String>,
     progress: bool,
@@ -124,6 +124,26 @@ pub(super) enum Want {
     Scaled,
     /// The end of its reload of this number.
     Reloaded(u64),
+}
+
+/// What can come in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Later {
+    Start,
+    Stop,
+    Restart,
+    Apply,
+}
+
+impl Later {
+    fn word(self) -> &'static str {
+        match self {
+            Later::Start => "start",
+            Later::Stop => "stop",
+            Later::Restart => "restart",
+            Later::Apply => "apply",
+        }
+    }
 }
 
 /// A command that was begun.
@@ -149,8 +169,7 @@ enum Verdict {
     Open,
     Done,
     Failed(String),
-    /// By a stop (true) or a start (false).
-    Superseded(bool),
+    Superseded(Later),
 }
 
 impl Supervisor {
@@ -253,6 +272,7 @@ impl Supervisor {
                 self.refuse_when_stopping()?;
                 self.refuse_removed(&ids)?;
                 for id in &ids {
+                    self.supersede_reloads(turn, *id, Later::Restart);
                     self.restart_watcher(turn, *id);
                 }
                 Ok(Begun::of(ids, Want::Up))
@@ -365,10 +385,17 @@ impl Supervisor {
         }
     }
 
+    /// Which sockets of these watchers, that are being stopped, nobody serves any more.
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
+        let serves = |id: &WatcherId| {
+            let goal = self.watcher(*id).goal;
+            matches!(goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting)
+        };
         let mut names: Vec<&str> = (ids.iter())
-            .flat_map(|id| &self.watcher(*id).edition.spec.listens)
-            .map(String::as_str)
+            .flat_map(|id| &*self.watcher(*id).edition.sockets)
+            .filter_map(|id| self.sockets.get(*id))
+            .filter(|socket| !socket.watchers.iter().any(serves))
+            .map(|socket| socket.spec.name())
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -562,7 +589,6 @@ impl Supervisor {
                 });
             }
             let name = self.watcher(id).name().to_owned();
-            self.dirty.manager |= !matches!(verdict, Verdict::Open);
             let Some(pending) = self.pending.get_mut(&request) else {
                 continue;
             };
@@ -570,16 +596,46 @@ impl Supervisor {
                 Verdict::Open => continue,
                 Verdict::Done => {}
                 Verdict::Failed(text) => pending.problems.push(text),
-                Verdict::Superseded(by_stop) => pending.superseded = Some((name, by_stop)),
+                Verdict::Superseded(by) => pending.superseded = Some((name, by)),
             }
-            pending.open.remove(&id);
-            let all_done = pending.open.is_empty();
-            self.watcher_mut(id)
-                .requests
-                .retain(|other| *other != request);
-            if all_done {
-                self.answer(turn, request);
+            self.close_request(turn, request, id);
+        }
+    }
+
+    /// A command has to wait for this watcher no longer.
+    fn close_request(&mut self, turn: &mut Turn<'_>, request: RequestId, id: WatcherId) {
+        self.watcher_mut(id)
+            .requests
+            .retain(|other| *other != request);
+        let Some(pending) = self.pending.get_mut(&request) else {
+            return;
+        };
+        pending.open.remove(&id);
+        self.dirty.manager = true;
+        if pending.open.is_empty() {
+            self.answer(turn, request);
+        }
+    }
+
+    /// What a reload under way was to replace is replaced in another way: it will not be done as it was asked for.
+    pub(super) fn supersede_reloads(&mut self, turn: &mut Turn<'_>, id: WatcherId, by: Later) {
+        for request in self.watcher(id).requests.clone() {
+            let watcher = self.watcher(id);
+            let name = watcher.name().to_owned();
+            let Some(pending) = self.pending.get(&request) else {
+                continue;
+            };
+            let want = pending.open.get(&id).map(|awaited| awaited.want);
+            let Some(Want::Reloaded(serial)) = want else {
+                continue;
+            };
+            if !watcher.is_reloading(serial) {
+                continue;
             }
+            if let Some(pending) = self.pending.get_mut(&request) {
+                pending.superseded = Some((name, by));
+            }
+            self.close_request(turn, request, id);
         }
     }
 
@@ -594,7 +650,7 @@ impl Supervisor {
             format!("watcher `{name}`: {reason}")
         };
         match (want, watcher.goal) {
-            (Want::Reloaded(_), Goal::Stopped { .. }) => Verdict::Superseded(true),
+            (Want::Reloaded(_), Goal::Stopped { .. }) => Verdict::Superseded(Later::Stop),
             (Want::Reloaded(serial), _) => match &watcher.failed_reload {
                 _ if watcher.is_reloading(serial) => Verdict::Open,
                 Some((failed, reason)) if *failed == serial => {
@@ -603,10 +659,10 @@ impl Supervisor {
                 _ if watcher.goal == Goal::Failed => Verdict::Failed(failure()),
                 _ => Verdict::Done,
             },
-            (Want::Stopped, Goal::Up { .. } | Goal::Queued) => Verdict::Superseded(false),
+            (Want::Stopped, Goal::Up { .. } | Goal::Queued) => Verdict::Superseded(Later::Start),
             (Want::Stopped, _) if watcher.tally.live() == 0 => Verdict::Done,
             (Want::Stopped, _) => Verdict::Open,
-            (Want::Up, Goal::Stopped { .. }) => Verdict::Superseded(true),
+            (Want::Up, Goal::Stopped { .. }) => Verdict::Superseded(Later::Stop),
             (_, Goal::Failed | Goal::Waiting | Goal::Ended) if watcher.failures_ever > mark => {
                 Verdict::Failed(failure())
             }
@@ -633,9 +689,9 @@ impl Supervisor {
         let outcome = match pending.superseded {
             _ if !pending.problems.is_empty() => Err(Refusal::Failed(pending.problems.join("; "))),
             Some(_) if self.is_stopping() => Err(Refusal::ShuttingDown),
-            Some((name, by_stop)) => Err(Refusal::Superseded {
+            Some((name, by)) => Err(Refusal::Superseded {
                 name,
-                by: if by_stop { "stop" } else { "start" },
+                by: by.word(),
             }),
             None => Ok(pending.message),
         };

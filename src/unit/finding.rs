@@ -122,6 +122,13 @@ impl Sources {
         }
     }
 
+    /// The line and the column of `place`, both from 1, the column in characters; `None` where the place is a whole file,
+    /// and for [`Place::NOWHERE`].
+    pub fn position(&self, place: Place) -> Option<(usize, usize)> {
+        let line = self.files.get(place.file as usize)?.line(place)?;
+        Some((line.number, line.column + 1))
+    }
+
     /// `finding` as a user reads it: `FILE:LINE:COLUMN: message`, then the line and a caret. Warnings say so before
     /// the message. Control characters of the file never reach the terminal.
     pub fn render<'a>(&'a self, finding: &'a Finding) -> impl fmt::Display + 'a {

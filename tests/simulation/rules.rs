@@ -1230,6 +1230,7 @@ impl Rules {
                 self.refuse_when_stopping()?;
                 self.refuse_removed(&ids)?;
                 for id in &ids {
+                    self.supersede_reloads(*id, "restart");
                     self.restart(*id);
                 }
                 Ok(Some(ids.into_iter().map(all(Want::Up)).collect()))
@@ -1324,6 +1325,21 @@ impl Rules {
         match ids.iter().any(|id| self.watchers[id].retired) {
             true => Err(Answer::Refused),
             false => Ok(()),
+        }
+    }
+
+    /// Who waits for the end of a reload of this watcher hears that it comes to none.
+    fn supersede_reloads(&mut self, id: usize, by: &'static str) {
+        let watcher = &self.watchers[&id];
+        let name = watcher.own.spec.name();
+        for pending in self.pending.values_mut() {
+            let want = pending.open.get(&id).map(|(want, _)| *want);
+            if let Some(Want::Reloaded(serial)) = want
+                && watcher.is_reloading(serial)
+            {
+                pending.superseded.push((name.to_owned(), by));
+                pending.open.remove(&id);
+            }
         }
     }
 

@@ -859,6 +859,27 @@ fn a_command_for_a_socket_names_its_watchers_and_does_nothing() {
 }
 
 #[test]
+fn clients_are_said_to_wait_only_where_no_other_watcher_serves_the_socket() {
+    let text = socket("")
+        + &watcher("a", "sockets = [\"s\"]")
+        + &watcher("b", "sockets = [\"s\"]\nautostart = false");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.spawned("a/1");
+    run.start(&["b"]);
+    run.spawned("b/1");
+    run.stop(&["a"]);
+    let words = run.ends("a/1");
+    assert_eq!(words.last().map(String::as_str), Some("answer 2: done"));
+    run.stop(&["b"]);
+    let words = run.ends("b/1");
+    assert_eq!(
+        words.last().map(String::as_str),
+        Some("answer 3: done: socket `s` stays open; clients wait in its queue")
+    );
+}
+
+#[test]
 fn who_went_away_is_not_answered() {
     let mut run = running("");
     run.stop(&["a"]);

@@ -6,6 +6,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::inherit;
 use crate::sys::process::{Exit, Pid};
 use crate::sys::unix::{self, Received};
+use crate::unit::{LogFormat, LogLevel};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,8 @@ pub struct Link {
     reap: Option<Pid>,
     /// Heard, and not said to be.
     heard: BTreeSet<i32>,
+    /// How the keeper is to log, and was not told to.
+    log: Option<(LogLevel, LogFormat)>,
 }
 
 /// What a new manager finds.
@@ -67,6 +70,7 @@ impl Link {
             unsent: BTreeMap::new(),
             reap: None,
             heard: BTreeSet::new(),
+            log: None,
         }
     }
 
@@ -175,9 +179,18 @@ impl Link {
         self.flush();
     }
 
+    /// Has the keeper log as the manager does.
+    pub fn log_as(&mut self, settings: (LogLevel, LogFormat)) {
+        self.log = Some(settings);
+        self.flush();
+    }
+
     /// Whether something waits for room: then the link is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
-        self.reap.is_some() || !self.heard.is_empty() || !self.unsent.is_empty()
+        self.reap.is_some()
+            || !self.heard.is_empty()
+            || self.log.is_some()
+            || !self.unsent.is_empty()
     }
 
     /// Sends what waits, as far as there is room.
@@ -196,6 +209,10 @@ impl Link {
         while let Some(signal) = self.heard.first().copied() {
             unix::send(&self.socket, &ToKeeper::Heard(signal).encode(), &[])?;
             self.heard.remove(&signal);
+        }
+        if let Some((level, format)) = self.log {
+            unix::send(&self.socket, &ToKeeper::Log(level, format).encode(), &[])?;
+            self.log = None;
         }
         while !self.unsent.is_empty() {
             let gone = self.unsent.iter().filter(|(_, fd)| fd.is_none());

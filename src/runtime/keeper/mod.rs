@@ -32,7 +32,7 @@ pub use link::{Exited, Link, Taken, Teller, Word};
 
 use super::leftovers::end_rest;
 use super::start::is_sole;
-use super::{TRIM_AFTER, image, parent};
+use super::{TRIM_AFTER, image, logger, parent};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
@@ -457,6 +457,7 @@ impl Keeper {
                     self.stop = Some(signal);
                 }
             }
+            ToKeeper::Log(level, format) => logger::set(level, format),
         }
     }
 

@@ -7,6 +7,7 @@
 //! does not know, or a message that makes no sense, ignores it.
 
 use crate::sys::process::{Exit, Pid};
+use crate::unit::{LogFormat, LogLevel};
 
 /// The version of this protocol.
 pub const VERSION: u8 = 1;
@@ -42,6 +43,8 @@ pub enum ToKeeper<'a> {
     Reap(Pid),
     /// It has read this signal, and is about to act on it.
     Heard(i32),
+    /// What is logged from now on, and how.
+    Log(LogLevel, LogFormat),
 }
 
 /// From the keeper to the manager.
@@ -75,9 +78,28 @@ const RELEASE: u8 = 5;
 const TELL: u8 = 6;
 const REAP: u8 = 7;
 const HEARD: u8 = 8;
+const LOG: u8 = 9;
+
+/// A level is its place in here.
+const LEVELS: [LogLevel; 5] = [
+    LogLevel::Error,
+    LogLevel::Warn,
+    LogLevel::Info,
+    LogLevel::Debug,
+    LogLevel::Trace,
+];
+
+/// And so is a format.
+const FORMATS: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
 
 const HELD: u8 = 1;
 const EXITED: u8 = 2;
+
+/// Where `one` stands in a list that holds all there are.
+fn place<T: PartialEq>(all: &[T], one: &T) -> u8 {
+    let place = all.iter().position(|other| other == one);
+    place.unwrap_or(0) as u8
+}
 
 impl<'a> ToKeeper<'a> {
     /// As it is sent.
@@ -95,6 +117,12 @@ impl<'a> ToKeeper<'a> {
             }
             ToKeeper::Reap(pid) => with_number(REAP, pid.as_raw()),
             ToKeeper::Heard(signal) => with_number(HEARD, *signal),
+            ToKeeper::Log(level, format) => {
+                let mut bytes = message(LOG);
+                bytes.push(place(&LEVELS, level));
+                bytes.push(place(&FORMATS, format));
+                bytes
+            }
         }
     }
 
@@ -110,6 +138,10 @@ impl<'a> ToKeeper<'a> {
             TELL => ToKeeper::Tell(Some(rest).filter(|text| text.len() <= LONGEST_TEXT)?),
             REAP => ToKeeper::Reap(Pid::new(number(&mut rest)?)?),
             HEARD => ToKeeper::Heard(number(&mut rest)?),
+            LOG => ToKeeper::Log(
+                *LEVELS.get(usize::from(*rest.first()?))?,
+                *FORMATS.get(usize::from(*rest.get(1)?))?,
+            ),
             _ => return None,
         })
     }
@@ -250,6 +282,8 @@ mod tests {
             ToKeeper::Tell(&[b'x'; LONGEST_TEXT]),
             ToKeeper::Reap(pid(4242)),
             ToKeeper::Heard(15),
+            ToKeeper::Log(LogLevel::Error, LogFormat::Text),
+            ToKeeper::Log(LogLevel::Trace, LogFormat::Json),
         ];
         for message in to {
             let bytes = message.encode();
@@ -309,6 +343,9 @@ mod tests {
             b"\x01\x04\x01\x05abc",
             b"\x01\x04\x01\x01\xff",
             b"\x01\x07\0\0\0\0",
+            b"\x01\x09\0",
+            b"\x01\x09\x05\0",
+            b"\x01\x09\0\x02",
         ] {
             assert_eq!(ToKeeper::decode(bytes), None, "{bytes:?}");
         }

@@ -240,6 +240,7 @@ impl Rules {
         }
         self.say("redefined at once");
         if is_up {
+            self.supersede_reloads(id, "apply");
             self.cancel_reload(id);
         }
         self.watcher(id).own = definition;

@@ -303,12 +303,56 @@ fn a_stop_ends_a_reload_and_a_restart_does_too() {
     run.proved("a/1'");
     assert_eq!(
         run.restart(&["a"]),
-        ["TERM to a/1'", "CONT to a/1'", "answer 1: done"],
+        [
+            "answer 1: a superseded by restart",
+            "TERM to a/1'",
+            "CONT to a/1'"
+        ],
         "the old one is being stopped already"
     );
     run.ends("a/1");
     assert_eq!(run.ends("a/1'"), ["kill leftovers of a/1'", "spawn a/1"]);
     assert_eq!(run.spawned("a/1"), ["answer 2: done"]);
+}
+
+#[test]
+fn a_reload_that_another_command_makes_needless_is_not_said_to_be_done() {
+    let notify = "reload = \"HUP\"\ntype = \"notify\"";
+    let mut run = running(notify);
+    run.says_ready("a/1");
+    run.reload(&["a"]);
+    run.reload(&["a"]);
+    let words = run.restart(&["a"]);
+    assert_eq!(
+        words[..2],
+        [
+            "answer 1: a superseded by restart",
+            "answer 2: a superseded by restart"
+        ],
+        "by signal too, and both"
+    );
+
+    let mut run = running(notify);
+    run.says_ready("a/1");
+    run.reload(&["a"]);
+    let words = run.apply(&watcher("a", "type = \"oneshot\""));
+    assert!(
+        words.contains(&"answer 1: a superseded by apply".to_owned()),
+        "{words:?}"
+    );
+
+    let text = watcher("a", "") + &watcher("b", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "b/1"]);
+    run.reload(&["a", "b"]);
+    assert!(!run.restart(&["b"]).concat().contains("answer"));
+    run.proved("a/1'");
+    assert_eq!(
+        run.ends("a/1"),
+        ["kill leftovers of a/1", "answer 1: b superseded by restart"],
+        "when the other is done"
+    );
 }
 
 #[test]
