@@ -298,8 +298,8 @@ fn finished(
 /// LISTEN_FDNAMES is one text of names with colons between them (sd_listen_fds(3)).
 fn find_bad_fd_names(sockets: &[Box<unit::Socket>], doubts: &Doubts, findings: &mut Vec<Finding>) {
     // The loader has looked at the others.
-    let is_whole = |socket: &&Box<unit::Socket>| doubts.of(socket.name.place).is_none();
-    for socket in sockets.iter().filter(is_whole) {
+    let is_whole = |socket: &unit::Socket| doubts.of(socket.name.place).is_none();
+    for socket in sockets.iter().filter(|socket| is_whole(socket)) {
         let name = &socket.name.value;
         let fd_name = socket.fd_name.as_ref().unwrap_or(name);
         if fd_name.contains(|c: char| c == ':' || c.is_control()) {

@@ -131,11 +131,11 @@ pub fn look_up_all(
     loop {
         names.extend(std::mem::take(&mut lookups.failed));
         let is_missing = |name: &&str| !names.contains_key(*name);
-        let timeout = if needed.iter().any(|name| is_missing(name)) {
+        let timeout = if needed.iter().any(&is_missing) {
             None
         } else {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !optional.iter().any(|name| is_missing(name)) {
+            if left.is_zero() || !optional.iter().any(is_missing) {
                 break;
             }
             Some(left)
