@@ -247,3 +247,25 @@ fn an_apply_that_waits_for_a_name_ends_with_the_manager() {
     assert!(text.contains("shutting down"), "{text}");
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }
+
+#[test]
+fn a_name_that_leads_to_another_socket_of_the_manager_is_refused_with_its_name() {
+    let Some(server) = NameServer::start("127.83.0.7") else {
+        return;
+    };
+    server.answer();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    drop(taken);
+    let manager = server.manager(&format!(
+        "[socket.near]\nlisten = \"0.0.0.0:{port}\"\n[socket.z]\nlisten = \"far.tentpole.example:{port}\"\noptional = true\n"
+    ));
+    manager.wait_for_notice("READY=1");
+    let error = manager.socket("z")["error"].to_string();
+    assert!(
+        error.contains(&format!(
+            ":{port} is in use by socket `near` of this manager"
+        )),
+        "{error}"
+    );
+}

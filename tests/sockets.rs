@@ -1181,3 +1181,78 @@ fn line_of<'a>(text: &'a str, start: &str) -> &'a str {
         .find(|line| line.contains(start))
         .unwrap_or_else(|| panic!("no line with {start} in:\n{text}"))
 }
+
+#[test]
+fn one_address_in_two_spellings_is_a_mistake() {
+    let dir = folder();
+    std::fs::create_dir(dir.path().join("real")).unwrap();
+    std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+    let path = write_units(
+        dir.path(),
+        "[manager]\ncontrol = \"./real/c\"\n\
+         [socket.a1]\nlisten = \"localhost:9001\"\n[socket.a2]\nlisten = \"127.0.0.1:9001\"\n\
+         [socket.b1]\nlisten = \"./b\"\n[socket.b2]\nlisten = \"./real/../b\"\n[socket.b3]\nlisten = \"./none/../b\"\n\
+         [socket.c]\nlisten = \"./link/c\"\n\
+         [socket.d1]\nlisten = \"./real/d\"\n[socket.d2]\nlisten = \"./link/d\"\n[socket.d3]\nlisten = \"./link/new/d\"\n\
+         [watcher.w]\ncmd = \"PROBE sleep\"\nuse_sockets = true\n",
+    );
+    let output = bounded(support::command(dir.path()).arg("check").arg(path));
+    let text = String::from_utf8(output.stderr).unwrap();
+    let found: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("units.toml:"))
+        .collect();
+    for (line, name, other) in [
+        (6, "a2", "`a1`"),
+        (10, "b2", "`b1`"),
+        (12, "b3", "`b1`"),
+        (14, "c", "`control`"),
+        (18, "d2", "`d1`"),
+    ] {
+        let wanted = format!("units.toml:{line}:10: socket `{name}` on");
+        let is_told = |found: &&str| found.contains(&wanted) && found.contains(other);
+        assert!(found.iter().any(is_told), "{wanted} {other}: {text}");
+    }
+    assert_eq!(found.len(), 5, "{text}");
+}
+
+#[test]
+fn a_socket_of_the_manager_s_own_is_not_connected_to_and_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let units = format!(
+        "[socket.control]\nlisten = \"DIR/control\"\noptional = true\n\
+         [socket.first]\nlisten = \"DIR/first\"\n\
+         [socket.second]\nlisten = \"DIR/second\"\noptional = true\n\
+         [socket.third]\nlisten = \"127.0.0.1:{port}\"\noptional = true\n\
+         [watcher.w]\ncmd = \"PROBE sleep\"\nsockets = [\"first\"]\non_demand = true\n\
+         [watcher.x]\ncmd = \"PROBE sleep\"\nsockets = [\"second\", \"third\", \"control\"]\n"
+    );
+    let manager = Manager::spawn_with(&units, |command| {
+        let mut variables = command.get_envs();
+        let control =
+            variables.find_map(|(name, value)| value.filter(|_| name == "TENTPOLE_CONTROL"));
+        let second = Path::new(control.unwrap()).with_file_name("second");
+        std::fs::write(second, "no socket").unwrap();
+    });
+    manager.wait_for_notice("READY=1");
+    // Another path of the same file, which no plan could know of.
+    std::fs::remove_file(manager.path("second")).unwrap();
+    std::fs::hard_link(manager.path("first"), manager.path("second")).unwrap();
+    drop(taken);
+    manager.wait_for_socket("third", "listening");
+    let error = |name: &str| manager.socket(name)["error"].to_string();
+    assert!(
+        error("control").contains("control socket of this manager"),
+        "{}",
+        error("control")
+    );
+    support::poll(|| {
+        error("second")
+            .contains("socket `first` of this manager")
+            .then_some(())
+    })
+    .unwrap_or_else(|| panic!("{}", error("second")));
+    assert_eq!(manager.watcher("w")["state"], "waiting");
+    assert_eq!(manager.socket("first")["queue"], 0);
+}

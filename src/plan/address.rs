@@ -6,17 +6,22 @@
 //! the few keys it occupies and asks for the few keys it would collide with, so the work grows with the sockets and not
 //! with their pairs.
 
-use crate::unit::{Address, Doubts, Family, Finding, Socket, SocketKind};
+use super::Host;
+use crate::unit::{Address, At, Doubts, Family, Finding, Socket, SocketKind};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-/// Adds an error for every socket whose address an earlier one takes.
+/// Adds an error for every socket whose address an earlier one takes, or the manager's `control`.
 pub(super) fn find_collisions(
     sockets: &[Box<Socket>],
+    control: Option<&At<PathBuf>>,
     doubts: &Doubts,
+    host: &dyn Host,
     findings: &mut Vec<Finding>,
 ) {
+    let mut folders = Folders::new(host);
+    let control = control.map(|control| folders.place_of(&control.value));
     let crowded = crowded_ports(sockets);
     let is_alone = |socket: &Socket| {
         socket
@@ -34,7 +39,17 @@ pub(super) fn find_collisions(
     };
     let sockets = sockets.iter().map(|socket| &**socket);
     for socket in sockets.filter(|socket| !is_alone(socket) && is_known(socket)) {
-        let (occupied, asked) = scopes(socket);
+        let (occupied, asked) = scopes(socket, &mut folders);
+        if let (Some(Key::Path(path)), Some(control)) = (occupied.first(), &control)
+            && path == control
+        {
+            let text = format!(
+                "socket `{}` on {} is where the `control` socket of `[manager]` is",
+                socket.name.value,
+                spell(&socket.address.value)
+            );
+            findings.push(Finding::error(socket.address.place, text));
+        }
         let other = asked
             .iter()
             .find_map(|key| taken.get(key)?.conflict(socket));
@@ -108,7 +123,7 @@ enum Kind {
 }
 
 /// The keys that `socket` occupies, and those that must be free of others.
-fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
+fn scopes<'a>(socket: &'a Socket, folders: &mut Folders<'_>) -> (Vec<Key<'a>>, Vec<Key<'a>>) {
     use Inet::*;
     let kind = match socket.kind {
         SocketKind::Stream => Kind::Stream,
@@ -117,7 +132,7 @@ fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
     };
     let (port, occupied, asked) = match &socket.address.value {
         Address::Path(path) => {
-            let key = Key::Path(plain(path));
+            let key = Key::Path(folders.place_of(path));
             return (vec![key.clone()], vec![key]);
         }
         // The kernel keeps one table of abstract names for each type.
@@ -148,7 +163,19 @@ fn scopes(socket: &Socket) -> (Vec<Key<'_>>, Vec<Key<'_>>) {
                 (address.port(), vec![own.clone(), AnyV6], vec![own, WildV6])
             }
         },
-        // What a host name stands for is known when it is bound; all that is sure is that it stands for itself, and
+        Address::Host(host, port) if host.eq_ignore_ascii_case("localhost") => {
+            match socket.family {
+                Some(Family::Inet6) => {
+                    let own = V6(Ipv6Addr::LOCALHOST, 0);
+                    (*port, vec![own.clone(), AnyV6], vec![own, WildV6])
+                }
+                Some(Family::Inet | Family::Unix) | None => {
+                    let own = V4(Ipv4Addr::LOCALHOST);
+                    (*port, vec![own.clone(), AnyV4], vec![own, WildV4])
+                }
+            }
+        }
+        // What another host name stands for is known when it is bound; all that is sure is that it stands for itself, and
         // that it is one of all addresses.
         Address::Host(host, port) => {
             let own = Host(host.to_ascii_lowercase());
@@ -177,6 +204,48 @@ fn both() -> Vec<Inet> {
         Inet::AnyV4,
         Inet::AnyV6,
     ]
+}
+
+/// Where paths lead: one file may have several.
+struct Folders<'h> {
+    host: &'h dyn Host,
+    /// Folders as they were written, and what they are.
+    known: HashMap<PathBuf, PathBuf>,
+}
+
+impl<'h> Folders<'h> {
+    fn new(host: &'h dyn Host) -> Self {
+        Folders {
+            host,
+            known: HashMap::new(),
+        }
+    }
+
+    /// `path` without links in its folder, without `..`, `.` and doubled slashes.
+    fn place_of(&mut self, path: &Path) -> PathBuf {
+        let folder = path.parent().unwrap_or(path);
+        let host = self.host;
+        let real = self.known.entry(folder.to_path_buf());
+        let real = real.or_insert_with(|| without_parents(&host.resolve(folder)));
+        real.join(path.file_name().unwrap_or_default())
+    }
+}
+
+/// `path` without `..`: of folders that do not exist yet none is a link.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => {
+                plain.push(component);
+            }
+        }
+    }
+    plain
 }
 
 /// `path` without `.` and doubled slashes; links are not followed.
@@ -256,6 +325,12 @@ fn interface(socket: &Socket) -> Option<&str> {
 fn collision(socket: &Socket, other: &Socket) -> String {
     let (ours, theirs) = (spell(&socket.address.value), spell(&other.address.value));
     let (name, other_name) = (&socket.name.value, &other.name.value);
+    let is_path = |socket: &Socket| matches!(socket.address.value, Address::Path(_));
+    if ours != theirs && is_path(socket) && is_path(other) {
+        return format!(
+            "socket `{name}` on {ours} can't be bound beside socket `{other_name}` on {theirs}: both paths lead to one file"
+        );
+    }
     if ours == theirs {
         return format!(
             "sockets `{name}` and `{other_name}` both listen on {ours}; a watcher can use one socket of another \
@@ -280,7 +355,7 @@ fn spell(address: &Address) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{boxed, socket};
+    use super::super::testing::{Machine, boxed, socket};
     use super::*;
     use crate::unit::{At, Severity};
 
@@ -318,11 +393,22 @@ mod tests {
         socket
     }
 
+    fn find_all(sockets: impl Into<Vec<Socket>>, findings: &mut Vec<Finding>) {
+        let sockets = boxed(sockets);
+        find_collisions(
+            &sockets,
+            None,
+            &Doubts::default(),
+            &Machine::new(),
+            findings,
+        );
+    }
+
     /// Whether the two collide; in both orders, since a collision has no direction.
     fn collide(a: Socket, b: Socket) -> bool {
         let count = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&boxed(pair), &Doubts::default(), &mut findings);
+            find_all(pair, &mut findings);
             findings.retain(|finding| finding.severity == Severity::Error);
             findings.len()
         };
@@ -379,7 +465,7 @@ mod tests {
     fn two_units_that_share_one_address_are_warned_of() {
         let warned = |pair: [Socket; 2]| {
             let mut findings = Vec::new();
-            find_collisions(&boxed(pair), &Doubts::default(), &mut findings);
+            find_all(pair, &mut findings);
             findings
                 .iter()
                 .any(|finding| finding.severity == Severity::Warning)
@@ -401,7 +487,14 @@ mod tests {
         assert!(!collide(host("a", "localhost"), host("b", "example.org")));
         assert!(collide(host("a", "localhost"), port("b", 80, None)));
         assert!(collide(host("a", "localhost"), ip("b", "[::]:80")));
-        assert!(!collide(host("a", "localhost"), ip("b", "0.0.0.0:80")));
+        assert!(collide(host("a", "localhost"), ip("b", "0.0.0.0:80")));
+        assert!(collide(host("a", "localhost"), ip("b", "127.0.0.1:80")));
+        assert!(!collide(host("a", "localhost"), ip("b", "[::1]:80")));
+        assert!(!collide(host("a", "example.org"), ip("b", "127.0.0.1:80")));
+        let mut six = host("a", "localhost");
+        six.family = Some(Family::Inet6);
+        assert!(collide(six.clone(), ip("b", "[::1]:80")));
+        assert!(!collide(six, ip("b", "127.0.0.1:80")));
     }
 
     #[test]
@@ -410,6 +503,11 @@ mod tests {
         assert!(collide(path("a", "/run/x"), path("b", "/run//./x")));
         assert!(collide(path("a", "/run/x"), dgram(path("b", "/run/x"))));
         assert!(!collide(path("a", "/run/x"), path("b", "/run/y")));
+        assert!(collide(path("a", "/run/x"), path("b", "/run/y/../x")));
+        assert!(collide(
+            path("a", "/run/x"),
+            path("b", "/../run/y/z/../../x")
+        ));
         let name = |name: &str, text: &str| at(name, Address::Abstract(text.into()));
         assert!(collide(name("a", "x"), name("b", "x")));
         assert!(!collide(name("a", "x"), dgram(name("b", "x"))));
@@ -424,7 +522,7 @@ mod tests {
             port("c", 80, None),
         ];
         let mut findings = Vec::new();
-        find_collisions(&boxed(sockets), &Doubts::default(), &mut findings);
+        find_all(sockets, &mut findings);
         assert_eq!(findings.len(), 2);
         assert!(
             findings[0]

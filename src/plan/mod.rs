@@ -31,7 +31,7 @@ use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::ffi::{CStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// What the machine says of users, groups and the manager's own environment. An argument, so that plans are pure.
@@ -48,6 +48,10 @@ pub trait Host {
     fn environment(&self) -> Vec<(OsString, OsString)>;
     /// Whether the manager may change users.
     fn is_root(&self) -> bool;
+    /// `path` without the symbolic links that are in it, as far as it exists.
+    fn resolve(&self, path: &Path) -> PathBuf {
+        path.to_path_buf()
+    }
 }
 
 /// An entry of the user database.
@@ -216,7 +220,8 @@ fn plan_in_doubt(
         let (key, owner) = ("control_group", "`[manager]`");
         identity::find_group(key, group, owner, host, &mut findings).ok()
     });
-    address::find_collisions(&units.sockets, doubts, &mut findings);
+    let control = units.manager.control.as_ref();
+    address::find_collisions(&units.sockets, control, doubts, host, &mut findings);
     find_bad_fd_names(&units.sockets, doubts, &mut findings);
     let owners: Vec<_> = units
         .sockets

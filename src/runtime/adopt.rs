@@ -113,7 +113,9 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     logger::set(settings.log_level, settings.log_format);
     let epoll = Epoll::new().map_err(|error| failed("epoll", &error))?;
 
-    let listeners = Listeners::adopt(records.listeners, &mut fds, &supervisor);
+    let control = records.home.control.as_ref();
+    let control = control.and_then(|(_, node)| node.clone());
+    let listeners = Listeners::adopt(records.listeners, &mut fds, &supervisor, control);
     let is_kept_by_keeper = matches!(vault, Vault::Keeper(_));
     let mut spawner = base.spawner;
     let nofile = if is_upgrade {

@@ -3,6 +3,7 @@
 use crate::plan::{Host, User};
 use crate::sys::users;
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// The machine we run on.
 #[derive(Debug, Default)]
@@ -40,6 +41,14 @@ impl Host for System {
 
     fn is_root(&self) -> bool {
         users::geteuid() == 0
+    }
+
+    fn resolve(&self, path: &Path) -> PathBuf {
+        let mut known = path.ancestors().filter_map(|ancestor| {
+            let real = std::fs::canonicalize(ancestor).ok()?;
+            Some(real.join(path.strip_prefix(ancestor).ok()?))
+        });
+        known.next().unwrap_or_else(|| path.to_path_buf())
     }
 }
 

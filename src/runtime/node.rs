@@ -1,5 +1,6 @@
 //! The file of a unix socket.
 
+use crate::sys::socket::FileId;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -22,6 +23,16 @@ impl Node {
             device: data.dev(),
             inode: data.ino(),
         })
+    }
+
+    /// The file itself, whatever its path.
+    pub fn id(&self) -> FileId {
+        (self.device, self.inode)
+    }
+
+    /// Whether a path leads to it.
+    pub fn is_at(&self, path: &Path) -> bool {
+        file_at(path) == Some(self.id())
     }
 
     /// Changes its mode, and its group where one is given, if it is still there.
@@ -48,4 +59,10 @@ impl Node {
             log::warn!(target: "manager", "{} could not be removed: {error}", self.path.display());
         }
     }
+}
+
+/// The file at a path.
+pub fn file_at(path: &Path) -> Option<FileId> {
+    let data = std::fs::symlink_metadata(path).ok()?;
+    Some((data.dev(), data.ino()))
 }

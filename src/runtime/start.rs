@@ -274,8 +274,9 @@ fn start(
     let control = bind_control(options, &plan)?;
     let control_path = control.as_ref().map(|(_, path)| path.clone());
     let server = Server::new(control, plan.control_gid);
-    let (listeners, unbound) =
-        Listeners::bind_all(&plan, &names, &mut inherited).map_err(StartError::Sockets)?;
+    let control_node = server.node().cloned();
+    let (listeners, unbound) = Listeners::bind_all(&plan, &names, control_node, &mut inherited)
+        .map_err(StartError::Sockets)?;
     inherited.close_rest();
 
     let now = clock();
@@ -399,6 +400,7 @@ pub fn listen_control(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound,
         gid,
         directory_mode: 0o755,
         replace: true,
+        own: &[],
         found: &[],
     })
 }

@@ -181,7 +181,7 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 }
 
 /// Whether a socket on `taken` keeps another from `wanted`; the smaller, the more it looks like the one.
-fn conflict(wanted: SocketAddr, taken: SocketAddr) -> Option<u8> {
+pub fn conflict(wanted: SocketAddr, taken: SocketAddr) -> Option<u8> {
     let (wanted_ip, taken_ip) = (wanted.ip().to_canonical(), taken.ip().to_canonical());
     if wanted.port() != taken.port() {
         None

@@ -114,6 +114,8 @@ pub struct Listen<'a> {
     pub directory_mode: u32,
     /// Replace a unix socket's node that nobody listens on any more.
     pub replace: bool,
+    /// The files of sockets that are this program's own: those are not asked who has them.
+    pub own: &'a [FileId],
     /// The addresses of an [`Address::Host`], unless [`without_lookup`] knows them; their ports do not count.
     pub found: &'a [SocketAddr],
 }
@@ -134,10 +136,14 @@ impl<'a> Listen<'a> {
             gid: None,
             directory_mode: 0o755,
             replace: true,
+            own: &[],
             found: &[],
         }
     }
 }
+
+/// A file, whatever its path: device and inode.
+pub type FileId = (u64, u64);
 
 /// A bound socket; it listens, if it is of a type that does.
 #[derive(Debug)]
@@ -162,6 +168,8 @@ pub struct BindError {
 pub enum Cause {
     /// Another socket; its owner, where that could be seen.
     InUse(Option<Owner>),
+    /// One of [`Listen::own`].
+    Own(FileId),
     /// A unix socket's node that nobody listens on, and `replace` is off.
     Stale,
     /// Something in the file system that is no socket: what it is.
@@ -193,6 +201,7 @@ impl fmt::Display for BindError {
                     "{address} is in use by a process that can't be seen from here"
                 )
             }
+            Cause::Own(_) => write!(f, "{address} is in use by this process itself"),
             Cause::Stale => write!(
                 f,
                 "{address} is a socket that nobody listens on any more; remove it, or set `replace = true`"
@@ -550,13 +559,16 @@ fn make_room(listen: &Listen<'_>, address: &SockAddr, path: &Path) -> Result<(),
         };
         return Err(Cause::Occupied(what));
     }
+    let id = (found.dev(), found.ino());
+    if listen.own.contains(&id) {
+        return Err(Cause::Own(id));
+    }
     match probe(listen, address, path)? {
         Probe::Live(owner) => Err(Cause::InUse(owner)),
         Probe::Gone => Ok(()),
         Probe::Stale if !listen.replace => Err(Cause::Stale),
         Probe::Stale => {
-            let still =
-                look().is_ok_and(|now| (now.dev(), now.ino()) == (found.dev(), found.ino()));
+            let still = look().is_ok_and(|now| (now.dev(), now.ino()) == id);
             if still {
                 fs::remove_file(path).map_err(step("unlink"))
             } else {
@@ -739,6 +751,23 @@ pub fn matches(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> bool {
         (Address::Abstract(wanted), Local::Abstract(local)) => wanted == local,
         _ => false,
     }
+}
+
+/// Whether a socket on `local` keeps `listen` from its address, both being of one type.
+pub fn is_in_the_way(local: SocketAddr, listen: &Listen<'_>) -> bool {
+    let wanted = match listen.address {
+        Address::Ip(address) => vec![*address],
+        Address::Any { port, family } => {
+            let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let all = all.map(|ip| SocketAddr::new(ip, *port)).into_iter();
+            all.filter(|address| family.is_none_or(|family| family.has(*address)))
+                .collect()
+        }
+        Address::Host(name, port, family) => addresses_of(listen, name, *port, *family),
+        Address::Path(_) | Address::Abstract(_) => Vec::new(),
+    };
+    let mut wanted = wanted.into_iter();
+    wanted.any(|wanted| owner::conflict(wanted, local).is_some())
 }
 
 /// Makes an inherited socket as [`listen`] would have made it, as far as that can be changed: CLOEXEC, O_NONBLOCK (which

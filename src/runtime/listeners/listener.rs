@@ -1,12 +1,12 @@
 //! One socket: how it is bound, beside others or in their place.
 
-use super::super::{SlotKey, inherited::Inherited, node::Node};
+use super::super::{SlotKey, inherited::Inherited, node, node::Node};
 use super::fds::{Descriptor, Fds, Shard, UNCLAIMED, choose};
-use super::{Found, Names};
+use super::{Found, Names, Obstacle};
 use crate::plan;
 use crate::supervise::SocketId;
 use crate::sys::epoll::Epoll;
-use crate::sys::socket::{self, Address, BindError, Cause, IpFamily, Kind, Listen, Local};
+use crate::sys::socket::{self, Address, BindError, Cause, FileId, IpFamily, Kind, Listen, Local};
 use crate::unit;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -62,7 +62,11 @@ impl Listener {
 
     /// Binds while others that are to go are still there: takes the kernel socket of the one that has its address, or
     /// binds beside those that have an address with it in common.
-    pub(super) fn succeed(&mut self, leaving: &[(SocketId, &Listener)]) -> Result<(), String> {
+    pub(super) fn succeed(
+        &mut self,
+        leaving: &[(SocketId, &Listener)],
+        own: &[FileId],
+    ) -> Result<(), Obstacle> {
         if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
             self.fds = predecessor.fds.again().map_err(|error| error.to_string())?;
             self.local = predecessor.local.clone();
@@ -72,16 +76,24 @@ impl Listener {
         let address = address_of(&self.spec.unit);
         if let Address::Path(path) = &address {
             let is_there = |(_, other): &(SocketId, &Listener)| {
-                address_of(&other.spec.unit) == address && !matches!(other.fds, Fds::Unbound)
+                let is_same = address_of(&other.spec.unit) == address;
+                let is_alias = || other.node.as_ref().is_some_and(|node| node.is_at(path));
+                !matches!(other.fds, Fds::Unbound) && (is_same || is_alias())
             };
             if !leaving.iter().any(is_there) {
-                return self.bind(&[UNCLAIMED], None);
+                return self.bind(&[UNCLAIMED], None, own);
             }
             // Beside it until it is needed, then in its place by one rename.
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
             let beside = path.with_file_name(name);
-            self.bind_at(&Address::Path(beside.clone()), &[UNCLAIMED], None, false)?;
+            self.bind_at(
+                &Address::Path(beside.clone()),
+                &[UNCLAIMED],
+                None,
+                false,
+                own,
+            )?;
             self.local = Some(Local::Path(path.clone()));
             self.beside = Some((beside, path.clone()));
             return Ok(());
@@ -100,7 +112,7 @@ impl Listener {
         for other in &neighbours {
             share(other, true);
         }
-        let bound = self.bind_at(&address, &[UNCLAIMED], None, !neighbours.is_empty());
+        let bound = self.bind_at(&address, &[UNCLAIMED], None, !neighbours.is_empty(), own);
         let all = neighbours.into_iter().chain([&*self]);
         for listener in all.filter(|it| !it.spec.unit.so_reuseport.value) {
             share(listener, false);
@@ -125,6 +137,31 @@ impl Listener {
             return false;
         };
         self.spec.unit.address.value.port() == Some(theirs.port())
+    }
+
+    /// The file that it is bound to, whoever has made it.
+    pub(super) fn file(&self) -> Option<FileId> {
+        match (&self.node, &self.local) {
+            (Some(node), _) => Some(node.id()),
+            (None, Some(Local::Path(path))) => node::file_at(path),
+            (None, _) => None,
+        }
+    }
+
+    /// Whether it is this one that keeps another from being bound.
+    pub(super) fn is_in_the_way(&self, other: &Listener, cause: &Cause) -> bool {
+        match (cause, &self.local) {
+            (Cause::Own(file), _) => self.file() == Some(*file),
+            (Cause::InUse(_), Some(Local::Ip(local))) => {
+                let address = address_of(&other.spec.unit);
+                let mut listen = listen(&other.spec, &address);
+                listen.found = other.found.as_deref().unwrap_or_default();
+                self.spec.unit.kind == other.spec.unit.kind
+                    && !matches!(self.fds, Fds::Unbound)
+                    && socket::is_in_the_way(*local, &listen)
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn adjust(&self) {
@@ -153,8 +190,9 @@ impl Listener {
         &mut self,
         keys: &[SlotKey],
         inherited: Option<&mut Inherited>,
-    ) -> Result<(), String> {
-        self.bind_at(&address_of(&self.spec.unit), keys, inherited, false)
+        own: &[FileId],
+    ) -> Result<(), Obstacle> {
+        self.bind_at(&address_of(&self.spec.unit), keys, inherited, false, own)
     }
 
     pub(super) fn bind_at(
@@ -163,8 +201,10 @@ impl Listener {
         keys: &[SlotKey],
         inherited: Option<&mut Inherited>,
         shares: bool,
-    ) -> Result<(), String> {
+        own: &[FileId],
+    ) -> Result<(), Obstacle> {
         let mut listen = listen(&self.spec, address);
+        listen.own = own;
         listen.reuseport |= shares;
         listen.found = self.found.as_deref().unwrap_or_default();
         let taken = match inherited {
@@ -177,9 +217,9 @@ impl Listener {
                 if let Err(reason) = &self.found {
                     let cause = Cause::Lookup(reason.clone());
                     let address = address.to_string();
-                    return Err(BindError { address, cause }.to_string());
+                    return Err(BindError { address, cause }.into());
                 }
-                let bound = socket::listen(&listen).map_err(|error| error.to_string())?;
+                let bound = socket::listen(&listen)?;
                 if let Address::Path(path) = address {
                     self.node = Node::made_at(path);
                 }
@@ -298,6 +338,7 @@ pub(super) fn listen<'a>(spec: &'a plan::Socket, address: &'a Address) -> Listen
         gid: spec.gid,
         directory_mode: unit.directory_mode.0,
         replace: unit.replace,
+        own: &[],
         found: &[],
     }
 }

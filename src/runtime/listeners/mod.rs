@@ -10,7 +10,7 @@ use crate::plan::{self, Action, Change, Plan};
 use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::lookup::Found;
-use crate::sys::socket::{self, Local, Queue};
+use crate::sys::socket::{self, BindError, Cause, FileId, Local, Queue};
 use crate::unit;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -29,6 +29,8 @@ pub struct Listeners {
     all: BTreeMap<SocketId, Listener>,
     /// Bound for an apply, and not known to the supervisor yet.
     prepared: HashMap<String, Listener>,
+    /// The file of the control socket, which is no unit's.
+    control: Option<Node>,
     draining: Vec<Draining>,
     next_look: Option<Time>,
     /// Those that are not recorded as they are.
@@ -37,6 +39,54 @@ pub struct Listeners {
 
 /// What has come of the lookups of host names.
 pub type Names = HashMap<String, Found>;
+
+/// Why a socket is not bound.
+enum Obstacle {
+    Bind(BindError),
+    Other(String),
+}
+
+impl From<BindError> for Obstacle {
+    fn from(error: BindError) -> Self {
+        Obstacle::Bind(error)
+    }
+}
+
+impl From<String> for Obstacle {
+    fn from(reason: String) -> Self {
+        Obstacle::Other(reason)
+    }
+}
+
+impl Obstacle {
+    /// As a sentence, in which what is in the way of `listener` has its name if it is among `others`, or the control
+    /// socket.
+    fn explain<'a>(
+        self,
+        listener: &Listener,
+        others: impl IntoIterator<Item = &'a Listener>,
+        control: Option<&Node>,
+    ) -> String {
+        let error = match self {
+            Obstacle::Bind(error) => error,
+            Obstacle::Other(reason) => return reason,
+        };
+        let (address, cause) = (&error.address, &error.cause);
+        if let (Cause::Own(file), Some(control)) = (cause, control)
+            && control.id() == *file
+        {
+            return format!("{address} is in use by the control socket of this manager");
+        }
+        let mut others = others.into_iter();
+        match others.find(|other| other.is_in_the_way(listener, cause)) {
+            Some(other) => format!(
+                "{address} is in use by socket `{}` of this manager",
+                other.spec.name()
+            ),
+            None => error.to_string(),
+        }
+    }
+}
 
 /// The name of an optional socket that could not be bound, and why.
 pub type Unbound = (String, String);
@@ -61,9 +111,11 @@ impl Listeners {
     pub fn bind_all(
         plan: &Plan,
         names: &Names,
+        control: Option<Node>,
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
-        let mut all = Vec::with_capacity(plan.sockets.len());
+        let mut all: Vec<(SocketId, Listener)> = Vec::with_capacity(plan.sockets.len());
+        let mut own: Vec<FileId> = control.iter().map(Node::id).collect();
         let slots = slots(plan);
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
@@ -71,13 +123,16 @@ impl Listeners {
             let keys = slots
                 .get(spec.name())
                 .map_or(&[UNCLAIMED][..], Vec::as_slice);
-            if let Err(error) = listener.bind(keys, Some(inherited)) {
+            if let Err(obstacle) = listener.bind(keys, Some(inherited), &own) {
+                let others = all.iter().map(|(_, other)| other);
+                let error = obstacle.explain(&listener, others, control.as_ref());
                 if spec.unit.optional {
                     optional.push((spec.name().to_owned(), error));
                 } else {
                     failed.push(format!("socket `{}`: {error}", spec.name()));
                 }
             }
+            own.extend(listener.file());
             all.push((id, listener));
         }
         let listeners = Listeners {
@@ -85,6 +140,7 @@ impl Listeners {
             // When all are bound, and in one go: their clients wait, and a map that grows moves what it has.
             all: all.into_iter().collect(),
             prepared: HashMap::new(),
+            control,
             draining: Vec::new(),
             next_look: None,
         };
@@ -102,13 +158,22 @@ impl Listeners {
 
     /// Tries again to bind an optional socket, whose name has been looked up, if it has one.
     pub fn bind(&mut self, id: SocketId, found: &Found) -> Result<(), String> {
+        let own = self.own_files();
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
         self.dirty.insert(id);
         listener.found = found.clone();
         // Its watchers' shards are bound as their workers are spawned.
-        listener.bind(&[UNCLAIMED], None)
+        let bound = listener.bind(&[UNCLAIMED], None, &own);
+        let listener = &self.all[&id];
+        bound.map_err(|it| it.explain(listener, self.all.values(), self.control.as_ref()))
+    }
+
+    /// The files of all unix sockets that are bound here.
+    fn own_files(&self) -> Vec<FileId> {
+        let all = self.all.values().filter_map(Listener::file);
+        all.chain(self.control.iter().map(Node::id)).collect()
     }
 
     /// Binds what an apply adds or binds anew; each is known by its name until [`Listeners::open`]. What listens on the
@@ -123,17 +188,23 @@ impl Listeners {
     ) -> Result<Vec<Unbound>, Vec<String>> {
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         let leaving = self.those(leaving);
-        let mut prepared = HashMap::new();
+        let mut own = self.own_files();
+        let mut prepared: HashMap<String, Listener> = HashMap::new();
         for spec in added(plan, changes) {
             let name = spec.name();
             let mut listener = Listener::named(spec, names);
-            match listener.succeed(&leaving) {
+            let bound = listener.succeed(&leaving, &own).map_err(|it| {
+                let others = self.all.values().chain(prepared.values());
+                it.explain(&listener, others, self.control.as_ref())
+            });
+            match bound {
                 Ok(()) => {}
                 Err(error) if spec.unit.optional => {
                     optional.push((name.to_owned(), error));
                 }
                 Err(error) => failed.push(format!("socket `{name}`: {error}")),
             }
+            own.extend(listener.file());
             prepared.insert(name.to_owned(), listener);
         }
         self.prepared = prepared;
@@ -365,10 +436,12 @@ impl Listeners {
         records: BTreeMap<SocketId, ListenerRecord>,
         held: &mut BTreeMap<String, OwnedFd>,
         supervisor: &Supervisor,
+        control: Option<Node>,
     ) -> Listeners {
         let mut listeners = Listeners {
             all: BTreeMap::new(),
             prepared: HashMap::new(),
+            control,
             draining: Vec::new(),
             next_look: None,
             dirty: BTreeSet::new(),
@@ -402,7 +475,11 @@ impl Listeners {
                 if let Some(Local::Ip(address)) = listener.local {
                     listener.found = Ok(vec![address]);
                 }
-                let bound = listener.bind(&[UNCLAIMED], None);
+                let own = listeners.own_files();
+                let bound = listener.bind(&[UNCLAIMED], None, &own).map_err(|it| {
+                    let others = listeners.all.values();
+                    it.explain(&listener, others, listeners.control.as_ref())
+                });
                 let target = format!("socket.{}", spec.name());
                 match bound {
                     Ok(()) => log::info!(target: &target, "was not held, and is bound anew"),
