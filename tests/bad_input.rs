@@ -972,3 +972,23 @@ fn a_file_that_is_half_written_hides_no_sure_mistake_of_another() {
     ]);
     assert_eq!(found.len(), 6, "{found:#?}");
 }
+
+#[test]
+fn a_file_of_nothing_but_mistakes_is_told_of_in_short() {
+    const KEYS: usize = 100_000;
+    let manager = Manager::start("[watcher.w]\ncmd = \"PROBE sleep\"\n");
+    let mut units = "[watcher.w]\ncmd = \"PROBE sleep\"\n".to_owned();
+    units.extend((0..KEYS).map(|number| format!("k{number} = 1\n")));
+    write_units(&manager.path(""), &units);
+    let path = manager.path("units.toml");
+    for args in [&["apply"][..], &["check", path.to_str().unwrap()]] {
+        let output = manager.cli(args);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        let of_keys = text.matches("unknown key `k").count();
+        assert_eq!(of_keys, 100, "{args:?}");
+        let rest = format!("and {} more errors of this file", KEYS - 100);
+        assert!(text.contains(&rest), "{args:?}: {text}");
+    }
+    assert_eq!(manager.watcher("w")["state"], "running");
+}

@@ -7,7 +7,7 @@
 //! with their pairs.
 
 use super::Host;
-use crate::unit::{Address, At, Doubts, Family, Finding, Socket, SocketKind};
+use crate::unit::{Address, At, Doubts, Family, Finding, Findings, Socket, SocketKind};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
@@ -18,7 +18,7 @@ pub(super) fn find_collisions(
     control: Option<&At<PathBuf>>,
     doubts: &Doubts,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     let mut folders = Folders::new(host);
     let control = control.map(|control| folders.place_of(&control.value));
@@ -393,7 +393,7 @@ mod tests {
         socket
     }
 
-    fn find_all(sockets: impl Into<Vec<Socket>>, findings: &mut Vec<Finding>) {
+    fn find_all(sockets: impl Into<Vec<Socket>>, findings: &mut Findings) {
         let sockets = boxed(sockets);
         find_collisions(
             &sockets,
@@ -407,7 +407,7 @@ mod tests {
     /// Whether the two collide; in both orders, since a collision has no direction.
     fn collide(a: Socket, b: Socket) -> bool {
         let count = |pair: [Socket; 2]| {
-            let mut findings = Vec::new();
+            let mut findings = Findings::default();
             find_all(pair, &mut findings);
             findings.retain(|finding| finding.severity == Severity::Error);
             findings.len()
@@ -464,7 +464,7 @@ mod tests {
     #[test]
     fn two_units_that_share_one_address_are_warned_of() {
         let warned = |pair: [Socket; 2]| {
-            let mut findings = Vec::new();
+            let mut findings = Findings::default();
             find_all(pair, &mut findings);
             findings
                 .iter()
@@ -521,7 +521,7 @@ mod tests {
             ip("b", "127.0.0.1:80"),
             port("c", 80, None),
         ];
-        let mut findings = Vec::new();
+        let mut findings = Findings::default();
         find_all(sockets, &mut findings);
         assert_eq!(findings.len(), 2);
         assert!(

@@ -1,7 +1,7 @@
 //! Users and groups, looked up.
 
 use super::{Host, Identity, User};
-use crate::unit::{At, Doubt, Finding, Principal, Socket, Watcher};
+use crate::unit::{At, Doubt, Finding, Findings, Principal, Socket, Watcher};
 
 /// A mistake that is already among the findings.
 pub(super) struct Reported;
@@ -11,7 +11,7 @@ pub(super) fn of_watcher(
     watcher: &Watcher,
     doubt: Option<&Doubt>,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Result<Option<Identity>, Reported> {
     if watcher.user.is_none() && watcher.group.is_none() && watcher.supplementary_groups.is_none() {
         return Ok(None);
@@ -85,7 +85,7 @@ pub(super) fn of_watcher(
 pub(super) fn of_socket(
     socket: &Socket,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> (Option<u32>, Option<u32>) {
     if socket.user.is_none() && socket.group.is_none() {
         return (None, None);
@@ -126,7 +126,7 @@ pub(super) fn find_group(
     group: &At<Principal>,
     owner: &str,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Result<u32, Reported> {
     match &group.value {
         Principal::Id(gid) => usable(*gid, key, group, owner, findings),
@@ -150,7 +150,7 @@ fn find_user(
     user: &At<Principal>,
     owner: &str,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Result<Found, Reported> {
     match &user.value {
         Principal::Id(uid) => {
@@ -182,7 +182,7 @@ fn usable(
     key: &str,
     at: &At<Principal>,
     owner: &str,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Result<u32, Reported> {
     if id != u32::MAX {
         return Ok(id);
@@ -197,7 +197,7 @@ fn usable(
     Err(Reported)
 }
 
-fn warn_of_root(watcher: &Watcher, findings: &mut Vec<Finding>) {
+fn warn_of_root(watcher: &Watcher, findings: &mut Findings) {
     let asked = [
         ("user", watcher.user.as_ref()),
         ("group", watcher.group.as_ref()),

@@ -26,7 +26,7 @@ pub use environment::{Variable, inheritable};
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
-use crate::unit::{self, Doubts, Finding, Limit, Mode, Name, Resource, Severity, Units};
+use crate::unit::{self, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Units};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
@@ -149,7 +149,7 @@ pub struct Examined {
     pub units: usize,
     /// There is one only if no finding is an error.
     pub plan: Option<Plan>,
-    /// The mistakes of the files, then those that only a plan shows.
+    /// All errors and warnings, in order of file and place; of very many in one file only the first.
     pub findings: Vec<Finding>,
     /// The texts the findings point into.
     pub sources: unit::Sources,
@@ -165,10 +165,9 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
         mut findings,
         sources,
     } = loaded;
-    let is_error = |finding: &Finding| finding.severity == unit::Severity::Error;
     let count = units.sockets.len() + units.watchers.len();
-    let plan = if !findings.iter().any(is_error) {
-        let (plan, more) = self::plan(units, host);
+    let plan = if findings.errors() == 0 {
+        let (plan, more) = plan_in_doubt(units, &doubts, host);
         findings.extend(more);
         plan
     } else {
@@ -177,16 +176,17 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
         if doubts.of_manager().is_some() {
             units.manager = unfinished.manager;
         }
-        let (_, more) = plan_in_doubt(units, &doubts, host);
+        let (_, mut more) = plan_in_doubt(units, &doubts, host);
         // What is only a warning may be due to what is missing.
-        let more = more.into_iter().filter(is_error);
-        findings.extend(more.filter(|finding| !doubts.cover(finding)));
+        more.retain_errors();
+        more.retain(|finding| !doubts.cover(finding));
+        findings.extend(more);
         None
     };
     Examined {
         units: count,
         plan,
-        findings,
+        findings: findings.finish(&sources),
         sources,
     }
 }
@@ -194,16 +194,12 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
 /// Plans `units`. The findings hold every error and warning, in order of place; there is a plan only if none is an error.
 ///
 /// Names that differ by case alone, and values that are wrong in themselves, are left to the loader.
-pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Vec<Finding>) {
+pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Findings) {
     plan_in_doubt(units, &Doubts::default(), host)
 }
 
 /// The same of units of which not everything is known.
-fn plan_in_doubt(
-    mut units: Units,
-    doubts: &Doubts,
-    host: &dyn Host,
-) -> (Option<Plan>, Vec<Finding>) {
+fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<Plan>, Findings) {
     units
         .sockets
         .sort_by(|a, b| a.name.value.cmp(&b.name.value));
@@ -212,7 +208,7 @@ fn plan_in_doubt(
         .sort_by(|a, b| a.name.value.cmp(&b.name.value));
     let own = inheritable(&host.environment());
     let hints = Hints::new();
-    let mut findings = Vec::new();
+    let mut findings = Findings::default();
 
     settle::fold_manager_env(&mut units.manager.env, &own, &mut findings);
     let control_group = units.manager.control_group.as_ref();
@@ -237,10 +233,8 @@ fn plan_in_doubt(
         .collect();
     find_unused(&units.sockets, &settled, &mut findings);
 
-    findings.sort_by_key(|finding| finding.place);
-    let refused = findings
-        .iter()
-        .any(|finding| finding.severity == Severity::Error);
+    findings.sort();
+    let refused = findings.errors() > 0;
     let (false, Some(levels)) = (refused, levels) else {
         return (None, findings);
     };
@@ -301,7 +295,7 @@ fn finished(
 }
 
 /// LISTEN_FDNAMES is one text of names with colons between them (sd_listen_fds(3)).
-fn find_bad_fd_names(sockets: &[Box<unit::Socket>], doubts: &Doubts, findings: &mut Vec<Finding>) {
+fn find_bad_fd_names(sockets: &[Box<unit::Socket>], doubts: &Doubts, findings: &mut Findings) {
     // The loader has looked at the others.
     let is_whole = |socket: &unit::Socket| doubts.of(socket.name.place).is_none();
     for socket in sockets.iter().filter(|socket| is_whole(socket)) {
@@ -323,7 +317,7 @@ fn find_bad_fd_names(sockets: &[Box<unit::Socket>], doubts: &Doubts, findings: &
 fn find_unused(
     sockets: &[Box<unit::Socket>],
     settled: &[settle::Settled],
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     let mut used = vec![false; sockets.len()];
     for index in settled.iter().flat_map(|watcher| &watcher.listens) {

@@ -1,7 +1,7 @@
 //! In which order watchers start.
 
 use super::nearest::Hints;
-use crate::unit::{At, Doubts, Finding, Name, Watcher};
+use crate::unit::{At, Doubts, Finding, Findings, Name, Watcher};
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with
 /// them is added to `findings`. They are in order of name.
@@ -12,9 +12,9 @@ pub(super) fn start_levels(
     watchers: &[Box<Watcher>],
     doubts: &Doubts,
     hints: &Hints,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Option<Vec<u32>> {
-    let errors = findings.len();
+    let errors = findings.errors();
     let waits = dependencies(watchers, doubts, hints, findings);
     let classes = priority_classes(watchers);
     let level = |priority: i32| classes.partition_point(|class| *class > priority);
@@ -57,7 +57,7 @@ pub(super) fn start_levels(
             }
         }
     }
-    (findings.len() == errors).then_some(levels)
+    (findings.errors() == errors).then_some(levels)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -75,7 +75,7 @@ fn dependencies<'a>(
     watchers: &'a [Box<Watcher>],
     doubts: &Doubts,
     hints: &Hints,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Vec<Waits<'a>> {
     let mut all = Vec::with_capacity(watchers.len());
     for (index, watcher) in watchers.iter().enumerate() {
@@ -176,14 +176,14 @@ mod tests {
     }
 
     fn levels(watchers: &[Watcher]) -> Result<Vec<u32>, Vec<String>> {
-        let mut findings = Vec::new();
+        let mut findings = Findings::default();
         start_levels(
             &boxed(watchers),
             &Doubts::default(),
             &Hints::new(),
             &mut findings,
         )
-        .ok_or_else(|| findings.into_iter().map(|f| f.message).collect())
+        .ok_or_else(|| findings.iter().map(|f| f.message.clone()).collect())
     }
 
     #[test]

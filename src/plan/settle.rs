@@ -8,7 +8,7 @@ use super::substitute::{
 };
 use super::{Host, Identity, identity};
 use crate::unit::{
-    self, At, Doubt, Doubts, Finding, NotifyAccess, Place, Stdin, WatcherKind, Words,
+    self, At, Doubt, Doubts, Finding, Findings, NotifyAccess, Place, Stdin, WatcherKind, Words,
 };
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
@@ -116,7 +116,7 @@ impl<'a> World<'a> {
 pub(super) fn fold_manager_env(
     env: &mut [(String, At<String>)],
     own: &[Variable],
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     let mut environment = Environment::new(true, own);
     for (key, value) in env {
@@ -168,7 +168,7 @@ pub(super) fn settle(
     watcher: &unit::Watcher,
     world: &World<'_>,
     host: &dyn Host,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Settled {
     let doubt = world.doubts.of(watcher.name.place);
     let identity = identity::of_watcher(watcher, doubt, host, findings);
@@ -196,7 +196,7 @@ pub(super) fn settle(
 }
 
 /// Options that are right each by itself and wrong together.
-fn find_contradictions(watcher: &unit::Watcher, findings: &mut Vec<Finding>) {
+fn find_contradictions(watcher: &unit::Watcher, findings: &mut Findings) {
     let name = &watcher.name.value;
     let mut refuse = |place: Place, what: &str| {
         findings.push(Finding::error(place, format!("watcher `{name}`: {what}")));
@@ -274,7 +274,7 @@ struct Compiler<'a, 'f> {
     world: &'a World<'a>,
     /// `None` where it could not be found, which is reported.
     identity: Option<&'a Option<Identity>>,
-    findings: &'f mut Vec<Finding>,
+    findings: &'f mut Findings,
     /// Sockets in fd order.
     passed: Vec<usize>,
     /// Where each of them is in `passed`; empty where they are all there, and in order.
@@ -351,7 +351,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
         unit: &'a unit::Watcher,
         world: &'a World<'a>,
         identity: Option<&'a Option<Identity>>,
-        findings: &'f mut Vec<Finding>,
+        findings: &'f mut Findings,
     ) -> Self {
         Compiler {
             unit,

@@ -181,7 +181,7 @@ impl Manager {
         }
         let plan = examined
             .plan
-            .ok_or(Failure::InvalidUnits { findings: errors })?;
+            .ok_or_else(|| Failure::invalid_units(errors))?;
         let changes = self.supervisor.changes_to(&plan);
         Ok(News { plan, changes })
     }

@@ -10,7 +10,7 @@ use super::value::{
     parse_principal, principal_of_number, signal_of_number,
 };
 use super::{
-    Address, At, Finding, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
+    Address, At, Finding, Findings, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
     parse_address, parse_duration, parse_signal,
 };
 use std::collections::BTreeMap;
@@ -80,7 +80,7 @@ pub(super) struct Field<'v, 'f> {
     unit: Label<'v>,
     /// Where relative paths start.
     pub folder: &'v Path,
-    findings: &'f mut Vec<Finding>,
+    findings: &'f mut Findings,
 }
 
 impl<'v, 'f> Field<'v, 'f> {
@@ -91,7 +91,7 @@ impl<'v, 'f> Field<'v, 'f> {
         key: &'v str,
         unit: Label<'v>,
         folder: &'v Path,
-        findings: &'f mut Vec<Finding>,
+        findings: &'f mut Findings,
     ) -> Self {
         let part = Part::Whole;
         Field {
@@ -140,6 +140,11 @@ impl<'v, 'f> Field<'v, 'f> {
 
     /// Reports a value of the wrong type or out of range.
     pub fn mismatch(&mut self, wanted: impl fmt::Display) {
+        self.mismatch_but(wanted, "");
+    }
+
+    /// The same with a `hint` at its end.
+    pub fn mismatch_but(&mut self, wanted: impl fmt::Display, hint: &str) {
         let found = match self.raw {
             Value::Text(text) => format!("the text `\"{}\"`", clipped(text)),
             Value::Integer(integer) => format!("`{}`", clipped(&integer.to_string())),
@@ -149,7 +154,7 @@ impl<'v, 'f> Field<'v, 'f> {
             Value::List(_) => "a list".to_string(),
             Value::Table(_) => "a table".to_string(),
         };
-        self.refuse(format_args!("must be {wanted}; found {found}"));
+        self.refuse(format_args!("must be {wanted}; found {found}{hint}"));
     }
 
     /// `true` or `false`, and nothing else.
@@ -409,10 +414,7 @@ impl<'v, 'f> Field<'v, 'f> {
                     Some(near) => format!("; did you mean `\"{near}\"`?"),
                     None => String::new(),
                 };
-                self.mismatch(format_args!("one of {}", allowed(vocabulary)));
-                if let Some(finding) = self.findings.last_mut() {
-                    finding.message.push_str(&hint);
-                }
+                self.mismatch_but(format_args!("one of {}", allowed(vocabulary)), &hint);
                 None
             }
         }
@@ -511,25 +513,24 @@ impl<'v, 'f> Field<'v, 'f> {
             if known.contains(&name) {
                 continue;
             }
-            let message = if unbuilt.contains(&name) {
-                format!("key `{name}` of {} is not built yet", self.key)
-            } else {
+            let key = self.key;
+            self.findings.error_with(item.key_place, || {
+                if unbuilt.contains(&name) {
+                    return format!("key `{name}` of {key} is not built yet");
+                }
                 match nearest(name, known.iter().chain(unbuilt).copied()) {
-                    Some(near) => {
+                    Some(near) => format!(
+                        "unknown key `{}` in {key}; did you mean `{near}`?",
+                        clipped(name)
+                    ),
+                    None => {
                         format!(
-                            "unknown key `{}` in {}; did you mean `{near}`?",
-                            clipped(name),
-                            self.key
+                            "unknown key `{}` in {key}; write `{example}`",
+                            clipped(name)
                         )
                     }
-                    None => format!(
-                        "unknown key `{}` in {}; write `{example}`",
-                        clipped(name),
-                        self.key
-                    ),
                 }
-            };
-            self.findings.push(Finding::error(item.key_place, message));
+            });
         }
         Some(table)
     }
@@ -601,22 +602,20 @@ impl<'v, 'f> Field<'v, 'f> {
         let mut is_good = true;
         for (name, item) in self.merged() {
             let Some((_, resource)) = RESOURCES.iter().find(|(known, _)| *known == name) else {
-                let bare = name.to_ascii_lowercase();
-                let bare = ["rlimit_", "limit"]
-                    .iter()
-                    .find_map(|prefix| bare.strip_prefix(prefix))
-                    .unwrap_or(&bare);
-                let known = RESOURCES.iter().map(|(known, _)| *known);
-                let hint = match nearest(bare, known.clone()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("known are {}", quoted(known)),
-                };
-                let message = format!(
-                    "unknown resource `{}` in {}; {hint}",
-                    clipped(name),
-                    self.key
-                );
-                self.findings.push(Finding::error(item.key_place, message));
+                let key = self.key;
+                self.findings.error_with(item.key_place, || {
+                    let bare = name.to_ascii_lowercase();
+                    let bare = ["rlimit_", "limit"]
+                        .iter()
+                        .find_map(|prefix| bare.strip_prefix(prefix))
+                        .unwrap_or(&bare);
+                    let known = RESOURCES.iter().map(|(known, _)| *known);
+                    let hint = match nearest(bare, known.clone()) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("known are {}", quoted(known)),
+                    };
+                    format!("unknown resource `{}` in {key}; {hint}", clipped(name))
+                });
                 is_good = false;
                 continue;
             };

@@ -1,7 +1,9 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
 use std::cell::{Cell, OnceCell};
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 /// A stretch of bytes in one of the [`Sources`].
@@ -67,6 +69,156 @@ impl Finding {
             place,
             message: message.into(),
         }
+    }
+}
+
+/// So many errors of a file are kept, and so many warnings: a file that is none of ours may have millions.
+const MOST: usize = 100;
+
+/// Findings: of each file the first, and how many more there are.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    kept: Vec<Finding>,
+    /// By file.
+    counts: BTreeMap<(u32, Severity), Count>,
+    errors: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    kept: usize,
+    more: usize,
+}
+
+impl Findings {
+    /// Adds a finding.
+    pub fn push(&mut self, finding: Finding) {
+        let Finding {
+            severity, place, ..
+        } = finding;
+        if self.count(severity, place) {
+            self.kept.push(finding);
+        }
+    }
+
+    /// Adds an error whose message is not made if nobody is going to see it.
+    pub fn error_with(&mut self, place: Place, message: impl FnOnce() -> String) {
+        if self.count(Severity::Error, place) {
+            self.kept.push(Finding::error(place, message()));
+        }
+    }
+
+    /// Counts a finding; whether it is to be kept.
+    fn count(&mut self, severity: Severity, place: Place) -> bool {
+        self.errors += usize::from(severity == Severity::Error);
+        let count = self.counts.entry((place.file, severity)).or_default();
+        // What stands in no file is little.
+        let is_kept = count.kept < MOST || place == Place::NOWHERE;
+        match is_kept {
+            true => count.kept += 1,
+            false => count.more += 1,
+        }
+        is_kept
+    }
+
+    /// Counts further errors of `file`.
+    pub(super) fn leave_out(&mut self, file: u32, more: usize) {
+        let count = self.counts.entry((file, Severity::Error)).or_default();
+        count.more += more;
+        self.errors += more;
+    }
+
+    /// Whether no error of `file` is kept any more.
+    pub(super) fn is_full(&self, file: u32) -> bool {
+        let count = self.counts.get(&(file, Severity::Error));
+        count.is_some_and(|count| count.kept >= MOST)
+    }
+
+    /// How many errors there are, whether they are kept or not.
+    pub fn errors(&self) -> usize {
+        self.errors
+    }
+
+    /// Keeps those that `is_wanted`.
+    pub fn retain(&mut self, mut is_wanted: impl FnMut(&Finding) -> bool) {
+        let (counts, errors) = (&mut self.counts, &mut self.errors);
+        self.kept.retain(|finding| {
+            let is_kept = is_wanted(finding);
+            if !is_kept {
+                let key = (finding.place.file, finding.severity);
+                counts.entry(key).or_default().kept -= 1;
+                *errors -= usize::from(finding.severity == Severity::Error);
+            }
+            is_kept
+        });
+    }
+
+    /// Leaves the warnings out.
+    pub fn retain_errors(&mut self) {
+        self.kept
+            .retain(|finding| finding.severity == Severity::Error);
+        self.counts
+            .retain(|(_, severity), _| *severity == Severity::Error);
+    }
+
+    /// Adds those of another collection.
+    pub fn extend(&mut self, others: Findings) {
+        for finding in others.kept {
+            self.push(finding);
+        }
+        for (key, count) in others.counts {
+            self.counts.entry(key).or_default().more += count.more;
+            if key.1 == Severity::Error {
+                self.errors += count.more;
+            }
+        }
+    }
+
+    /// Brings them in order of place.
+    pub fn sort(&mut self) {
+        self.kept.sort_by_key(|finding| finding.place);
+    }
+
+    /// All that is to be shown, in order of place. What is not kept is counted at the end of its file.
+    pub fn finish(mut self, sources: &Sources) -> Vec<Finding> {
+        for ((file, severity), Count { more, .. }) in self.counts {
+            if more == 0 {
+                continue;
+            }
+            let end = u32::try_from(sources.text(file).len()).unwrap_or(u32::MAX);
+            let what = match severity {
+                Severity::Error => "errors",
+                Severity::Warning => "warnings",
+            };
+            self.kept.push(Finding {
+                severity,
+                place: Place {
+                    file,
+                    start: end,
+                    end,
+                },
+                message: format!("and {more} more {what} of this file, which are not shown"),
+            });
+        }
+        self.kept.sort_by_key(|finding| finding.place);
+        self.kept
+    }
+}
+
+impl Deref for Findings {
+    type Target = [Finding];
+
+    fn deref(&self) -> &[Finding] {
+        &self.kept
+    }
+}
+
+impl<'a> IntoIterator for &'a Findings {
+    type Item = &'a Finding;
+    type IntoIter = std::slice::Iter<'a, Finding>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.kept.iter()
     }
 }
 
@@ -333,6 +485,48 @@ mod tests {
             end: end as u32,
         };
         sources.render(&Finding::error(place, message)).to_string()
+    }
+
+    #[test]
+    fn of_very_many_findings_of_a_file_the_first_are_kept_and_the_others_counted() {
+        let mut sources = Sources::default();
+        let files = ["a", "b"].map(|name| sources.add(Path::new(name), "xy".repeat(500)));
+        let place = |file: usize, start| Place {
+            file: files[file],
+            start,
+            end: start + 1,
+        };
+        let mut findings = Findings::default();
+        for start in 0..MOST as u32 + 7 {
+            findings.push(Finding::error(place(0, start), "no"));
+            findings.push(Finding::warning(place(0, start), "hm"));
+        }
+        assert!(findings.is_full(files[0]) && !findings.is_full(files[1]));
+        findings.error_with(place(0, 999), || panic!("nobody sees it"));
+        findings.error_with(place(1, 0), || "no".into());
+        assert_eq!(findings.errors(), MOST + 9);
+
+        let mut others = Findings::default();
+        for start in 0..MOST as u32 + 1 {
+            others.push(Finding::error(place(1, start), "not"));
+        }
+        others.retain(|finding| finding.place.start > 0);
+        assert_eq!(others.errors(), MOST);
+        findings.extend(others);
+        assert_eq!(findings.errors(), 2 * MOST + 9);
+        findings.retain_errors();
+
+        let shown = findings.finish(&sources);
+        assert_eq!(shown.len(), 2 * MOST + 2);
+        assert!(shown.is_sorted_by_key(|finding| finding.place));
+        let lasts = [&shown[MOST], &shown[2 * MOST + 1]];
+        assert_eq!(
+            lasts.map(|last| last.message.as_str()),
+            [
+                "and 8 more errors of this file, which are not shown",
+                "and 1 more errors of this file, which are not shown",
+            ]
+        );
     }
 
     #[test]

@@ -9,9 +9,9 @@ use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
 use super::value::{clipped, signal_name};
 use super::{
-    Address, At, Family, Finding, Inherit, LogFormat, LogLevel, Manager, NotifyAccess, Output,
-    Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit, Watcher,
-    WatcherKind, Words,
+    Address, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager, NotifyAccess,
+    Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit,
+    Watcher, WatcherKind, Words,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -432,7 +432,7 @@ impl<'v> Table<'v> {
     }
 
     /// Reads each key into `draft`; the answer is which of them have a mistake.
-    fn read<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> Doubt {
+    fn read<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Findings) -> Doubt {
         if self.is_partial {
             self.read_into(keys, draft, findings);
             return Doubt::of_everything();
@@ -440,19 +440,25 @@ impl<'v> Table<'v> {
         self.read_into(keys, draft, findings)
     }
 
-    fn read_into<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Vec<Finding>) -> Doubt {
+    fn read_into<D>(&self, keys: &[Key<D>], draft: &mut D, findings: &mut Findings) -> Doubt {
         let mut doubt = Doubt::default();
         let with_its_kin =
             |key: &Key<D>| [key.name].into_iter().chain(key.instead_of.iter().copied());
         for entry in &self.entries {
             let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
+                if findings.is_full(entry.key_place.file) {
+                    // What it was meant to be is not looked for.
+                    doubt = Doubt::of_everything();
+                    findings.error_with(entry.key_place, String::new);
+                    continue;
+                }
                 let meant = self.meant(entry.key);
                 let key = keys.iter().find(|key| Some(key.name) == meant);
                 doubt.add(key.into_iter().flat_map(with_its_kin));
                 findings.push(self.unknown(entry, meant));
                 continue;
             };
-            let before = findings.len();
+            let before = findings.errors();
             let Some(read) = key.read else {
                 let message = format!("key `{}` is not built yet", key.name);
                 findings.push(Finding::error(entry.key_place, message));
@@ -468,7 +474,7 @@ impl<'v> Table<'v> {
                 findings,
             );
             read(draft, &mut field);
-            if has_error(&findings[before..]) {
+            if findings.errors() > before {
                 doubt.add(with_its_kin(key));
             }
         }
@@ -535,12 +541,6 @@ pub(super) fn header_of(kind: Kind) -> String {
     }
 }
 
-pub(super) fn has_error(findings: &[Finding]) -> bool {
-    findings
-        .iter()
-        .any(|finding| finding.severity == super::Severity::Error)
-}
-
 /// A table, as far as it could be read.
 pub(super) struct Reading<T> {
     pub unit: T,
@@ -549,9 +549,9 @@ pub(super) struct Reading<T> {
 }
 
 impl<T> Reading<T> {
-    /// Of a table whose findings are those of `found`.
-    fn new(unit: T, doubt: Doubt, table: &Table<'_>, found: &[Finding]) -> Self {
-        let is_good = !table.is_partial && !has_error(found);
+    /// Of a table that has errors, or that has none.
+    fn new(unit: T, doubt: Doubt, table: &Table<'_>, has_error: bool) -> Self {
+        let is_good = !table.is_partial && !has_error;
         Reading {
             unit,
             doubt: (!is_good).then_some(doubt),
@@ -560,11 +560,11 @@ impl<T> Reading<T> {
 }
 
 /// The `[manager]` table.
-pub(super) fn manager(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Manager> {
-    let before = findings.len();
+pub(super) fn manager(table: &Table<'_>, findings: &mut Findings) -> Reading<Manager> {
+    let before = findings.errors();
     let mut manager = Manager::default();
     let doubt = table.read(MANAGER, &mut manager, findings);
-    Reading::new(manager, doubt, table, &findings[before..])
+    Reading::new(manager, doubt, table, findings.errors() > before)
 }
 
 /// A socket before its keys are held against each other.
@@ -577,8 +577,8 @@ struct SocketDraft {
 }
 
 /// The `[socket.NAME]` table. Where its address is not known, it gets one that is nobody else's.
-pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Socket> {
-    let before = findings.len();
+pub(super) fn socket(table: &Table<'_>, findings: &mut Findings) -> Reading<Socket> {
+    let before = findings.errors();
     let name = At {
         value: table.name.to_string(),
         place: table.header,
@@ -606,10 +606,10 @@ pub(super) fn socket(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<
         socket.address = At::nowhere(Address::Abstract(format!("/{}", table.name)));
         doubt.add(["listen"]);
     }
-    Reading::new(socket, doubt, table, &findings[before..])
+    Reading::new(socket, doubt, table, findings.errors() > before)
 }
 
-fn check_fd_name(table: &Table<'_>, doubt: &Doubt, findings: &mut Vec<Finding>) {
+fn check_fd_name(table: &Table<'_>, doubt: &Doubt, findings: &mut Findings) {
     if table.name.contains(':') && table.place("fd_name").is_none() && !doubt.is_about(&["fd_name"])
     {
         findings.push(Finding::error(
@@ -627,7 +627,7 @@ fn socket_address(
     table: &Table<'_>,
     draft: &mut SocketDraft,
     doubt: &Doubt,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> Option<At<Address>> {
     let label = table.label();
     let ways = ["listen", "host", "port", "path"];
@@ -684,7 +684,7 @@ fn socket_address(
 }
 
 /// What does not go together in a socket.
-fn check_socket(table: &Table<'_>, socket: &Socket, findings: &mut Vec<Finding>) {
+fn check_socket(table: &Table<'_>, socket: &Socket, findings: &mut Findings) {
     let label = table.label();
     let (is_file, is_unix) = match &socket.address.value {
         Address::Path(_) => (true, true),
@@ -784,8 +784,8 @@ struct WatcherDraft {
 }
 
 /// The `[watcher.NAME]` table. Where its command is not known, it gets one in which nothing is wrong.
-pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading<Watcher> {
-    let before = findings.len();
+pub(super) fn watcher(table: &Table<'_>, findings: &mut Findings) -> Reading<Watcher> {
+    let before = findings.errors();
     let name = At {
         value: table.name.to_string(),
         place: table.header,
@@ -813,7 +813,7 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Vec<Finding>) -> Reading
         doubt.add(["cmd"]);
         At::nowhere(Words::List(vec!["unknown".to_string()]))
     });
-    Reading::new(draft.watcher, doubt, table, &findings[before..])
+    Reading::new(draft.watcher, doubt, table, findings.errors() > before)
 }
 
 /// Whether the command can be executed, as far as it is known.
@@ -821,7 +821,7 @@ fn check_command(
     table: &Table<'_>,
     draft: &WatcherDraft,
     doubt: &Doubt,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) -> bool {
     let label = table.label();
     if table.place("cmd").is_none() && !doubt.is_about(&["cmd"]) {
@@ -866,7 +866,7 @@ fn settle_restart(
     table: &Table<'_>,
     draft: &mut WatcherDraft,
     doubt: &Doubt,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     let label = table.label();
     let watcher = &mut draft.watcher;
@@ -918,7 +918,7 @@ fn settle_reload(
     table: &Table<'_>,
     draft: &mut WatcherDraft,
     doubt: &Doubt,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     const HUP: Reload = Reload::Signal(Signal(libc::SIGHUP));
     let label = table.label();
@@ -947,7 +947,7 @@ fn settle_reload(
 }
 
 /// What does not go together in a watcher.
-fn check_watcher(table: &Table<'_>, watcher: &Watcher, doubt: &Doubt, findings: &mut Vec<Finding>) {
+fn check_watcher(table: &Table<'_>, watcher: &Watcher, doubt: &Doubt, findings: &mut Findings) {
     let label = table.label();
     for (ours, circus) in [("user", "uid"), ("group", "gid")] {
         if let (Some(_), Some(place)) = (table.place(ours), table.key_place(circus)) {

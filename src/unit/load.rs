@@ -2,7 +2,7 @@
 
 use super::toml::Reader;
 use super::value::clipped;
-use super::{Doubts, Finding, Place, Sources, Units};
+use super::{Doubts, Finding, Findings, Place, Sources, Units};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -33,7 +33,7 @@ pub struct Loaded {
     /// What is not known of those.
     pub doubts: Doubts,
     /// All errors and warnings, in order of file and place.
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
     /// The texts the findings point into.
     pub sources: Sources,
 }
@@ -86,7 +86,7 @@ struct Group {
 struct Loader {
     distrust_writable: bool,
     sources: Sources,
-    findings: Vec<Finding>,
+    findings: Findings,
     groups: Vec<Group>,
     /// How many files and folders could not be read.
     unread: usize,
@@ -119,7 +119,7 @@ impl Loader {
         } = reader;
         doubts.any_name |= self.unread > 0;
         self.findings.extend(findings);
-        self.findings.sort_by_key(|finding| finding.place);
+        self.findings.sort();
         Loaded {
             units,
             unfinished,

@@ -19,7 +19,7 @@ mod value;
 
 pub use address::parse_address;
 pub use doubt::{Doubt, Doubts};
-pub use finding::{Finding, Place, Severity, Sources};
+pub use finding::{Finding, Findings, Place, Severity, Sources};
 pub use hash::NameMap;
 pub use load::{Loaded, Search, load, read_text};
 pub use nearest::nearest;

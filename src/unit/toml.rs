@@ -10,7 +10,7 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Reading, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::clipped;
-use super::{Finding, Name, NameMap, Place, Sources, Units};
+use super::{Finding, Findings, Name, NameMap, Place, Sources, Units};
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub(super) struct Reader {
     pub unfinished: Units,
     /// What is not known of those.
     pub doubts: Doubts,
-    pub findings: Vec<Finding>,
+    pub findings: Findings,
     manager: Option<Place>,
     /// By name in lower case, since look-ups are case-insensitive, as in Circus.
     sockets: NameMap<Name, Known>,
@@ -84,7 +84,7 @@ impl Reader {
         self.units
             .watchers
             .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-        self.findings.sort_by_key(|finding| finding.place);
+        self.findings.sort();
     }
 
     /// Takes out of the findings from `since` on what may only follow from the mistakes of syntax of `file`.
@@ -101,7 +101,8 @@ impl Reader {
     fn find_tables<'v>(&mut self, document: &'v Document<'v>, layers: &mut Vec<Layer<'v>>) {
         for item in document.values.root().iter() {
             let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == item.key) else {
-                self.error(item.key_place, unknown_table(&item));
+                self.findings
+                    .error_with(item.key_place, || unknown_table(&item));
                 self.suspect(&item);
                 continue;
             };
@@ -460,18 +461,11 @@ impl Document<'_> {
     }
 
     /// Adds the syntax errors to `findings`.
-    fn report(&self, findings: &mut Vec<Finding>) {
+    fn report(&self, findings: &mut Findings) {
         for (span, message) in &self.errors {
             findings.push(Finding::error(self.place(span.clone()), message.clone()));
         }
-        if self.values.further_mistakes > 0 {
-            let end = self.text.len();
-            let message = format!(
-                "{} more mistakes of syntax are not shown",
-                self.values.further_mistakes
-            );
-            findings.push(Finding::error(self.place(end..end), message));
-        }
+        findings.leave_out(self.file, self.values.further_mistakes);
     }
 }
 
@@ -779,8 +773,9 @@ mod tests {
     #[test]
     fn garbage_has_a_bounded_number_of_findings() {
         let found = findings(&"=\n".repeat(100_000));
-        assert_eq!(found.len(), MOST_ERRORS + 1);
-        assert!(found[MOST_ERRORS].ends_with("more mistakes of syntax are not shown"));
+        assert_eq!(found.len(), MOST_ERRORS);
+        let loaded = read_text(Path::new("/u/t"), &"=\n".repeat(100_000));
+        assert_eq!(loaded.findings.errors(), 100_000);
         assert_eq!(findings(&"=\n".repeat(LONGEST_RECOVERED)).len(), 1);
     }
 
@@ -923,7 +918,7 @@ mod tests {
             assert!(rendered.chars().count() < 2_000, "{rendered:?}");
         }
         assert!(loaded.findings.is_sorted_by_key(|finding| finding.place));
-        if !keys::has_error(&loaded.findings) {
+        if loaded.findings.errors() == 0 {
             let again = read_text(Path::new("/u/t"), text);
             assert_eq!(again.units, loaded.units);
         }
