@@ -642,7 +642,7 @@ mod permission {
         if !needs_root() || !needs_program("setpriv") {
             return;
         }
-        let manager = Manager::start(&units("control_group = 12345\ncontrol_mode = '0660'"));
+        let manager = Manager::start(&units("control_group = 12345"));
         for options in [
             &["--reuid", "65534", "--regid", "12345", "--clear-groups"][..],
             &[

@@ -156,7 +156,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     let control = match (fds.remove(CONTROL), &mut home.control) {
         (Some(fd), Some((_, node))) => Some((fd, node.clone())),
         // Its manager died before it had handed it over.
-        (None, Some((path, node))) => match listen_control(path, settings.control_mode.0, gid) {
+        (None, Some((path, node))) => match listen_control(path, settings.control_mode().0, gid) {
             Ok(bound) => {
                 *node = Node::made_at(path);
                 Some((bound.fd, node.clone()))

@@ -368,7 +368,7 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
         .or_else(|| plan.manager.control.as_ref().map(|path| path.value.clone()));
     let required = asked.is_some();
     let path = asked.unwrap_or_else(|| options.default_control.clone());
-    match listen_control(&path, plan.manager.control_mode.0, plan.control_gid) {
+    match listen_control(&path, plan.manager.control_mode().0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
         Err(error) if matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(format!(
             "the control socket: {error}; another manager needs another `--control PATH`"

@@ -198,7 +198,7 @@ impl Manager {
             match key.as_str() {
                 "control_mode" | "control_group" => {
                     self.server
-                        .restrict(manager.control_mode.0, plan.control_gid);
+                        .restrict(manager.control_mode().0, plan.control_gid);
                 }
                 _ => {}
             }

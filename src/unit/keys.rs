@@ -1439,7 +1439,15 @@ mod tests {
             manager.control_group,
             Some(At::nowhere(Principal::Name("adm".to_string())))
         );
-        assert_eq!(manager.control_mode, Mode(0o660));
+        assert_eq!(manager.control_mode, Some(Mode(0o660)));
+        for (keys, mode) in [
+            ("", 0o600),
+            ("control_group = \"adm\"", 0o660),
+            ("control_group = \"adm\"\ncontrol_mode = \"0600\"", 0o600),
+        ] {
+            let manager = good(&format!("[manager]\n{keys}")).manager;
+            assert_eq!(manager.control_mode(), Mode(mode), "{keys}");
+        }
         assert_eq!(manager.warmup_delay, Duration::from_secs(1));
         assert_eq!(manager.shutdown_timeout, None);
         assert_eq!(manager.log_level, LogLevel::Warn);

@@ -113,8 +113,8 @@ table! {
         pub control: Option<At<PathBuf>> = None,
         /// Group that may connect to the control socket besides root and the manager's own user.
         pub control_group: Option<At<Principal>> = None,
-        /// Mode of the control socket.
-        pub control_mode: Mode = Mode(0o600),
+        /// Mode of the control socket, if it was written.
+        pub control_mode: Option<Mode> = None,
         /// Pause between starting one watcher and the next.
         pub warmup_delay: Duration = Duration::ZERO,
         /// The whole stop is forced after this; `None` is never.
@@ -125,6 +125,17 @@ table! {
         pub log_format: LogFormat = LogFormat::Text,
         /// Environment for all watchers, in order of name.
         pub env: Vec<(String, At<String>)> = Vec::new(),
+    }
+}
+
+impl Manager {
+    /// Mode of the control socket: without one a group could do nothing.
+    pub fn control_mode(&self) -> Mode {
+        let usual = match self.control_group {
+            None => Mode(0o600),
+            Some(_) => Mode(0o660),
+        };
+        self.control_mode.unwrap_or(usual)
     }
 }
 
