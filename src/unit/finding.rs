@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use unicode_width::UnicodeWidthChar;
 
 /// A stretch of bytes in one of the [`Sources`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -420,8 +421,11 @@ impl Line<'_> {
                 shown.push_str(TAB);
                 carets.extend(TAB.chars().map(|_| under));
             } else {
-                shown.push(harmless(c));
-                carets.push(under);
+                let c = harmless(c);
+                shown.push(c);
+                // What a terminal gives it: none to a combining mark, two to an ideograph.
+                let width = c.width().unwrap_or(1);
+                carets.extend(std::iter::repeat_n(under, width));
             }
         }
         if chars.next().is_some() {
@@ -619,6 +623,19 @@ mod tests {
             render("\ta\u{1b}[2J = 1", 1, 6, "\u{1b}[31m\u{202e}"),
             "web.toml:1:2: \u{241b}[31m\u{fffd}\n1 |     a\u{241b}[2J = 1\n  |     ^^^^^"
         );
+    }
+
+    #[test]
+    fn the_caret_stays_below_characters_of_any_width() {
+        let text = "cmd = \"\u{65e5}\u{672c}\u{8a9e} e\u{301} $(x)\"";
+        let start = text.find('$').unwrap();
+        let shown = render(text, start, start + 4, "x");
+        let lines: Vec<&str> = shown.lines().collect();
+        // The place is counted in characters, as editors do.
+        assert_eq!(lines[0], "web.toml:1:15: x");
+        assert_eq!(lines[2], format!("  | {}^^^^", " ".repeat(16)));
+        let shown = render("\u{65e5}\u{672c} = 1", 0, 6, "x");
+        assert!(shown.ends_with("\n  | ^^^^"), "{shown}");
     }
 
     #[test]
