@@ -245,12 +245,13 @@ fn scheme_hint(scheme: &str, rest: &str) -> String {
 }
 
 fn unbracketed_hint(text: &str) -> String {
-    if text.parse::<Ipv6Addr>().is_ok() {
-        return format!("has no port, or no brackets; write `\"[{text}]:80\"`");
-    }
+    // Where both can be meant, `::1:80` has a port: who writes an address alone knows that it has none.
     match text.rsplit_once(':') {
-        Some((ip, port)) if ip.parse::<Ipv6Addr>().is_ok() => {
+        Some((ip, port)) if ip.parse::<Ipv6Addr>().is_ok() && parse_port(port).is_ok() => {
             format!("has no brackets; write `\"[{ip}]:{}\"`", clipped(port))
+        }
+        _ if text.parse::<Ipv6Addr>().is_ok() => {
+            format!("has no port, or no brackets; write `\"[{text}]:80\"`")
         }
         _ => {
             "is not an address; write it such as `\"127.0.0.1:8000\"` or `\"[::1]:80\"`".to_string()
@@ -327,7 +328,16 @@ mod tests {
             ("65536", "has the port 65536"),
             ("99999999999999999999999", "ports go from 0 to 65535"),
             ("::1", "has no port, or no brackets; write `\"[::1]:80\"`"),
-            ("2001:db8::1:80", "no brackets"),
+            (
+                "2001:db8::1:80",
+                "has no brackets; write `\"[2001:db8::1]:80\"`",
+            ),
+            ("::1:80", "has no brackets; write `\"[::1]:80\"`"),
+            (":::80", "has no brackets; write `\"[::]:80\"`"),
+            (
+                "2001:db8::a:b",
+                "has no port, or no brackets; write `\"[2001:db8::a:b]:80\"`",
+            ),
             ("a:b:c", "is not an address"),
             ("[::1]", "has no port; write `\"[::1]:80\"`"),
             ("[::1", "has no `]`"),
