@@ -1,7 +1,7 @@
 //! Users and groups, looked up.
 
 use super::{Host, Identity, User};
-use crate::unit::{At, Doubt, Finding, Findings, Principal, Socket, Watcher};
+use crate::unit::{self, At, Doubt, Finding, Findings, Principal, Socket, Watcher};
 
 /// A mistake that is already among the findings.
 pub(super) struct Reported;
@@ -131,10 +131,10 @@ pub(super) fn find_group(
     match &group.value {
         Principal::Id(gid) => usable(*gid, key, group, owner, findings),
         Principal::Name(name) => host.group_by_name(name).ok_or_else(|| {
-            findings.push(Finding::error(
-                group.place,
-                format!("{owner}: unknown group `{name}` in `{key}`"),
-            ));
+            findings.error_with(group.place, || {
+                let hint = hint(name, &host.group_names());
+                format!("{owner}: unknown group `{name}` in `{key}`{hint}")
+            });
             Reported
         }),
     }
@@ -166,14 +166,20 @@ fn find_user(
                 user: Some(user),
             }),
             None => {
-                findings.push(Finding::error(
-                    user.place,
-                    format!("{owner}: unknown user `{name}`"),
-                ));
+                findings.error_with(user.place, || {
+                    let hint = hint(name, &host.user_names());
+                    format!("{owner}: unknown user `{name}`{hint}")
+                });
                 Err(Reported)
             }
         },
     }
+}
+
+/// Of the hundred findings that a file has at most each may have one.
+fn hint(name: &str, known: &[String]) -> String {
+    unit::nearest(name, known.iter().map(String::as_str))
+        .map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }
 
 /// An id that setresuid(2) and chown(2) do not take for "leave it as it is".
@@ -318,8 +324,8 @@ mod tests {
         assert_eq!(
             found,
             [
-                "watcher `web`: unknown user `depoly`",
-                "watcher `web`: unknown group `wwww` in `group`",
+                "watcher `web`: unknown user `depoly`; did you mean `deploy`?",
+                "watcher `web`: unknown group `wwww` in `group`; did you mean `www`?",
                 "watcher `web`: unknown group `x` in `supplementary_groups`",
                 "watcher `web`: 4294967295 in `supplementary_groups` is no id; ids end at 4294967294",
             ]

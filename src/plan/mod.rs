@@ -46,6 +46,14 @@ pub trait Host {
     fn groups_of(&self, user: &str, gid: u32) -> Vec<u32>;
     /// The manager's own environment, without what was meant for the manager alone (LISTEN_*, NOTIFY_SOCKET, WATCHDOG_*).
     fn environment(&self) -> Vec<(OsString, OsString)>;
+    /// The names of the users that are known here, for hints.
+    fn user_names(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// The names of the groups, likewise.
+    fn group_names(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether the manager may change users.
     fn is_root(&self) -> bool;
     /// `path` without the symbolic links that are in it, as far as it exists.

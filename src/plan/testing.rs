@@ -92,6 +92,14 @@ impl Host for Machine {
         }
     }
 
+    fn user_names(&self) -> Vec<String> {
+        ["root", "deploy"].map(String::from).into()
+    }
+
+    fn group_names(&self) -> Vec<String> {
+        ["root", "www", "deploy", "docker"].map(String::from).into()
+    }
+
     fn groups_of(&self, user: &str, gid: u32) -> Vec<u32> {
         match user {
             "deploy" => vec![gid, 998],

@@ -39,6 +39,14 @@ impl Host for System {
         std::env::vars_os().collect()
     }
 
+    fn user_names(&self) -> Vec<String> {
+        users::user_names()
+    }
+
+    fn group_names(&self) -> Vec<String> {
+        users::group_names()
+    }
+
     fn is_root(&self) -> bool {
         users::geteuid() == 0
     }

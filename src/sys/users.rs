@@ -39,6 +39,18 @@ pub fn group_by_name(name: &str) -> Option<u32> {
         .or_else(|| nss::group_by_name(name))
 }
 
+/// The names of the users of this machine itself: a directory service may have any number of others.
+pub fn user_names() -> Vec<String> {
+    users(&read("/etc/passwd")).map(|user| user.name).collect()
+}
+
+/// The names of the groups of this machine itself.
+pub fn group_names() -> Vec<String> {
+    groups(&read("/etc/group"))
+        .map(|group| group.name.to_owned())
+        .collect()
+}
+
 /// The groups that `user` is in, in order of id, `gid` among them.
 pub fn groups_of(user: &str, gid: u32) -> Vec<u32> {
     let mut ids = vec![gid];

@@ -1147,7 +1147,8 @@ fn reload(field: &mut Field<'_, '_>) -> Option<Reload> {
         Some(ROLLING) => return Some(Reload::Rolling),
         // Else it would be taken for the name of a signal that was mistyped.
         Some(text) if nearest(text, [ROLLING]).is_some() => {
-            field.mismatch("`\"rolling\"` or a signal such as `\"HUP\"`");
+            let wanted = "`\"rolling\"` or a signal such as `\"HUP\"`";
+            field.mismatch_but(wanted, "; did you mean `\"rolling\"`?");
             return None;
         }
         None if !field.is_number() => {
@@ -1864,7 +1865,7 @@ mod tests {
                 ),
                 (
                     "reload = \"Roling\"",
-                    "10: `reload` of `watcher.w` must be `\"rolling\"` or a signal such as `\"HUP\"`; found the text `\"Roling\"`",
+                    "10: `reload` of `watcher.w` must be `\"rolling\"` or a signal such as `\"HUP\"`; found the text `\"Roling\"`; did you mean `\"rolling\"`?",
                 ),
                 (
                     "reload = true",
