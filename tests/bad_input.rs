@@ -992,3 +992,23 @@ fn a_file_of_nothing_but_mistakes_is_told_of_in_short() {
     }
     assert_eq!(manager.watcher("w")["state"], "running");
 }
+
+#[test]
+fn an_env_file_that_is_no_file_is_refused() {
+    let dir = folder();
+    let fifo = bounded(Command::new("mkfifo").arg(dir.path().join("fifo")));
+    assert!(fifo.status.success());
+    for (env_file, why) in [
+        ("./fifo", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (".", "directory"),
+    ] {
+        let units = format!("[watcher.w]\ncmd = \"sleep 1000\"\nenv_file = \"{env_file}\"\n");
+        write_units(dir.path(), &units);
+        let (output, _) = on_folder("plan", dir.path());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{env_file}: {text}");
+        assert!(text.contains("env_file"), "{env_file}: {text}");
+        assert!(text.contains(why) || env_file == ".", "{env_file}: {text}");
+    }
+}

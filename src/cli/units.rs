@@ -2,7 +2,7 @@
 
 use super::{Error, ExitCode, Surroundings, printable};
 use crate::plan::{self, Examined, Host, Plan, PlannedWorker};
-use crate::runtime::System;
+use crate::runtime::{System, read_env_file};
 use crate::unit::{self, Address, Finding, Search, Severity, Sources};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -149,7 +149,7 @@ pub(super) fn plan(
             summary(examined.units, &examined.findings)
         )));
     };
-    let workers = plan.workers(&host, &|path| std::fs::read_to_string(path));
+    let workers = plan.workers(&host, &|path| read_env_file(path));
     let failed = if json {
         write_json(workers, out)?
     } else {

@@ -27,6 +27,7 @@ mod upgrade;
 pub mod vault;
 
 pub use host::System;
+pub use processes::read_env_file;
 pub use start::{Options, StartError, run};
 
 use crate::supervise::{

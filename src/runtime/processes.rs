@@ -14,10 +14,16 @@ use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::rc::Rc;
 
 /// Longest `env_file` that is read, in bytes.
 const LONGEST_ENV_FILE: u64 = 1 << 20;
+
+/// The text of an `env_file`.
+pub fn read_env_file(path: &Path) -> io::Result<String> {
+    output::read_text(path, LONGEST_ENV_FILE)
+}
 
 /// How far up the tree of processes a sender's worker, or an ancestor of ours, is looked for.
 const DEEPEST_SENDER: usize = 32;
@@ -369,7 +375,7 @@ impl Processes {
     fn invocation(&self, job: &Job, listeners: &Listeners) -> Result<Invocation, SpawnFailure> {
         let env_file = match job.spec.env_file(job.wid) {
             None => None,
-            Some((path, may_be_missing)) => match output::read_text(&path, LONGEST_ENV_FILE) {
+            Some((path, may_be_missing)) => match read_env_file(&path) {
                 Ok(text) => Some(text),
                 Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => {

@@ -121,9 +121,12 @@ pub fn fill_standard() -> io::Result<()> {
     Ok(())
 }
 
-/// A whole text file of at most `limit` bytes.
+/// A whole text file of at most `limit` bytes. What is no file has no end, or none that is known: it is refused.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     let file = File::from(open_read(path)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     let mut text = String::new();
     file.take(limit + 1).read_to_string(&mut text)?;
     if text.len() as u64 > limit {
