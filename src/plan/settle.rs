@@ -828,12 +828,17 @@ impl<'a, 'f> Compiler<'a, 'f> {
         }
         // What the file holds is known when it is read, at each spawn.
         if self.unit.env_file.is_none() && !is_unsure && !self.has_variable(name, text.sees) {
-            let hint = self.variable_hint(name, text.sees);
-            return self.refuse(
-                text,
-                reference.raw,
-                format!("`{raw}` is not in the worker's environment{hint}"),
-            );
+            let why = match self.later_variable(name, text.sees) {
+                Some(later) => format!(
+                    "`{raw}` is not known yet: `env` is filled in in order of name, and `{later}` comes later; write its \
+                     value here too, or set it in `[manager] env`"
+                ),
+                None => {
+                    let hint = self.variable_hint(name, text.sees);
+                    format!("`{raw}` is not in the worker's environment{hint}")
+                }
+            };
+            return self.refuse(text, reference.raw, why);
         }
         builder.push_variable(name, quote);
     }
@@ -851,6 +856,16 @@ impl<'a, 'f> Compiler<'a, 'f> {
             || self
                 .set_variables(sees)
                 .any(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// The variable of this name, in any case, that the unit itself sets after the one that is being filled in.
+    fn later_variable(&self, name: &str, sees: Sees) -> Option<&'a str> {
+        let Sees::Own(count) = sees else {
+            return None;
+        };
+        let later = self.unit.env.iter().skip(count + 1);
+        let mut names = later.map(|(name, _)| name.as_str());
+        names.find(|later| later.eq_ignore_ascii_case(name))
     }
 
     /// The variables that are set for the worker, besides the manager's own.
@@ -1407,6 +1422,9 @@ mod tests {
             ]);
         });
         assert_eq!(forward.len(), 2, "{forward:?}");
+        assert!(forward[0].contains("is not in the worker's environment"));
+        let order = "`$(circus.env.C)` is not known yet: `env` is filled in in order of name, and `C` comes later";
+        assert!(forward[1].starts_with(order), "{forward:?}");
         let bare = refused("x $(circus.env.PATH) $(circus.env.LANG)", |w| {
             w.copy_env = false
         });
