@@ -7,7 +7,7 @@ use super::finding::is_deceptive;
 use super::nearest::nearest;
 use super::value::{
     RESOURCES, clipped, duration_of_seconds, limit_of, mode_meant, parse_limit, parse_mode,
-    parse_principal, principal_of_number, signal_of_number,
+    parse_principal, principal_of_number, signal_of_number, split_words,
 };
 use super::{
     Address, At, Finding, Findings, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
@@ -443,7 +443,7 @@ impl<'v, 'f> Field<'v, 'f> {
     pub fn split_words(&mut self) -> Option<Words> {
         let words = self.words()?;
         if let Words::Text(text) = &words
-            && let Err(why) = shell_words::split(text)
+            && let Err(why) = split_words(text)
         {
             self.refuse(format_args!("cannot be split into words: {why}"));
             return None;

@@ -7,7 +7,7 @@ use super::document::{self, Value};
 use super::doubt::Doubt;
 use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
-use super::value::{clipped, signal_name};
+use super::value::{clipped, signal_name, split_words};
 use super::{
     Address, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager, NotifyAccess,
     Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit,
@@ -835,7 +835,7 @@ fn check_command(
         Words::Text(text) if draft.watcher.shell => {
             text.trim().is_empty().then(|| "is empty".to_string())
         }
-        Words::Text(text) => match shell_words::split(text) {
+        Words::Text(text) => match split_words(text) {
             Err(why) => Some(format!("cannot be split into words: {why}")),
             Ok(words) => fault_of_words(&words),
         },

@@ -408,6 +408,16 @@ pub(super) fn clipped(text: &str) -> String {
     }
 }
 
+/// The words of `text`, as a POSIX shell splits it, or why there are none: what follows "cannot be split into words:".
+pub(super) fn split_words(text: &str) -> Result<Vec<String>, String> {
+    let words = shell_words::split(text).map_err(|why| why.to_string())?;
+    // Behind a backslash that escapes nothing a newline is none, and changes the last word. The crate keeps the backslash.
+    if text.ends_with('\\') && shell_words::split(&format!("{text}\n")).as_ref() != Ok(&words) {
+        return Err("the `\\` at its end escapes nothing; write it twice, or leave it out".into());
+    }
+    Ok(words)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -632,6 +642,24 @@ mod tests {
             "a\nb",
         ] {
             assert!(parse_principal(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_backslash_at_the_end_must_escape_something() {
+        for text in ["x \\", "x\\", "\\", "x 'y'\\", "x \\\\\\"] {
+            let why = split_words(text).expect_err(text);
+            assert!(why.starts_with("the `\\` at its end"), "{why}");
+        }
+        for (text, last) in [
+            ("x \\\\", "\\"),
+            ("x '\\'", "\\"),
+            ("x # \\", "x"),
+            ("x\\ ", "x "),
+            ("x \"\\\\\"", "\\"),
+        ] {
+            let words = split_words(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!(words.last().map(String::as_str), Some(last), "{text}");
         }
     }
 }
