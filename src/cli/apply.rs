@@ -2,7 +2,7 @@
 
 use super::act;
 use super::client::Trouble;
-use super::{Error, ExitCode, Screen, WIDEST, printable, width};
+use super::{Error, ExitCode, Screen, WIDEST, printable, width, write_json};
 use crate::control::call::{Call, Reply};
 use crate::control::document::ChangeDocument;
 use serde::Serialize;
@@ -51,7 +51,7 @@ pub(super) fn apply(
         return Err(Trouble::WrongReply(control.to_path_buf()).into());
     };
     if style.json {
-        write_json(&changes, is_live, out)?;
+        write_json(&Document { changes: &changes }, is_live, out)?;
         if let Some(message) = message.filter(|_| !changes.is_empty()) {
             // Programs look at stdout; if nobody looks at stderr, nobody is told.
             let _ = writeln!(progress, "{}", printable(&message));
@@ -80,17 +80,6 @@ pub(super) fn apply(
 #[derive(Serialize)]
 struct Document<'a> {
     changes: &'a [ChangeDocument],
-}
-
-/// One line for programs, several for people.
-fn write_json(changes: &[ChangeDocument], is_live: bool, out: &mut dyn Write) -> io::Result<()> {
-    let document = Document { changes };
-    if is_live {
-        serde_json::to_writer_pretty(&mut *out, &document)?;
-    } else {
-        serde_json::to_writer(&mut *out, &document)?;
-    }
-    writeln!(out)
 }
 
 /// A line for each change, in columns: unit, action, keys.

@@ -1,7 +1,7 @@
 //! Commands that only look: status.
 
 use super::client::{Client, PATIENCE, Trouble};
-use super::{Error, ExitCode, Screen, WIDEST, printable, width};
+use super::{Error, ExitCode, Screen, WIDEST, printable, width, write_json};
 use crate::control::call::{Call, Reply};
 use crate::control::document::{
     SocketState, SocketStatus, Status, WatcherState, WatcherStatus, WorkerState,
@@ -23,21 +23,11 @@ pub(super) fn status(
         return Err(Trouble::WrongReply(control.to_path_buf()).into());
     };
     if json {
-        write_json(&status, screen, out)?;
+        write_json(&*status, screen.live, out)?;
     } else {
         write_text(&status, SystemTime::now(), screen, out)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// One line for programs, several for people.
-fn write_json(status: &Status, screen: Screen, out: &mut dyn Write) -> io::Result<()> {
-    if screen.live {
-        serde_json::to_writer_pretty(&mut *out, status)?;
-    } else {
-        serde_json::to_writer(&mut *out, status)?;
-    }
-    writeln!(out)
 }
 
 fn write_text(
@@ -485,7 +475,7 @@ u\u{308}ber      running  5/5    0                       web
     fn json_is_one_line_for_programs_and_several_for_people() {
         let json = |live| {
             let mut out = Vec::new();
-            write_json(&example(), Screen { live, color: live }, &mut out).unwrap();
+            write_json(&example(), live, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(

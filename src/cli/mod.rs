@@ -19,6 +19,7 @@ use crate::control::call::{Call, Failure};
 use crate::runtime;
 use apply::{Streams, Style};
 use client::Trouble;
+use serde::Serialize;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -359,6 +360,17 @@ impl Screen {
             color: live && !is("NO_COLOR", |value| !value.is_empty()),
         }
     }
+}
+
+/// A document: on one line for programs, on several for people.
+fn write_json(document: &impl Serialize, is_live: bool, out: &mut dyn Write) -> io::Result<()> {
+    let mut json = if is_live {
+        serde_json::to_vec_pretty(document)?
+    } else {
+        serde_json::to_vec(document)?
+    };
+    json.push(b'\n');
+    out.write_all(&json)
 }
 
 /// `text` with everything escaped that a terminal would obey or that would turn the reading direction: what a worker

@@ -1,6 +1,6 @@
 //! Commands on unit files, without a manager: check, plan.
 
-use super::{Error, ExitCode, Surroundings, printable};
+use super::{Error, ExitCode, Surroundings, printable, write_json};
 use crate::plan::{self, Examined, Host, Plan, PlannedWorker};
 use crate::runtime::{System, read_env_file};
 use crate::unit::{self, Address, Finding, Search, Severity, Sources};
@@ -48,8 +48,7 @@ pub(super) fn check(
             .iter()
             .map(|finding| FindingDocument::of(finding, &examined.sources))
             .collect();
-        serde_json::to_writer(&mut *out, &findings).map_err(io::Error::from)?;
-        writeln!(out)?;
+        write_json(&findings, false, out)?;
     } else {
         show(&examined.findings, &examined.sources);
         writeln!(out, "{}", summary(examined.units, &examined.findings))?;
@@ -151,7 +150,7 @@ pub(super) fn plan(
     };
     let workers = plan.workers(&host, &|path| read_env_file(path));
     let failed = if json {
-        write_json(workers, out)?
+        write_workers(workers, out)?
     } else {
         write_text(workers, &plan, out)?
     };
@@ -186,18 +185,19 @@ fn address(address: &Address) -> String {
 
 /// Writes an array, one worker a line, `{"error": REASON}` for one that could not be executed; the answer is how many
 /// those are.
-fn write_json(workers: impl Iterator<Item = Planned>, out: &mut dyn Write) -> io::Result<usize> {
+fn write_workers(workers: impl Iterator<Item = Planned>, out: &mut dyn Write) -> io::Result<usize> {
     let mut failed = 0;
     let mut before = "[";
     for worker in workers {
         out.write_all(before.as_bytes())?;
-        match worker {
-            Ok(worker) => serde_json::to_writer(&mut *out, &worker)?,
+        let json = match worker {
+            Ok(worker) => serde_json::to_vec(&worker)?,
             Err(error) => {
                 failed += 1;
-                serde_json::to_writer(&mut *out, &serde_json::json!({ "error": error }))?;
+                serde_json::to_vec(&serde_json::json!({ "error": error }))?
             }
-        }
+        };
+        out.write_all(&json)?;
         before = ",\n ";
     }
     // An empty array has no opening bracket yet.
@@ -414,7 +414,7 @@ error: watcher `job`: `env_file` `/x` can't be read
     #[test]
     fn a_plan_as_json_is_an_array_with_a_line_for_each_worker() {
         let mut out = Vec::new();
-        assert_eq!(write_json(workers().into_iter(), &mut out).unwrap(), 1);
+        assert_eq!(write_workers(workers().into_iter(), &mut out).unwrap(), 1);
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 2);
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(value[0]["argv"][1], "--fd");
@@ -425,7 +425,7 @@ error: watcher `job`: `env_file` `/x` can't be read
             "watcher `job`: `env_file` `/x` can't be read"
         );
         let mut empty = Vec::new();
-        assert_eq!(write_json(std::iter::empty(), &mut empty).unwrap(), 0);
+        assert_eq!(write_workers(std::iter::empty(), &mut empty).unwrap(), 0);
         assert_eq!(empty, b"[]\n");
     }
 }
