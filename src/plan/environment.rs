@@ -157,7 +157,7 @@ impl<'a> Environment<'a> {
 
     /// All of it, as `NAME=VALUE`; the name of a variable that has a NUL byte otherwise.
     pub(super) fn into_assignments(mut self) -> Result<Vec<Rc<CStr>>, String> {
-        self.added.sort_unstable();
+        self.added.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let made = |name: &OsStr, value: &OsStr| match assignment(name, value) {
             Ok(assignment) => Ok(Rc::from(assignment)),
             Err(_) => Err(format!("a NUL byte in the variable `{}`", name.display())),

@@ -208,12 +208,7 @@ pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Findings) {
 
 /// The same of units of which not everything is known.
 fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<Plan>, Findings) {
-    units
-        .sockets
-        .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-    units
-        .watchers
-        .sort_by(|a, b| a.name.value.cmp(&b.name.value));
+    units.sort();
     let own = inheritable(&host.environment());
     let hints = Hints::new();
     let mut findings = Findings::default();
@@ -262,8 +257,7 @@ fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<
     // Collecting reuses the memory of what it consumes, which is a hundred times what the pointers need.
     sockets.shrink_to_fit();
     watchers.shrink_to_fit();
-    // They are in order of name, and a stable sort keeps that.
-    watchers.sort_by_key(|watcher| (watcher.level, Reverse(watcher.unit.priority)));
+    watchers.sort_unstable_by(|a, b| start_order(a).cmp(&start_order(b)));
     let plan = Plan {
         manager: units.manager,
         control_gid,
@@ -271,6 +265,12 @@ fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<
         watchers,
     };
     (Some(plan), findings)
+}
+
+/// What orders watchers by when they are started: the level, the priority, then the name.
+fn start_order(watcher: &Watcher) -> (u32, Reverse<i32>, &str) {
+    let priority = Reverse(watcher.unit.priority);
+    (watcher.level, priority, watcher.name())
 }
 
 fn finished(

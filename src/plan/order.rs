@@ -118,7 +118,8 @@ fn dependencies<'a>(
 /// The priorities, the highest first: each starts at the level of its index.
 fn priority_classes(watchers: &[Box<Watcher>]) -> Vec<i32> {
     let mut priorities: Vec<i32> = watchers.iter().map(|watcher| watcher.priority).collect();
-    priorities.sort_unstable_by(|a, b| b.cmp(a));
+    priorities.sort_unstable();
+    priorities.reverse();
     priorities.dedup();
     priorities
 }

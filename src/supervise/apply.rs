@@ -20,7 +20,7 @@ impl Supervisor {
             .filter(|socket| !socket.retired)
             .map(|socket| Rc::clone(&socket.spec))
             .collect();
-        sockets.sort_by(|a, b| a.name().cmp(b.name()));
+        sockets.sort_unstable_by(|a, b| a.name().cmp(b.name()));
         let watchers = (self.order.iter())
             .map(|id| self.watcher(*id))
             .filter(|watcher| !watcher.retired)
@@ -473,10 +473,15 @@ impl Supervisor {
         self.rebuild_dependents();
     }
 
+    /// Puts watchers in start order.
+    pub(super) fn sort_by_rank(&self, ids: &mut [WatcherId]) {
+        ids.sort_unstable_by_key(|id| (self.watcher(*id).rank, *id));
+    }
+
     /// What follows from ranks and dependencies.
     pub(super) fn rebuild_dependents(&mut self) {
         let mut order = self.watcher_ids();
-        order.sort_by_key(|id| (self.watcher(*id).rank, *id));
+        self.sort_by_rank(&mut order);
         for watcher in self.watchers.values_mut() {
             watcher.dependents.clear();
         }

@@ -360,7 +360,7 @@ impl Supervisor {
             .iter()
             .map(|name| self.find(name))
             .collect::<Result<Vec<_>, _>>()?;
-        ids.sort_unstable_by_key(|id| (self.watcher(*id).rank, *id));
+        self.sort_by_rank(&mut ids);
         ids.dedup();
         Ok(ids)
     }

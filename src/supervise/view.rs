@@ -132,7 +132,7 @@ impl Supervisor {
         let mut sockets: Vec<_> = (self.sockets.iter())
             .map(|(id, socket)| (socket.retired, self.view_socket(id, socket)))
             .collect();
-        sockets.sort_by(|(a_retired, a), (b_retired, b)| {
+        sockets.sort_unstable_by(|(a_retired, a), (b_retired, b)| {
             (a.name, a_retired, a.id).cmp(&(b.name, b_retired, b.id))
         });
         sockets.into_iter().map(|(_, view)| view).collect()

@@ -624,7 +624,7 @@ impl<'v, 'f> Field<'v, 'f> {
                 None => is_good = false,
             }
         }
-        limits.sort_by_key(|(resource, _)| *resource);
+        limits.sort_unstable_by_key(|(resource, _)| *resource);
         is_good.then_some(limits)
     }
 

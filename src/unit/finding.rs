@@ -175,7 +175,7 @@ impl Findings {
         }
     }
 
-    /// Brings them in order of place.
+    /// Brings them in order of place; those of one place stay in the order in which they were found.
     pub fn sort(&mut self) {
         self.kept.sort_by_key(|finding| finding.place);
     }

@@ -103,6 +103,15 @@ pub struct Units {
     pub watchers: Vec<Box<Watcher>>,
 }
 
+impl Units {
+    /// Puts them in order of name.
+    pub fn sort(&mut self) {
+        let (sockets, watchers) = (&mut self.sockets, &mut self.watchers);
+        sockets.sort_unstable_by(|a, b| a.name.value.cmp(&b.name.value));
+        watchers.sort_unstable_by(|a, b| a.name.value.cmp(&b.name.value));
+    }
+}
+
 /// Names a unit: printable text without `/`, at most 255 bytes.
 pub type Name = String;
 

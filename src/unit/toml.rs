@@ -78,12 +78,7 @@ impl Reader {
 
     /// Brings the units in order of name, and the findings in order of place.
     pub fn sort(&mut self) {
-        self.units
-            .sockets
-            .sort_by(|a, b| a.name.value.cmp(&b.name.value));
-        self.units
-            .watchers
-            .sort_by(|a, b| a.name.value.cmp(&b.name.value));
+        self.units.sort();
         self.findings.sort();
     }
 
