@@ -908,6 +908,16 @@ impl Supervisor {
                 done,
                 text: format!("worker {wid} {}", end.text),
             });
+            if failed && unit.critical {
+                // The others may go on for ever, and somebody waits for this exit code.
+                let mishap = Mishap {
+                    text: format!("worker {wid} {}", end.text),
+                    wid,
+                    exit_code: end.exit_code,
+                    of_reload: false,
+                };
+                self.give_up(turn, id, mishap);
+            }
         }
     }
 

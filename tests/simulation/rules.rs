@@ -956,6 +956,10 @@ impl Rules {
                 code: end.exit_code,
                 done,
             });
+            if failed && self.unit(id).critical {
+                self.say("critical worker failed");
+                self.give_up(id, end.exit_code);
+            }
             return;
         }
         if end.lived && self.follow(id, wid) {

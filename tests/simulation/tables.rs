@@ -632,6 +632,34 @@ fn a_critical_watcher_decides_with_which_code_the_manager_ends() {
 }
 
 #[test]
+fn of_several_critical_workers_the_first_that_fails_for_good_decides() {
+    let lines = "critical = true\nrestart = \"never\"\nnumprocesses = 2";
+    let mut run = running(lines);
+    assert_eq!(
+        run.exits("a/1", Exit::Code(5)),
+        [
+            "kill leftovers of a/1",
+            "TERM to a/2",
+            "CONT to a/2",
+            "tell the parent: stopping"
+        ]
+    );
+    run.exits("a/2", CODE_0);
+    assert_eq!(run.gone("a/2"), ["finish 5"]);
+    // While they end well there is nothing to decide.
+    let mut run = running(lines);
+    assert_eq!(run.exits("a/2", CODE_0), ["kill leftovers of a/2"]);
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        [
+            "kill leftovers of a/1",
+            "tell the parent: stopping",
+            "finish 0"
+        ]
+    );
+}
+
+#[test]
 fn a_critical_watcher_that_is_restarted_does_not_end_the_manager() {
     let mut run = running("critical = true");
     assert_eq!(
