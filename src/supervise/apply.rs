@@ -332,7 +332,9 @@ impl Supervisor {
         let on_demand = spec.unit.on_demand.value;
         match goal {
             Goal::Failed | Goal::Waiting if on_demand => {
-                self.watcher_mut(id).mishap = None;
+                let watcher = self.watcher_mut(id);
+                watcher.mishap = None;
+                watcher.returns = 0;
                 self.set_goal(id, Goal::Waiting);
                 None
             }

@@ -826,6 +826,7 @@ fn new_socket(spec: &Rc<plan::Socket>, error: Option<&String>) -> Socket {
         retired: false,
         trigger: Trigger::default(),
         watched: false,
+        watched_since: Time::ZERO,
     }
 }
 
@@ -852,6 +853,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
         failures_ever: 0,
         mishap: None,
         last_end: None,
+        returns: 0,
         next_spawn: Time::ZERO,
         reload: None,
         queued: None,

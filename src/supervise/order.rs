@@ -212,7 +212,9 @@ impl Supervisor {
         self.set_goal(id, Goal::Up { complete: false });
         let watcher = self.watcher_mut(id);
         watcher.failures = 0;
-        watcher.mishap = None;
+        if !watcher.returns_often() {
+            watcher.mishap = None;
+        }
         self.want_slots(id, 1);
     }
 
@@ -242,6 +244,7 @@ impl Supervisor {
             return;
         }
         self.set_goal(id, Goal::Stopped { held: true });
+        self.watcher_mut(id).returns = 0;
         self.cancel_reload(turn, id);
         for (dependent, requires) in self.watcher(id).dependents.clone() {
             let goal = self.watcher(dependent).goal;
@@ -343,7 +346,7 @@ impl Supervisor {
                 *count -= 1;
             }
             *self.census.entry(state).or_default() += 1;
-            self.log(turn, LogLevel::Info, id, || state.to_string());
+            self.log(turn, self.usual_level(id), id, || state.to_string());
         }
         for (dependent, _) in self.watcher(id).dependents.clone() {
             self.queue_if_startable(turn, dependent);
@@ -386,6 +389,14 @@ impl Supervisor {
                 }
             }
             Phase::New | Phase::Booting { .. } | Phase::Running | Phase::Over => {}
+        }
+    }
+
+    /// How important is what happens to a watcher as a rule: not much where it goes on and on.
+    pub(super) fn usual_level(&self, id: WatcherId) -> LogLevel {
+        match self.watcher(id).returns_often() {
+            true => LogLevel::Debug,
+            false => LogLevel::Info,
         }
     }
 

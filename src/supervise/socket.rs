@@ -1,6 +1,6 @@
 //! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
 
-use super::state::{Binding, Goal};
+use super::state::{Binding, Goal, Mishap};
 use super::time::Due;
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
@@ -9,6 +9,9 @@ use std::time::Duration;
 
 const SHORTEST_BIND_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_BIND_RETRY: Duration = Duration::from_secs(30);
+
+/// Traffic that comes within this after its socket is watched was there before.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     /// Whether traffic on it must wake us.
@@ -37,6 +40,9 @@ impl Supervisor {
         };
         if socket.watched != must {
             socket.watched = must;
+            if must {
+                socket.watched_since = turn.now;
+            }
             self.dirty.sockets.insert(id);
             turn.effects.push(if must {
                 Effect::Watch { socket: id }
@@ -75,11 +81,44 @@ impl Supervisor {
         }
         for watcher in self.users(id) {
             if self.is_started_by(watcher, id) {
+                self.note_return(turn, watcher, id);
                 self.log(turn, LogLevel::Debug, watcher, || {
                     "started by traffic".into()
                 });
                 self.start_watcher(turn, watcher);
             }
+        }
+    }
+
+    /// Traffic that is there as soon as the socket is watched again was there before: the last worker has left it. Once may
+    /// be chance; several times in a row are told, since nothing else would show it.
+    fn note_return(&mut self, turn: &mut Turn<'_>, id: WatcherId, socket: SocketId) {
+        let Some(it) = self.sockets.get(socket) else {
+            return;
+        };
+        let end = self.watcher(id).last_end.as_ref().filter(|end| !end.failed);
+        let Some(end) = end.filter(|_| turn.now.since(it.watched_since) <= AT_ONCE) else {
+            self.watcher_mut(id).returns = 0;
+            return;
+        };
+        let times = self.watcher(id).returns.saturating_add(1);
+        let (ended, name) = (&end.text, it.spec.name());
+        let text = format!("{ended} while clients wait on socket `{name}`, {times} times in a row");
+        let mishap = Mishap {
+            text,
+            wid: end.wid,
+            exit_code: 0,
+            of_reload: false,
+        };
+        let watcher = self.watcher_mut(id);
+        let was_told = watcher.returns_often();
+        watcher.returns = times;
+        if watcher.returns_often() {
+            if !was_told {
+                let text = format!("{}; `status` tells from now on", mishap.text);
+                self.log(turn, LogLevel::Warn, id, || text);
+            }
+            self.watcher_mut(id).mishap = Some(mishap);
         }
     }
 

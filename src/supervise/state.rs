@@ -30,6 +30,9 @@ pub(super) struct Socket {
     /// What the runtime was last told; whether it *should* be watched is computed.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched: bool,
+    /// Since when, or since when last.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub watched_since: Time,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +122,9 @@ pub(super) struct Watcher {
     /// The last worker that ended and is not restarted.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub last_end: Option<LastEnd>,
+    /// How often in a row the traffic that it waits for was there already when its last worker had ended well.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub returns: u32,
     /// With `warmup_delay`, the earliest time of the next spawn.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub next_spawn: Time,
@@ -178,6 +184,11 @@ impl Watcher {
         std::iter::once(&self.edition)
             .chain(&self.others)
             .chain(queued)
+    }
+
+    /// Whether its workers end and leave what they were started for, again and again.
+    pub fn returns_often(&self) -> bool {
+        self.returns >= 3
     }
 
     /// Its slots, with their wids.
@@ -243,6 +254,12 @@ pub(super) struct LastEnd {
     pub failed: bool,
     /// How a critical watcher makes the manager end.
     pub exit_code: i32,
+    /// It was a job, and is done.
+    #[serde(default)]
+    pub done: bool,
+    /// How it ended: `worker 1 exited with code 0`.
+    #[serde(default)]
+    pub text: String,
 }
 
 /// What a watcher is meant to do.

@@ -1,6 +1,6 @@
 //! What the supervisor knows, for people and tests to look at.
 
-use super::state::{Binding, Seat, Slot, Socket, State, Watcher, Worker};
+use super::state::{Binding, Goal, Seat, Slot, Socket, State, Watcher, Worker};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -198,21 +198,29 @@ impl State {
 }
 
 impl Watcher {
-    /// The last mishap, until its slot has proved itself again; then what another slot is in backoff for.
+    /// Why nothing runs any more; else what a slot is in backoff for, that of the last mishap before others; else the last
+    /// mishap, until its slot has proved itself again. A reload that failed is told until one goes well.
     fn error(&self, now: Time) -> Option<String> {
+        let end = self.last_end.as_ref().filter(|_| self.goal == Goal::Ended);
+        if let Some(end) = end.filter(|end| !end.done) {
+            return Some(format!("{}; it is not restarted", end.text));
+        }
         let backoff = || self.slots.iter().find_map(|slot| slot.main.failure(now));
         let Some(mishap) = self.mishap.as_ref() else {
-            // A reload that went well makes up for one that did not, and for nothing else.
             return backoff();
         };
+        let text = || Some(mishap.text.clone());
+        if mishap.of_reload {
+            return text();
+        }
         let slot = mishap
             .wid
             .checked_sub(1)
             .and_then(|index| self.slots.get(index as usize));
         match slot.map(|slot| &slot.main) {
             Some(State::Ready { worker, .. }) if self.has_proved_itself(worker, now) => backoff(),
-            Some(state) => state.failure(now).or_else(|| Some(mishap.text.clone())),
-            None => Some(mishap.text.clone()),
+            Some(state) => state.failure(now).or_else(backoff).or_else(text),
+            None => backoff().or_else(text),
         }
     }
 

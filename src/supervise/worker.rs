@@ -827,6 +827,10 @@ impl Supervisor {
         }
 
         let watcher = self.watcher_mut(id);
+        let lived = end.ready.map(|ready| turn.now.since(ready));
+        if lived.is_some_and(|lived| lived >= unit.restart_reset) {
+            watcher.returns = 0;
+        }
         if failed || again {
             let text = format!("worker {wid} {}", end.text);
             watcher.mishap = Some(Mishap {
@@ -886,10 +890,9 @@ impl Supervisor {
         } else {
             self.log(
                 turn,
-                if failed {
-                    LogLevel::Warn
-                } else {
-                    LogLevel::Info
+                match failed {
+                    true => LogLevel::Warn,
+                    false => self.usual_level(id),
                 },
                 id,
                 || format!("worker {wid} {}; it is not restarted", end.text),
@@ -902,7 +905,19 @@ impl Supervisor {
                 wid,
                 failed,
                 exit_code: end.exit_code,
+                done,
+                text: format!("worker {wid} {}", end.text),
             });
+            if failed && unit.critical {
+                // The others may go on for ever, and somebody waits for this exit code.
+                let mishap = Mishap {
+                    text: format!("worker {wid} {}", end.text),
+                    wid,
+                    exit_code: end.exit_code,
+                    of_reload: false,
+                };
+                self.give_up(turn, id, mishap);
+            }
         }
     }
 

@@ -62,8 +62,10 @@ struct Watcher {
     restarts: u64,
     failed_starts: u32,
     failures: u64,
-    /// The last worker that ended for good: whether it failed, and its exit code.
-    last_end: Option<(bool, i32)>,
+    /// The last worker that ended for good.
+    last_end: Option<LastEnd>,
+    /// How often in a row it left waiting what it was started for.
+    returns: u32,
     mishap: Mishap,
     next_spawn: Time,
     reload: Option<Reload>,
@@ -74,12 +76,23 @@ struct Watcher {
     failed_reload: Option<u64>,
 }
 
+/// How a worker ended that is not restarted.
+#[derive(Clone, Copy, Debug)]
+struct LastEnd {
+    failed: bool,
+    code: i32,
+    /// It was a job, and is done.
+    done: bool,
+}
+
 /// What went wrong last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mishap {
     None,
     Start,
     Reload,
+    /// Its workers end and clients wait.
+    Return,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,6 +213,7 @@ struct Socket {
     activations: u32,
     paused: Option<Time>,
     watched: bool,
+    watched_since: Time,
 }
 
 #[derive(Debug)]
@@ -544,6 +558,7 @@ impl Rules {
             return;
         }
         self.watcher(id).goal = Goal::Down { held: true };
+        self.watcher(id).returns = 0;
         self.cancel_reload(id);
         for other in self.requirers(id) {
             self.stop(other);
@@ -624,7 +639,8 @@ impl Rules {
             self.watcher(id).goal = Goal::Waiting;
             return;
         }
-        let (failed, code) = self.watchers[&id].last_end.unwrap_or((false, 0));
+        let last = self.watchers[&id].last_end;
+        let (failed, code) = last.map_or((false, 0), |end| (end.failed, end.code));
         let worst = (self.watchers[&id].slots.values()).find_map(|slot| slot.ended_badly);
         if failed {
             self.give_up(id, code);
@@ -918,6 +934,9 @@ impl Rules {
         let reset = unit.restart_reset;
 
         let watcher = self.watcher(id);
+        if end.ready.is_some_and(|ready| now.since(ready) >= reset) {
+            watcher.returns = 0;
+        }
         if failed || again {
             watcher.mishap = Mishap::Start;
         }
@@ -933,7 +952,15 @@ impl Rules {
             self.stop_worker(At { seat: beside, ..at }, Why::Asked, None);
             self.say(if failed { "not restarted" } else { "done" });
             self.slot(at).ended_badly = failed.then_some(end.exit_code);
-            self.watcher(id).last_end = Some((failed, end.exit_code));
+            self.watcher(id).last_end = Some(LastEnd {
+                failed,
+                code: end.exit_code,
+                done,
+            });
+            if failed && self.unit(id).critical {
+                self.say("critical worker failed");
+                self.give_up(id, end.exit_code);
+            }
             return;
         }
         if end.lived && self.follow(id, wid) {
@@ -1093,9 +1120,17 @@ impl Rules {
             it.paused = Some(window + limit.interval);
             return self.say("trigger limit");
         }
+        let was_there = now.since(it.watched_since) <= Duration::from_millis(50);
         for id in self.ids() {
             if self.watchers[&id].waits_on(socket) {
                 self.say("started by traffic");
+                let watcher = self.watcher(id);
+                let is_left = was_there && watcher.last_end.is_some_and(|end| !end.failed);
+                watcher.returns = if is_left { watcher.returns + 1 } else { 0 };
+                if watcher.returns >= 3 {
+                    watcher.mishap = Mishap::Return;
+                    self.say("clients are left waiting");
+                }
                 self.start(id);
             }
         }
@@ -1643,6 +1678,9 @@ impl Rules {
             return;
         };
         let must = must && !is_closed;
+        if must && !socket.watched {
+            socket.watched_since = self.now;
+        }
         if std::mem::replace(&mut socket.watched, must) != must {
             let act = if must { Act::Watch } else { Act::Unwatch };
             let reason = "somebody waits for traffic, or not";
@@ -1772,7 +1810,9 @@ impl Rules {
         let watcher = self.watcher(id);
         watcher.goal = Goal::Up { complete: false };
         watcher.failed_starts = 0;
-        watcher.mishap = Mishap::None;
+        if watcher.returns < 3 {
+            watcher.mishap = Mishap::None;
+        }
         self.want_slots(id, 1);
         true
     }

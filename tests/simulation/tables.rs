@@ -218,6 +218,32 @@ fn backoff_is_shown_with_its_reason_and_its_end() {
     assert_eq!(run.watcher("a").error, None, "it has proved itself");
 }
 
+#[test]
+fn how_a_worker_ended_that_is_not_restarted_is_shown() {
+    for (policy, end, text) in [
+        (
+            "never",
+            CODE_0,
+            "worker 1 exited with code 0; it is not restarted",
+        ),
+        (
+            "on-failure",
+            TERM,
+            "worker 1 was killed by signal 15 (TERM); it is not restarted",
+        ),
+    ] {
+        let mut run = running(&format!("restart = \"{policy}\""));
+        run.exits("a/1", end);
+        assert_eq!(run.state("a"), "stopped");
+        assert_eq!(run.watcher("a").error.as_deref(), Some(text));
+        run.start(&["a"]);
+        assert_eq!(run.watcher("a").error, None);
+    }
+    let mut run = running("type = \"oneshot\"");
+    run.exits("a/1", CODE_0);
+    assert_eq!(run.watcher("a").error, None, "it has done its job");
+}
+
 // Becoming ready.
 
 #[test]
@@ -606,6 +632,34 @@ fn a_critical_watcher_decides_with_which_code_the_manager_ends() {
 }
 
 #[test]
+fn of_several_critical_workers_the_first_that_fails_for_good_decides() {
+    let lines = "critical = true\nrestart = \"never\"\nnumprocesses = 2";
+    let mut run = running(lines);
+    assert_eq!(
+        run.exits("a/1", Exit::Code(5)),
+        [
+            "kill leftovers of a/1",
+            "TERM to a/2",
+            "CONT to a/2",
+            "tell the parent: stopping"
+        ]
+    );
+    run.exits("a/2", CODE_0);
+    assert_eq!(run.gone("a/2"), ["finish 5"]);
+    // While they end well there is nothing to decide.
+    let mut run = running(lines);
+    assert_eq!(run.exits("a/2", CODE_0), ["kill leftovers of a/2"]);
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        [
+            "kill leftovers of a/1",
+            "tell the parent: stopping",
+            "finish 0"
+        ]
+    );
+}
+
+#[test]
 fn a_critical_watcher_that_is_restarted_does_not_end_the_manager() {
     let mut run = running("critical = true");
     assert_eq!(
@@ -638,6 +692,42 @@ fn socket_is_watched_again_after_the_program_exits() {
         run.exits("a/1", CODE_1),
         ["kill leftovers of a/1", "spawn a/1"]
     );
+}
+
+#[test]
+fn workers_that_leave_their_clients_waiting_are_told_of() {
+    let text = socket("") + &watcher("a", "sockets = [\"s\"]\non_demand = true");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.after(5.0);
+    for times in 0..4 {
+        assert_eq!(run.traffic("s"), ["unwatch s", "spawn a/1"]);
+        assert_eq!(run.watcher("a").error.is_some(), times >= 3);
+        run.spawned("a/1");
+        run.ends("a/1");
+    }
+    assert_eq!(run.state("a"), "waiting");
+    let text = "worker 1 exited with code 0 while clients wait on socket `s`, 3 times in a row";
+    assert_eq!(run.watcher("a").error.as_deref(), Some(text));
+    let told = |run: &Scenario| {
+        let lines = run.log.iter().filter(|line| line.contains("in a row"));
+        lines.count()
+    };
+    run.traffic("s");
+    run.spawned("a/1");
+    assert_eq!(told(&run), 1, "{:?}", run.log);
+    // One that stays makes up for them.
+    run.after(10.0);
+    assert_eq!(run.watcher("a").error, None);
+    run.ends("a/1");
+    run.traffic("s");
+    assert_eq!(run.watcher("a").error, None);
+    run.spawned("a/1");
+    run.ends("a/1");
+    // And so does traffic that takes its time.
+    run.after(0.1);
+    run.traffic("s");
+    assert_eq!(run.watcher("a").error, None);
 }
 
 #[test]
@@ -1232,7 +1322,7 @@ fn nothing_is_bound_while_the_manager_ends() {
 }
 
 #[test]
-fn backoff_keeps_its_reason_when_another_worker_proves_itself() {
+fn backoff_keeps_its_reason_whatever_happens_to_another_worker() {
     let mut run =
         running("numprocesses = 2\nrestart_delay = 60\nrestart_max_delay = 60\nrestart_reset = 1");
     run.exits("a/1", CODE_1);
@@ -1240,15 +1330,14 @@ fn backoff_keeps_its_reason_when_another_worker_proves_itself() {
     run.exits("a/2", Exit::Code(7));
     run.spawned("a/2");
     run.after(0.5);
-    assert_eq!(
-        run.watcher("a").error.as_deref(),
-        Some("worker 2 exited with code 7")
-    );
-    run.after(2.5);
-    let error = run.watcher("a").error.expect("worker 1 is in backoff");
-    assert!(
-        error.starts_with("worker 1 could not be started"),
-        "{error}"
-    );
-    assert!(error.ends_with("next try in 57 s"), "{error}");
+    // What is wrong now goes before what was, even if that is newer.
+    for (wait, left) in [(0.0, "59.5 s"), (2.5, "57 s")] {
+        run.after(wait);
+        let error = run.watcher("a").error.expect("worker 1 is in backoff");
+        assert!(
+            error.starts_with("worker 1 could not be started"),
+            "{error}"
+        );
+        assert!(error.ends_with(&format!("next try in {left}")), "{error}");
+    }
 }

@@ -29,6 +29,7 @@ impl Rules {
             activations: 0,
             paused: None,
             watched: false,
+            watched_since: Time::ZERO,
         };
         self.sockets.insert(index, socket);
         index
@@ -51,6 +52,7 @@ impl Rules {
             failed_starts: 0,
             failures: 0,
             last_end: None,
+            returns: 0,
             mishap: Mishap::None,
             next_spawn: Time::ZERO,
             reload: None,
@@ -254,7 +256,8 @@ impl Rules {
                 Some(Want::Up)
             }
             Goal::Failed | Goal::Waiting if spec.unit.on_demand.value => {
-                self.watcher(id).mishap = Mishap::None;
+                let watcher = self.watcher(id);
+                (watcher.mishap, watcher.returns) = (Mishap::None, 0);
                 self.watcher(id).goal = Goal::Waiting;
                 None
             }

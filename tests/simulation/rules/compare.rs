@@ -241,13 +241,28 @@ impl Rules {
             {
                 return Err(of("no error is shown"));
             }
-            if watcher.mishap == Mishap::None && shown.error.is_some() {
+            let error = shown.error.as_deref().unwrap_or_default();
+            let end = watcher.last_end.filter(|_| watcher.goal == Goal::Ended);
+            let tells_end = end.is_some_and(|end| !end.done);
+            if tells_end && !error.ends_with("it is not restarted") {
+                return Err(of("how the last worker ended is not shown"));
+            }
+            let rests = watcher.count(|life| matches!(life, Life::Resting { .. })) > 0;
+            if rests && watcher.mishap == Mishap::Start && !error.contains("next try in") {
+                return Err(of("a worker waits for its restart, and that is not shown"));
+            }
+            let waits = watcher.goal == Goal::Waiting && !watcher.lives();
+            if waits && watcher.mishap == Mishap::Return && !error.ends_with("times in a row") {
+                return Err(of("that its workers leave clients waiting is not shown"));
+            }
+            if watcher.mishap == Mishap::None && !tells_end && shown.error.is_some() {
                 return Err(of(
                     "an error is shown, and nothing went wrong since the start",
                 ));
             }
             let tells = |error: &String| error.starts_with("reload: ");
-            if watcher.mishap == Mishap::Reload && !shown.error.as_ref().is_some_and(tells) {
+            let tells = tells_end || shown.error.as_ref().is_some_and(tells);
+            if watcher.mishap == Mishap::Reload && !tells {
                 return Err(of("the failed reload is not shown"));
             }
             let mut workers = shown.workers.iter();
