@@ -9,7 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 use support::lives::listeners;
 use support::load::Load;
-use support::{Manager, ask, environment, is_alive, poll, receive, send, wait_until_dead};
+use support::{
+    Manager, ask, begin, environment, finish, is_alive, poll, receive, send, wait_until_dead,
+};
 
 const UNITS: &str = r#"
     [socket.web]
@@ -766,6 +768,52 @@ fn sharding_may_begin_and_end_while_clients_come() {
     assert_eq!(listeners(&address).len(), 2);
     manager.apply(&units(false));
     assert_eq!(listeners(&manager.address("web")).len(), 1);
+}
+
+#[test]
+fn clients_in_the_queues_of_a_stopped_watcher_are_served_by_those_that_are_left() {
+    let units = |watchers: &[&str]| {
+        let watcher = |name: &&str| {
+            format!(
+                r#"
+                [watcher.{name}]
+                cmd = "PROBE serve $(circus.socket.web)"
+                numprocesses = {}
+                "#,
+                if *name == "small" { 1 } else { 3 }
+            )
+        };
+        let socket = r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            so_reuseport = true
+            "#;
+        let watchers: String = watchers.iter().map(watcher).collect();
+        format!("{socket}{watchers}")
+    };
+    let manager = Manager::start(&units(&["small", "big"]));
+    let address = manager.address("web");
+    manager.ok(&["stop", "small", "big"]);
+    let ask_all = || -> Vec<TcpStream> { (0..30).map(|_| begin(&address, "pid")).collect() };
+    // Who is removed takes no client along, ...
+    let waiting = ask_all();
+    manager.apply(&units(&["small"]));
+    manager.ok(&["start", "small"]);
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+    // ... and neither does who gets another name.
+    manager.apply(&units(&["big"]));
+    assert_eq!(listeners(&address).len(), 3);
+    manager.ok(&["stop", "big"]);
+    let waiting = ask_all();
+    manager.apply(&units(&["other"]));
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    assert_eq!(listeners(&address).len(), 3);
 }
 
 fn changes_after(manager: &Manager, units: &str) -> Value {

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::lives::listeners;
 use support::{
     DEADLINE, Manager, ask, assert_fds, bounded, environment, fd_of, fd_target, files, folder,
     freeze, is_root, kill, leave_out, pass_fds, poll, process_status, refused, refused_in,
@@ -858,6 +859,73 @@ fn connections_in_the_queue_of_a_worker_that_is_scaled_away_are_answered_by_it()
             .is_some_and(|workers| workers.len() == 1)
     });
     wait_until_dead(pids[1]);
+}
+
+#[test]
+fn connections_in_queues_that_nobody_serves_are_answered_when_fewer_workers_start() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 4
+        "#,
+    );
+    let address = manager.address("web");
+    manager.ok(&["stop", "web"]);
+    let mut waiting: Vec<TcpStream> = (0..40)
+        .map(|_| question(&address, "env TENTPOLE_WID"))
+        .collect();
+    wait_for_queue(&manager, "web", 40);
+    manager.ok(&["scale", "web", "1"]);
+    // Those that come from now on wait where they are served first.
+    let mut late: Vec<TcpStream> = (0..20)
+        .map(|_| question(&address, "env TENTPOLE_WID"))
+        .collect();
+    manager.ok(&["start", "web"]);
+    let mut wids: Vec<String> = waiting.iter_mut().map(answer).collect();
+    wids.sort();
+    wids.dedup();
+    assert_eq!(wids, ["1", "2", "3", "4"]);
+    for stream in &mut late {
+        assert_eq!(answer(stream), "1");
+    }
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+    manager.wait_for("web", "has one worker", |web| {
+        web["state"] == "running" && web["workers"].as_array().is_some_and(|it| it.len() == 1)
+    });
+}
+
+#[test]
+fn connections_that_a_hung_worker_leaves_are_answered_by_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 2
+        graceful_timeout = 0.1
+        "#,
+    );
+    let pids = manager.pids("web");
+    pids.iter().for_each(|pid| freeze(*pid));
+    let address = manager.address("web");
+    let mut waiting: Vec<TcpStream> = (0..30).map(|_| question(&address, "pid")).collect();
+    wait_for_queue(&manager, "web", 30);
+    kill(pids[0], libc::SIGCONT);
+    // The second stands still until it is told to end, which it does at once.
+    manager.ok(&["scale", "web", "1"]);
+    let mut by: Vec<String> = waiting.iter_mut().map(answer).collect();
+    by.sort();
+    by.dedup();
+    assert_eq!(by.len(), 2, "{by:?}");
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
 }
 
 #[test]

@@ -319,13 +319,17 @@ impl Manager {
             }
             // They are watched from the moment the main process has ended.
             Effect::AwaitLeftovers { .. } => None,
-            Effect::Drain { proc } => {
-                let (watcher, wid) = self.processes.slot(proc)?;
-                self.listeners.drain(proc, watcher, wid, clock());
+            Effect::Drain { proc, sockets } => {
+                let (_, wid) = self.processes.slot(proc)?;
+                self.listeners.drain(proc, wid, sockets, clock());
                 None
             }
-            Effect::CloseShards { watcher, wid } => {
-                self.listeners.close_shards(&self.epoll, watcher, wid);
+            Effect::CloseShard { socket, wid } => {
+                self.listeners
+                    .close_shard(&self.epoll, socket, wid, clock())
+            }
+            Effect::OpenShard { socket, wid } => {
+                self.listeners.open_shard(socket, wid);
                 None
             }
             Effect::Open { socket, spec } => {
@@ -469,6 +473,7 @@ impl Manager {
     /// A worker's main process has ended; what it has left behind is looked after from now on.
     fn has_ended(&mut self, proc: ProcId, ended: Ended, exit: Exit) {
         self.leftovers.add(proc, ended);
+        self.listeners.forget_drain(proc);
         self.dispatch(Event::Exited { proc, exit });
     }
 
@@ -504,8 +509,8 @@ impl Manager {
     }
 
     fn take_drained(&mut self) {
-        for proc in self.listeners.drained(clock()) {
-            self.dispatch(Event::Drained { proc });
+        for event in self.listeners.look(&self.epoll, clock()) {
+            self.dispatch(event);
         }
     }
 

@@ -239,10 +239,10 @@ impl Processes {
         };
         for name in invocation.fds.iter().chain(on_stdin) {
             let id = job.socket(name).ok_or_else(|| unbound(name))?;
-            listeners.provide(id, key).map_err(spawn_failure)?;
+            listeners.provide(id, job.wid).map_err(spawn_failure)?;
         }
         let listener = |name: &str| {
-            let fd = job.socket(name).and_then(|id| listeners.fd(id, key));
+            let fd = job.socket(name).and_then(|id| listeners.fd(id, job.wid));
             fd.ok_or_else(|| unbound(name))
         };
         let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + invocation.fds.len());

@@ -1,13 +1,15 @@
 //! The sockets: bound here, open for ever.
 
 mod fds;
+mod group;
 mod listener;
 
-use self::fds::{Descriptor, Fds, Shard, ShardRecord, UNCLAIMED, name_of};
+use self::fds::{Descriptor, Fds, Kernel, Shard, ShardRecord, name_of};
+use self::group::Groups;
 use self::listener::{Listener, written};
-use super::{SlotKey, Token, inherited::Inherited, node::Node};
+use super::{Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
-use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
+use crate::supervise::{Event, ProcId, SocketId, Supervisor, Time};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::socket::{self, Local, Queue};
 use crate::unit;
@@ -28,7 +30,9 @@ pub struct Listeners {
     all: BTreeMap<SocketId, Listener>,
     /// Bound for an apply, and not known to the supervisor yet.
     prepared: HashMap<String, Listener>,
+    groups: Groups,
     draining: Vec<Draining>,
+    closing: Vec<Closing>,
     next_look: Option<Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<SocketId>,
@@ -37,9 +41,18 @@ pub struct Listeners {
 /// The name of an optional socket that could not be bound, and why.
 pub type Unbound = (String, String);
 
+/// A worker that serves what waits in its shards of these sockets.
 struct Draining {
     proc: ProcId,
-    key: SlotKey,
+    wid: u32,
+    sockets: Vec<SocketId>,
+    empty_looks: u32,
+}
+
+/// A shard that nobody has.
+struct Closing {
+    socket: SocketId,
+    wid: u32,
     empty_looks: u32,
 }
 
@@ -49,6 +62,9 @@ pub struct ListenerRecord {
     local: Option<Local>,
     node: Option<Node>,
     shards: Option<Vec<ShardRecord>>,
+    /// Where it is in the kernel's list, if it shares its address and has no shards.
+    #[serde(default)]
+    place: Option<u32>,
 }
 
 impl Listeners {
@@ -58,14 +74,13 @@ impl Listeners {
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut all = Vec::with_capacity(plan.sockets.len());
-        let slots = slots(plan);
+        let wanted = wanted_shards(plan);
+        let mut groups = Groups::default();
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
             let mut listener = Listener::new(spec);
-            let keys = slots
-                .get(spec.name())
-                .map_or(&[UNCLAIMED][..], Vec::as_slice);
-            if let Err(error) = listener.bind(keys, Some(inherited)) {
+            let shards = wanted.get(spec.name()).copied().unwrap_or(1);
+            if let Err(error) = listener.bind(shards, Some(inherited), &mut groups) {
                 if spec.unit.optional {
                     optional.push((spec.name().to_owned(), error));
                 } else {
@@ -79,7 +94,9 @@ impl Listeners {
             // When all are bound, and in one go: their clients wait, and a map that grows moves what it has.
             all: all.into_iter().collect(),
             prepared: HashMap::new(),
+            groups,
             draining: Vec::new(),
+            closing: Vec::new(),
             next_look: None,
         };
         if failed.is_empty() {
@@ -95,8 +112,8 @@ impl Listeners {
             return Ok(());
         };
         self.dirty.insert(id);
-        // Its watchers' shards are bound as their workers are spawned.
-        listener.bind(&[UNCLAIMED], None)
+        // More shards are bound as workers are spawned.
+        listener.bind(1, None, &mut self.groups)
     }
 
     /// Binds what an apply adds or binds anew; each is known by its name until [`Listeners::open`]. What listens on the
@@ -122,7 +139,7 @@ impl Listeners {
             let spec = plan.sockets.iter().find(|socket| socket.name() == name);
             let Some(spec) = spec else { continue };
             let mut listener = Listener::new(spec);
-            match listener.succeed(&leaving) {
+            match listener.succeed(&leaving, &mut self.groups) {
                 Ok(()) => {}
                 Err(error) if spec.unit.optional => {
                     optional.push((name.clone(), error));
@@ -153,7 +170,7 @@ impl Listeners {
         let predecessor = listener.heir_of.take();
         if let Some(predecessor) = predecessor.and_then(|id| self.all.get_mut(&id)) {
             listener.node = predecessor.node.take();
-            listener.adjust();
+            listener.take_over(&mut self.groups);
         }
         listener.take_its_place();
         self.all.insert(id, listener);
@@ -173,7 +190,14 @@ impl Listeners {
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
             listener.remove_node();
-            listener.fds.close();
+            listener.fds.close(listener.group.as_ref());
+            // Others that share the address have all of its clients from now on.
+            if let Some(group) = listener.group {
+                let mut fds = self.all.values().flat_map(|other| other.fds.iter());
+                if let Some(fd) = fds.find(|fd| group.place_of(fd).is_some()) {
+                    group.choose(fd);
+                }
+            }
             self.dirty.insert(id);
         }
     }
@@ -184,27 +208,28 @@ impl Listeners {
         listener.is_some_and(|listener| !matches!(listener.fds, Fds::Unbound))
     }
 
-    /// Makes sure that a slot has its shard of this socket.
-    pub fn provide(&mut self, id: SocketId, key: SlotKey) -> Result<(), String> {
+    /// Makes sure that a wid has its shard of this socket.
+    pub fn provide(&mut self, id: SocketId, wid: u32) -> Result<(), String> {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
-        if listener.shard(key).is_none() && matches!(listener.fds, Fds::Shards(_)) {
-            self.dirty.insert(id);
+        match listener.provide(wid) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.dirty.insert(id);
+                Ok(())
+            }
+            Err(error) => Err(format!("socket `{}`: {error}", listener.spec.name())),
         }
-        let provided = listener.provide(key);
-        provided.map_err(|error| format!("socket `{}`: {error}", listener.spec.name()))
     }
 
-    /// The descriptor that a slot gets of this socket.
-    pub fn fd(&self, id: SocketId, key: SlotKey) -> Option<BorrowedFd<'_>> {
-        match &self.all.get(&id)?.fds {
+    /// The descriptor that a worker of this wid gets of this socket.
+    pub fn fd(&self, id: SocketId, wid: u32) -> Option<BorrowedFd<'_>> {
+        let listener = self.all.get(&id)?;
+        match &listener.fds {
             Fds::Unbound => None,
             Fds::One(fd) => Some(fd.as_fd()),
-            Fds::Shards(shards) => shards
-                .iter()
-                .find(|shard| shard.key == key)
-                .map(|shard| shard.fd.as_fd()),
+            Fds::Shards(_) => listener.shard(wid).map(|shard| shard.fd.as_fd()),
         }
     }
 
@@ -235,63 +260,129 @@ impl Listeners {
         }
     }
 
-    /// Takes a slot's shards out of the kernel's choice and waits until their queues are empty.
-    pub fn drain(&mut self, proc: ProcId, watcher: WatcherId, wid: u32, now: Time) {
-        let key = (watcher, wid);
-        for (id, listener) in &mut self.all {
-            if listener.shard(key).is_some() {
-                self.dirty.insert(*id);
-            }
-            listener.retire(key);
+    /// Takes a wid's shards of these sockets out of the kernel's choice and waits until their queues are empty.
+    pub fn drain(&mut self, proc: ProcId, wid: u32, sockets: Vec<SocketId>, now: Time) {
+        for id in &sockets {
+            self.set_retired(*id, wid, true);
         }
         self.draining.push(Draining {
             proc,
-            key,
+            wid,
+            sockets,
             empty_looks: 0,
         });
-        self.next_look = Some(now + LOOK_EVERY);
+        self.look_soon(now);
     }
 
-    /// When [`Listeners::drained`] is due.
+    /// A worker that was to drain its shards has ended.
+    pub fn forget_drain(&mut self, proc: ProcId) {
+        self.draining.retain(|draining| draining.proc != proc);
+    }
+
+    /// Takes a shard that nobody has out of the kernel's choice, and closes it if nobody waits in it. What comes of that is
+    /// the answer, or comes later.
+    pub fn close_shard(
+        &mut self,
+        epoll: &Epoll,
+        socket: SocketId,
+        wid: u32,
+        now: Time,
+    ) -> Option<Event> {
+        let listener = self.all.get_mut(&socket);
+        let Some(listener) = listener.filter(|it| it.shard(wid).is_some()) else {
+            return Some(Event::ShardClosed { socket, wid });
+        };
+        let is_drained = listener.shard(wid).is_some_and(|shard| shard.drained);
+        self.set_retired(socket, wid, true);
+        let empty_looks = if is_drained { EMPTY_LOOKS } else { 0 };
+        self.closing.push(Closing {
+            socket,
+            wid,
+            empty_looks,
+        });
+        let event = self.look_at_closing(epoll, self.closing.len() - 1);
+        self.look_soon(now);
+        event
+    }
+
+    /// The shard is wanted again.
+    pub fn open_shard(&mut self, socket: SocketId, wid: u32) {
+        self.closing
+            .retain(|closing| (closing.socket, closing.wid) != (socket, wid));
+        self.set_retired(socket, wid, false);
+    }
+
+    fn set_retired(&mut self, id: SocketId, wid: u32, retired: bool) {
+        if let Some(listener) = self.all.get_mut(&id) {
+            listener.set_retired(wid, retired);
+            self.dirty.insert(id);
+        }
+    }
+
+    fn look_soon(&mut self, now: Time) {
+        let is_idle = self.draining.is_empty() && self.closing.is_empty();
+        let next = self.next_look.unwrap_or(now + LOOK_EVERY);
+        self.next_look = (!is_idle).then_some(next);
+    }
+
+    /// When [`Listeners::look`] is due.
     pub fn next_look(&self) -> Option<Time> {
         self.next_look
     }
 
-    /// The workers whose shards have no waiting connection any more.
-    pub fn drained(&mut self, now: Time) -> Vec<ProcId> {
+    /// What has become of queues that are to be empty.
+    pub fn look(&mut self, epoll: &Epoll, now: Time) -> Vec<Event> {
         if self.next_look.is_none_or(|at| at > now) {
             return Vec::new();
         }
-        let mut done = Vec::new();
+        let mut events = Vec::new();
         for draining in &mut self.draining {
-            let waiting = self
-                .all
-                .values()
-                .flat_map(|listener| listener.shard(draining.key));
-            let empty = waiting
-                .into_iter()
-                .all(|shard| socket::queue(shard.fd.as_fd()).is_ok_and(|queue| queue.waiting == 0));
-            draining.empty_looks = if empty { draining.empty_looks + 1 } else { 0 };
-            if draining.empty_looks >= EMPTY_LOOKS {
-                done.push(draining.proc);
-            }
+            let mut listeners = draining.sockets.iter().filter_map(|id| self.all.get(id));
+            let is_empty = listeners.all(|it| it.waiting(draining.wid).is_none_or(|it| it == 0));
+            draining.empty_looks = if is_empty {
+                draining.empty_looks + 1
+            } else {
+                0
+            };
         }
-        self.draining
-            .retain(|draining| !done.contains(&draining.proc));
-        self.next_look = (!self.draining.is_empty()).then(|| now + LOOK_EVERY);
-        done
+        let is_done = |draining: &mut Draining| draining.empty_looks >= EMPTY_LOOKS;
+        for draining in self.draining.extract_if(.., is_done) {
+            for id in &draining.sockets {
+                if let Some(listener) = self.all.get_mut(id) {
+                    listener.set_drained(draining.wid);
+                }
+            }
+            let proc = draining.proc;
+            events.push(Event::Drained { proc });
+        }
+        for index in (0..self.closing.len()).rev() {
+            events.extend(self.look_at_closing(epoll, index));
+        }
+        self.next_look = None;
+        self.look_soon(now);
+        events
     }
 
-    /// Closes the shards of a wid that is gone for good.
-    pub fn close_shards(&mut self, epoll: &Epoll, watcher: WatcherId, wid: u32) {
-        let key = (watcher, wid);
-        self.draining.retain(|draining| draining.key != key);
-        for (id, listener) in &mut self.all {
-            if listener.shard(key).is_some() {
-                self.dirty.insert(*id);
-            }
-            listener.close(epoll, key);
+    /// Closes a shard that has been empty for long enough, or finds that it can't be closed.
+    fn look_at_closing(&mut self, epoll: &Epoll, index: usize) -> Option<Event> {
+        let closing = &mut self.closing[index];
+        let (socket, wid) = (closing.socket, closing.wid);
+        let listener = self.all.get_mut(&socket);
+        let waiting = listener.as_ref().and_then(|it| it.waiting(wid));
+        if waiting.is_some_and(|waiting| waiting > 0) {
+            self.closing.swap_remove(index);
+            return Some(Event::ShardOwed { socket, wid });
         }
+        closing.empty_looks += 1;
+        if closing.empty_looks < EMPTY_LOOKS {
+            return None;
+        }
+        self.closing.swap_remove(index);
+        if let Some(listener) = listener {
+            listener.close(epoll, wid);
+            self.dirty.insert(socket);
+        }
+        Some(Event::ShardClosed { socket, wid })
     }
 
     /// Those whose record has changed since the last call.
@@ -312,7 +403,14 @@ impl Listeners {
             node: listener.node.clone(),
             shards: match &listener.fds {
                 Fds::Unbound | Fds::One(_) => None,
-                Fds::Shards(shards) => Some(shards.iter().map(Shard::record).collect()),
+                Fds::Shards(shards) => {
+                    let group = listener.group.as_ref();
+                    Some(shards.iter().map(|it| it.record(group)).collect())
+                }
+            },
+            place: match (&listener.fds, &listener.group) {
+                (Fds::One(fd), Some(group)) => group.place_of(fd),
+                _ => None,
             },
         })
     }
@@ -340,10 +438,13 @@ impl Listeners {
         let mut listeners = Listeners {
             all: BTreeMap::new(),
             prepared: HashMap::new(),
+            groups: Groups::default(),
             draining: Vec::new(),
+            closing: Vec::new(),
             next_look: None,
             dirty: BTreeSet::new(),
         };
+        let mut places: Vec<(u32, SocketId, usize)> = Vec::new();
         for (id, record) in records {
             let Some(spec) = supervisor.socket(id) else {
                 continue;
@@ -355,14 +456,20 @@ impl Listeners {
                 None => {
                     if let Some(fd) = held.remove(&name_of(id, None)) {
                         listener.fds = Fds::One(Descriptor::new(fd));
+                        places.extend(record.place.map(|place| (place, id, 0)));
                     }
                 }
-                Some(shards) => {
-                    let shards = shards.into_iter().filter_map(|shard| {
-                        let fd = held.remove(&name_of(id, Some(shard.number)))?;
-                        Some(shard.with(fd))
-                    });
-                    let shards: Vec<Shard> = shards.collect();
+                Some(records) => {
+                    let mut shards: Vec<Shard> = Vec::with_capacity(records.len());
+                    for record in records {
+                        let held = held.remove(&name_of(id, Some(record.number)));
+                        let Some(shard) = held.map(|fd| record.with(fd)) else {
+                            continue;
+                        };
+                        let place = record.place.unwrap_or(shards.len() as u32);
+                        places.push((place, id, shards.len()));
+                        shards.push(shard);
+                    }
                     if !shards.is_empty() {
                         listener.fds = Fds::Shards(shards);
                     }
@@ -370,7 +477,7 @@ impl Listeners {
             }
             if matches!(listener.fds, Fds::Unbound) && supervisor.is_bound(id) {
                 listeners.dirty.insert(id);
-                let bound = listener.bind(&[UNCLAIMED], None);
+                let bound = listener.bind(1, None, &mut listeners.groups);
                 let target = format!("socket.{}", spec.name());
                 match bound {
                     Ok(()) => log::info!(target: &target, "was not held, and is bound anew"),
@@ -382,7 +489,23 @@ impl Listeners {
             listeners.all.insert(id, listener);
         }
         listeners.find_shared();
+        places.sort_unstable();
+        for (_, id, index) in places {
+            listeners.rejoin(id, index);
+        }
         listeners
+    }
+
+    /// Puts a descriptor that was held on the list of its group again; the next to come is the next on it.
+    fn rejoin(&mut self, id: SocketId, index: usize) {
+        let Some(listener) = self.all.get_mut(&id) else {
+            return;
+        };
+        listener.group = listener.find_group(&mut self.groups);
+        let fd = listener.fds.iter().nth(index);
+        if let (Some(group), Some(fd)) = (&listener.group, fd) {
+            group.join(fd);
+        }
     }
 
     /// Which of those that were held are of one kernel socket, they can't tell by themselves.
@@ -395,7 +518,7 @@ impl Listeners {
             }
         }
         for mut descriptors in by_place.into_values().filter(|it| it.len() > 1) {
-            let mut known: HashMap<u64, Rc<()>> = HashMap::new();
+            let mut known: HashMap<u64, Rc<Kernel>> = HashMap::new();
             for descriptor in &mut descriptors {
                 if let Ok(inode) = socket::inode(descriptor.as_fd()) {
                     let shared = known.entry(inode).or_insert(Rc::clone(&descriptor.socket));
@@ -466,31 +589,22 @@ impl Drop for Listeners {
     }
 }
 
-/// The slots that have a shard of each `so_reuseport` socket from the beginning.
-fn slots(plan: &Plan) -> HashMap<&str, Vec<SlotKey>> {
-    let mut slots: HashMap<&str, Vec<SlotKey>> = HashMap::new();
-    let reuseport: std::collections::HashSet<&str> = plan
-        .sockets
-        .iter()
-        .filter(|socket| socket.unit.so_reuseport.value)
-        .map(|socket| socket.name())
-        .collect();
-    if reuseport.is_empty() {
-        return slots;
+/// How many shards each `so_reuseport` socket has from the beginning.
+fn wanted_shards(plan: &Plan) -> HashMap<&str, u32> {
+    let mut wanted: HashMap<&str, u32> = HashMap::new();
+    let sockets = plan.sockets.iter();
+    for socket in sockets.filter(|socket| socket.unit.so_reuseport.value) {
+        wanted.insert(socket.name(), 1);
     }
-    for (index, watcher) in (0u32..).zip(&plan.watchers) {
-        if !watcher.unit.autostart {
-            continue;
-        }
-        for name in watcher
-            .listens
-            .iter()
-            .filter(|name| reuseport.contains(name.as_str()))
-        {
-            let keys = (1..=watcher.unit.numprocesses.value).map(|wid| (WatcherId(index), wid));
-            slots.entry(name).or_default().extend(keys);
+    if wanted.is_empty() {
+        return wanted;
+    }
+    for watcher in plan.watchers.iter().filter(|it| it.unit.autostart) {
+        for name in &watcher.listens {
+            if let Some(count) = wanted.get_mut(name.as_str()) {
+                *count = (*count).max(watcher.unit.numprocesses.value);
+            }
         }
     }
-    slots.retain(|_, keys| !keys.is_empty());
-    slots
+    wanted
 }
