@@ -420,8 +420,6 @@ impl Listeners {
         match self.all.get(&id).map(|listener| &listener.fds) {
             None | Some(Fds::Unbound) => Vec::new(),
             Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
-            // One that takes datagrams leaves the kernel's list only with its last descriptor, which must not be another's.
-            Some(Fds::Shards(_)) if self.kind(id) == unit::SocketKind::Dgram => Vec::new(),
             Some(Fds::Shards(shards)) => (shards.iter())
                 .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
                 .collect(),
