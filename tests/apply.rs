@@ -10,7 +10,8 @@ use std::time::Duration;
 use support::lives::listeners;
 use support::load::Load;
 use support::{
-    Manager, ask, begin, environment, finish, is_alive, poll, receive, send, wait_until_dead,
+    Manager, ask, begin, environment, finish, freeze, is_alive, kill, poll, receive, send,
+    wait_until_dead,
 };
 
 const UNITS: &str = r#"
@@ -814,6 +815,48 @@ fn clients_in_the_queues_of_a_stopped_watcher_are_served_by_those_that_are_left(
         assert_ne!(finish(stream), "");
     }
     assert_eq!(listeners(&address).len(), 3);
+}
+
+#[test]
+fn the_shard_that_a_worker_drains_is_its_own_after_sharding_has_begun() {
+    let port = free_port();
+    let units = |shared: bool| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:{port}"
+            so_reuseport = {shared}
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 2
+            "#
+        )
+    };
+    let manager = Manager::start(&units(false));
+    let address = manager.address("web");
+    let before = listeners(&address);
+    manager.apply(&units(true));
+    let after = listeners(&address);
+    assert!(
+        after.contains(&before[0]),
+        "it is one of the shards, with its queue"
+    );
+    assert_eq!(after.len(), 2);
+    let pids = manager.pids("web");
+    pids.iter().for_each(|pid| freeze(*pid));
+    let waiting: Vec<TcpStream> = (0..40)
+        .map(|_| begin(&address, "env TENTPOLE_WID"))
+        .collect();
+    manager.ok(&["scale", "web", "1", "--no-wait"]);
+    let late: Vec<TcpStream> = (0..20)
+        .map(|_| begin(&address, "env TENTPOLE_WID"))
+        .collect();
+    pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    let wids: Vec<String> = waiting.into_iter().map(finish).collect();
+    assert!(wids.iter().any(|wid| wid == "2"), "{wids:?}");
+    for stream in late {
+        assert_eq!(finish(stream), "1");
+    }
 }
 
 fn changes_after(manager: &Manager, units: &str) -> Value {

@@ -151,7 +151,6 @@ impl Listener {
             && !is_chosen_by_kernel
             && address_of(ours) == address_of(theirs)
             && ours.kind == theirs.kind
-            && ours.so_reuseport.value == theirs.so_reuseport.value
     }
 
     /// Whether both may have an internet address in common.
