@@ -928,6 +928,134 @@ fn connections_that_a_hung_worker_leaves_are_answered_by_the_next() {
     assert!(one.is_some(), "{:?}", listeners(&address));
 }
 
+/// What a worker can do to the socket that it shares, done in its name.
+fn as_worker(manager: &Manager, watcher: &str, deed: impl Fn(&Socket)) {
+    for pid in manager.pids(watcher) {
+        deed(&Socket::from(fd_of(pid, 3)));
+        kill(pid, libc::SIGKILL);
+        wait_until_dead(pid);
+    }
+}
+
+#[test]
+fn a_listener_that_a_worker_shuts_down_listens_again_for_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        [socket.shards]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [socket.file]
+        listen = "DIR/file"
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        [watcher.shards]
+        cmd = "PROBE serve $(circus.socket.shards)"
+        numprocesses = 3
+        [watcher.file]
+        cmd = "PROBE answer $(circus.socket.file)"
+        "#,
+    );
+    let addresses = ["web", "shards"].map(|name| manager.address(name));
+    for watcher in ["web", "shards", "file"] {
+        as_worker(&manager, watcher, |socket| {
+            socket.shutdown(std::net::Shutdown::Both).unwrap();
+        });
+        manager.wait_for("web", "has a worker again", |web| web["ready"] == 1);
+        manager.wait_for("shards", "has all workers again", |it| it["ready"] == 3);
+        manager.wait_for("file", "has a worker again", |it| it["ready"] == 1);
+    }
+    assert_eq!(
+        ["web", "shards"].map(|name| manager.address(name)),
+        addresses
+    );
+    assert_ne!(ask(&addresses[0], "pid"), "");
+    for _ in 0..30 {
+        assert_ne!(ask(&addresses[1], "pid"), "");
+    }
+    assert_eq!(listeners(&addresses[1]).len(), 3);
+    // A scale-down names the right ones.
+    manager.ok(&["scale", "shards", "1"]);
+    for _ in 0..10 {
+        assert_eq!(ask(&addresses[1], "env TENTPOLE_WID"), "1");
+    }
+    let answered = || {
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(manager.path("file")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_ne!(answer, "");
+    };
+    answered();
+    // The new kernel socket is held as the old one was.
+    manager.crash();
+    answered();
+    assert!(manager.log().contains("was shut down"), "{}", manager.log());
+}
+
+#[test]
+fn a_socket_file_that_a_worker_removes_is_there_again_for_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.file]
+        listen = "DIR/file"
+        mode = "0640"
+        [watcher.file]
+        cmd = "PROBE answer $(circus.socket.file)"
+        "#,
+    );
+    let file = manager.path("file");
+    let answered = || {
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(&file).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_ne!(answer, "");
+    };
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    answered();
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o640);
+    manager.crash();
+    answered();
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["reload", "file"]);
+    answered();
+
+    // What somebody else has put there is told, and left alone.
+    std::fs::remove_file(&file).unwrap();
+    let other = UnixListener::bind(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    let error = manager.socket("file")["error"].clone();
+    let error = error.as_str().expect("an error");
+    assert!(error.contains("is not its file any more"), "{error}");
+    UnixStream::connect(&file).unwrap();
+    other.accept().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    answered();
+    assert!(manager.socket("file")["error"].is_null());
+}
+
+#[test]
+fn a_worker_has_blocking_as_it_is_written_whatever_the_one_before_has_set() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        "#,
+    );
+    as_worker(&manager, "web", |socket| {
+        socket.set_nonblocking(true).unwrap();
+    });
+    manager.wait_for("web", "has a worker again", |web| web["ready"] == 1);
+    let socket = Socket::from(fd_of(manager.pids("web")[0], 3));
+    assert!(!socket.nonblocking().unwrap());
+}
+
 #[test]
 fn the_first_connection_starts_a_sleeping_service_and_its_end_arms_it_again() {
     let manager = Manager::start(

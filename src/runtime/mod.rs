@@ -406,10 +406,8 @@ impl Manager {
                 return;
             };
             let proc = job.proc;
-            let event = match self
-                .processes
-                .spawn(&job, &mut self.listeners, self.notify.name())
-            {
+            let (listeners, notify) = (&mut self.listeners, self.notify.name());
+            let event = match self.processes.spawn(&job, listeners, &self.epoll, notify) {
                 Ok(pid) => Event::Spawned { proc, pid },
                 Err(failure) => Event::SpawnFailed { proc, failure },
             };

@@ -228,10 +228,13 @@ impl Processes {
         &mut self,
         job: &Job,
         listeners: &mut Listeners,
+        epoll: &Epoll,
         notify_socket: &str,
     ) -> Result<supervise::Pid, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
         let key = (job.watcher, job.wid);
+        let mut others = self.by_proc.values();
+        let is_alone = job.generation > 1 && others.all(|other| other.slot.0 != job.watcher);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
         let on_stdin = match &invocation.stdin {
             Source::Socket(name) => Some(name),
@@ -240,6 +243,10 @@ impl Processes {
         for name in invocation.fds.iter().chain(on_stdin) {
             let id = job.socket(name).ok_or_else(|| unbound(name))?;
             listeners.provide(id, job.wid).map_err(spawn_failure)?;
+            // Not at a start of many: nobody has had it before.
+            if job.generation > 1 {
+                listeners.mend(epoll, id, job.wid, is_alone);
+            }
         }
         let listener = |name: &str| {
             let fd = job.socket(name).and_then(|id| listeners.fd(id, job.wid));

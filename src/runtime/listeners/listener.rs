@@ -20,6 +20,10 @@ pub(super) struct Listener {
     pub(super) watched: bool,
     /// With whom it shares its address.
     pub(super) group: Option<Group>,
+    /// How often it was bound anew: a descriptor that is another is held by another name.
+    pub(super) number: u32,
+    /// Why nobody can connect to it, though it is bound.
+    pub(super) trouble: Option<String>,
     /// The file of a unix socket that was bound here (and not inherited).
     pub(super) node: Option<Node>,
     /// Where that file is, and the path that it is meant for, on which another still is.
@@ -36,6 +40,8 @@ impl Listener {
             local: None,
             watched: false,
             group: None,
+            number: 0,
+            trouble: None,
             node: None,
             beside: None,
             heir_of: None,
@@ -293,6 +299,118 @@ impl Listener {
         }
         shards.push(shard);
         Ok(true)
+    }
+
+    /// Makes good what a worker may have done to the socket that it shares, before another gets it. Says whether the
+    /// descriptor is another now.
+    pub(super) fn mend(&mut self, wid: u32, is_alone: bool, groups: &mut Groups) -> bool {
+        let target = format!("socket.{}", self.spec.name());
+        let had_trouble = self.trouble.take().is_some();
+        let address = address_of(&self.spec.unit);
+        let mut is_another = false;
+        let is_shut = self.fd(wid).is_some_and(|fd| socket::is_shut(fd.as_fd()));
+        let is_there = self.node.as_ref().map_or(Some(true), Node::is_there);
+        match (&address, is_there) {
+            (_, None) => {
+                let path = address.to_string();
+                let trouble = format!(
+                    "{path} is not its file any more: somebody has put another there, and clients reach that"
+                );
+                if !had_trouble {
+                    log::error!(target: &target, "{trouble}");
+                }
+                self.trouble = Some(trouble);
+            }
+            (Address::Path(_), Some(is_there)) if is_shut || !is_there => {
+                let what = if is_shut {
+                    "was shut down"
+                } else {
+                    "had lost its file"
+                };
+                match self.bind_anew(groups) {
+                    Ok(lost) => {
+                        is_another = true;
+                        log::warn!(target: &target, "{what}, by a worker most likely, and is bound anew");
+                        if lost > 0 {
+                            log::error!(target: &target, "{lost} clients that waited in it are lost");
+                        }
+                    }
+                    Err(error) => {
+                        let trouble = format!("{what}, and can't be bound anew: {error}");
+                        log::error!(target: &target, "{trouble}");
+                        self.trouble = Some(trouble);
+                    }
+                }
+            }
+            (_, Some(_)) if is_shut => match self.listen_again(wid) {
+                Ok(()) => {
+                    log::warn!(target: &target, "was shut down, by a worker most likely, and listens again");
+                }
+                Err(error) => {
+                    let trouble = format!("was shut down, and does not listen again: {error}");
+                    log::error!(target: &target, "{trouble}");
+                    self.trouble = Some(trouble);
+                }
+            },
+            _ => {}
+        }
+        // Those who share it with another that runs have to agree with that one.
+        if is_alone
+            && let Some(fd) = self.fd(wid)
+            && socket::set_blocking(fd.as_fd(), self.spec.unit.blocking).is_ok_and(|it| it)
+        {
+            log::debug!(target: &target, "O_NONBLOCK is as `blocking` says again");
+        }
+        is_another
+    }
+
+    /// A new kernel socket on its path. What waits in the old one can't be reached any more: so many clients.
+    fn bind_anew(&mut self, groups: &mut Groups) -> Result<u64, String> {
+        let Fds::One(old) = std::mem::replace(&mut self.fds, Fds::Unbound) else {
+            return Ok(0);
+        };
+        if let Some(node) = self.node.take() {
+            node.remove();
+        }
+        if let Err(error) = self.bind(1, None, groups) {
+            // It is tried again for the next worker.
+            self.fds = Fds::One(old);
+            return Err(error);
+        }
+        self.number += 1;
+        let lost = socket::queue(old.as_fd()).map_or(0, |queue| queue.waiting);
+        old.close(None);
+        Ok(lost)
+    }
+
+    fn listen_again(&self, wid: u32) -> std::io::Result<()> {
+        let (Some(fd), Some(Local::Ip(address))) = (self.fd(wid), &self.local) else {
+            // The name of an abstract one is free only when everybody has closed it.
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        let wanted = Address::Ip(*address);
+        socket::listen_again(fd.as_fd(), &listen(&self.spec, &wanted), *address)?;
+        if let Some(group) = &self.group {
+            // It had left the kernel's list, and is the last on it now.
+            group.leave(fd);
+            group.join(fd);
+            group.choose(fd);
+        }
+        Ok(())
+    }
+
+    /// What its descriptor is held by, if it has no shards: a number once it is another than at first.
+    pub(super) fn number_held(&self) -> Option<u32> {
+        (self.number > 0).then_some(self.number)
+    }
+
+    /// The descriptor that a worker of this wid gets.
+    pub(super) fn fd(&self, wid: u32) -> Option<&Descriptor> {
+        match &self.fds {
+            Fds::Unbound => None,
+            Fds::One(fd) => Some(fd),
+            Fds::Shards(_) => self.shard(wid).map(|shard| &shard.fd),
+        }
     }
 
     pub(super) fn shard(&self, wid: u32) -> Option<&Shard> {

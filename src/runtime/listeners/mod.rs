@@ -62,6 +62,9 @@ pub struct ListenerRecord {
     local: Option<Local>,
     node: Option<Node>,
     shards: Option<Vec<ShardRecord>>,
+    /// How often it was bound anew.
+    #[serde(default)]
+    number: u32,
     /// Where it is in the kernel's list, if it shares its address and has no shards.
     #[serde(default)]
     place: Option<u32>,
@@ -225,12 +228,32 @@ impl Listeners {
 
     /// The descriptor that a worker of this wid gets of this socket.
     pub fn fd(&self, id: SocketId, wid: u32) -> Option<BorrowedFd<'_>> {
-        let listener = self.all.get(&id)?;
-        match &listener.fds {
-            Fds::Unbound => None,
-            Fds::One(fd) => Some(fd.as_fd()),
-            Fds::Shards(_) => listener.shard(wid).map(|shard| shard.fd.as_fd()),
+        self.all.get(&id)?.fd(wid).map(Descriptor::as_fd)
+    }
+
+    /// Makes good what an earlier worker may have done to a socket that the next one of this wid gets: it may have shut it
+    /// down, removed its file, or, if it was the only one, set O_NONBLOCK.
+    pub fn mend(&mut self, epoll: &Epoll, id: SocketId, wid: u32, is_alone: bool) {
+        let Some(listener) = self.all.get_mut(&id) else {
+            return;
+        };
+        let was_watched = listener.watched;
+        if was_watched {
+            self.unwatch(epoll, id);
         }
+        if let Some(listener) = self.all.get_mut(&id)
+            && listener.mend(wid, is_alone, &mut self.groups)
+        {
+            self.dirty.insert(id);
+        }
+        if was_watched {
+            self.watch(epoll, id);
+        }
+    }
+
+    /// Why nobody can connect to a socket though it is bound.
+    pub fn trouble(&self, id: SocketId) -> Option<&str> {
+        self.all.get(&id)?.trouble.as_deref()
     }
 
     /// Reports traffic on a socket from now on.
@@ -408,6 +431,7 @@ impl Listeners {
                     Some(shards.iter().map(|it| it.record(group)).collect())
                 }
             },
+            number: listener.number,
             place: match (&listener.fds, &listener.group) {
                 (Fds::One(fd), Some(group)) => group.place_of(fd),
                 _ => None,
@@ -417,10 +441,13 @@ impl Listeners {
 
     /// A socket's descriptors, each with the name that it is held by.
     pub fn descriptors(&self, id: SocketId) -> Vec<(String, BorrowedFd<'_>)> {
-        match self.all.get(&id).map(|listener| &listener.fds) {
-            None | Some(Fds::Unbound) => Vec::new(),
-            Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
-            Some(Fds::Shards(shards)) => (shards.iter())
+        let Some(listener) = self.all.get(&id) else {
+            return Vec::new();
+        };
+        match &listener.fds {
+            Fds::Unbound => Vec::new(),
+            Fds::One(fd) => vec![(name_of(id, listener.number_held()), fd.as_fd())],
+            Fds::Shards(shards) => (shards.iter())
                 .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
                 .collect(),
         }
@@ -450,9 +477,10 @@ impl Listeners {
             let mut listener = Listener::new(spec);
             listener.local = record.local;
             listener.node = record.node;
+            listener.number = record.number;
             match record.shards {
                 None => {
-                    if let Some(fd) = held.remove(&name_of(id, None)) {
+                    if let Some(fd) = held.remove(&name_of(id, listener.number_held())) {
                         listener.fds = Fds::One(Descriptor::new(fd));
                         places.extend(record.place.map(|place| (place, id, 0)));
                     }
