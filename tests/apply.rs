@@ -9,7 +9,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 use support::lives::listeners;
 use support::load::Load;
-use support::{Manager, ask, environment, is_alive, poll, receive, send, wait_until_dead};
+use support::{
+    Manager, ask, begin, environment, finish, freeze, is_alive, kill, poll, receive, send,
+    wait_until_dead,
+};
 
 const UNITS: &str = r#"
     [socket.web]
@@ -766,6 +769,94 @@ fn sharding_may_begin_and_end_while_clients_come() {
     assert_eq!(listeners(&address).len(), 2);
     manager.apply(&units(false));
     assert_eq!(listeners(&manager.address("web")).len(), 1);
+}
+
+#[test]
+fn clients_in_the_queues_of_a_stopped_watcher_are_served_by_those_that_are_left() {
+    let units = |watchers: &[&str]| {
+        let watcher = |name: &&str| {
+            format!(
+                r#"
+                [watcher.{name}]
+                cmd = "PROBE serve $(circus.socket.web)"
+                numprocesses = {}
+                "#,
+                if *name == "small" { 1 } else { 3 }
+            )
+        };
+        let socket = r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            so_reuseport = true
+            "#;
+        let watchers: String = watchers.iter().map(watcher).collect();
+        format!("{socket}{watchers}")
+    };
+    let manager = Manager::start(&units(&["small", "big"]));
+    let address = manager.address("web");
+    manager.ok(&["stop", "small", "big"]);
+    let ask_all = || -> Vec<TcpStream> { (0..30).map(|_| begin(&address, "pid")).collect() };
+    // Who is removed takes no client along, ...
+    let waiting = ask_all();
+    manager.apply(&units(&["small"]));
+    manager.ok(&["start", "small"]);
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+    // ... and neither does who gets another name.
+    manager.apply(&units(&["big"]));
+    assert_eq!(listeners(&address).len(), 3);
+    manager.ok(&["stop", "big"]);
+    let waiting = ask_all();
+    manager.apply(&units(&["other"]));
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    assert_eq!(listeners(&address).len(), 3);
+}
+
+#[test]
+fn the_shard_that_a_worker_drains_is_its_own_after_sharding_has_begun() {
+    let port = free_port();
+    let units = |shared: bool| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:{port}"
+            so_reuseport = {shared}
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 2
+            "#
+        )
+    };
+    let manager = Manager::start(&units(false));
+    let address = manager.address("web");
+    let before = listeners(&address);
+    manager.apply(&units(true));
+    let after = listeners(&address);
+    assert!(
+        after.contains(&before[0]),
+        "it is one of the shards, with its queue"
+    );
+    assert_eq!(after.len(), 2);
+    let pids = manager.pids("web");
+    pids.iter().for_each(|pid| freeze(*pid));
+    let waiting: Vec<TcpStream> = (0..40)
+        .map(|_| begin(&address, "env TENTPOLE_WID"))
+        .collect();
+    manager.ok(&["scale", "web", "1", "--no-wait"]);
+    let late: Vec<TcpStream> = (0..20)
+        .map(|_| begin(&address, "env TENTPOLE_WID"))
+        .collect();
+    pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    let wids: Vec<String> = waiting.into_iter().map(finish).collect();
+    assert!(wids.iter().any(|wid| wid == "2"), "{wids:?}");
+    for stream in late {
+        assert_eq!(finish(stream), "1");
+    }
 }
 
 fn changes_after(manager: &Manager, units: &str) -> Value {

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::lives::listeners;
 use support::{
     DEADLINE, Manager, ask, assert_fds, bounded, environment, fd_of, fd_target, files, folder,
     freeze, is_root, kill, leave_out, pass_fds, poll, process_status, refused, refused_in,
@@ -858,6 +859,201 @@ fn connections_in_the_queue_of_a_worker_that_is_scaled_away_are_answered_by_it()
             .is_some_and(|workers| workers.len() == 1)
     });
     wait_until_dead(pids[1]);
+}
+
+#[test]
+fn connections_in_queues_that_nobody_serves_are_answered_when_fewer_workers_start() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 4
+        "#,
+    );
+    let address = manager.address("web");
+    manager.ok(&["stop", "web"]);
+    let mut waiting: Vec<TcpStream> = (0..40)
+        .map(|_| question(&address, "env TENTPOLE_WID"))
+        .collect();
+    wait_for_queue(&manager, "web", 40);
+    manager.ok(&["scale", "web", "1"]);
+    // Those that come from now on wait where they are served first.
+    let mut late: Vec<TcpStream> = (0..20)
+        .map(|_| question(&address, "env TENTPOLE_WID"))
+        .collect();
+    manager.ok(&["start", "web"]);
+    let mut wids: Vec<String> = waiting.iter_mut().map(answer).collect();
+    wids.sort();
+    wids.dedup();
+    assert_eq!(wids, ["1", "2", "3", "4"]);
+    for stream in &mut late {
+        assert_eq!(answer(stream), "1");
+    }
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+    manager.wait_for("web", "has one worker", |web| {
+        web["state"] == "running" && web["workers"].as_array().is_some_and(|it| it.len() == 1)
+    });
+}
+
+#[test]
+fn connections_that_a_hung_worker_leaves_are_answered_by_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 2
+        graceful_timeout = 0.1
+        "#,
+    );
+    let pids = manager.pids("web");
+    pids.iter().for_each(|pid| freeze(*pid));
+    let address = manager.address("web");
+    let mut waiting: Vec<TcpStream> = (0..30).map(|_| question(&address, "pid")).collect();
+    wait_for_queue(&manager, "web", 30);
+    kill(pids[0], libc::SIGCONT);
+    // The second stands still until it is told to end, which it does at once.
+    manager.ok(&["scale", "web", "1"]);
+    let mut by: Vec<String> = waiting.iter_mut().map(answer).collect();
+    by.sort();
+    by.dedup();
+    assert_eq!(by.len(), 2, "{by:?}");
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+}
+
+/// What a worker can do to the socket that it shares, done in its name.
+fn as_worker(manager: &Manager, watcher: &str, deed: impl Fn(&Socket)) {
+    for pid in manager.pids(watcher) {
+        deed(&Socket::from(fd_of(pid, 3)));
+        kill(pid, libc::SIGKILL);
+        wait_until_dead(pid);
+    }
+}
+
+#[test]
+fn a_listener_that_a_worker_shuts_down_listens_again_for_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        [socket.shards]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [socket.file]
+        listen = "DIR/file"
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        [watcher.shards]
+        cmd = "PROBE serve $(circus.socket.shards)"
+        numprocesses = 3
+        [watcher.file]
+        cmd = "PROBE answer $(circus.socket.file)"
+        "#,
+    );
+    let addresses = ["web", "shards"].map(|name| manager.address(name));
+    for watcher in ["web", "shards", "file"] {
+        as_worker(&manager, watcher, |socket| {
+            socket.shutdown(std::net::Shutdown::Both).unwrap();
+        });
+        manager.wait_for("web", "has a worker again", |web| web["ready"] == 1);
+        manager.wait_for("shards", "has all workers again", |it| it["ready"] == 3);
+        manager.wait_for("file", "has a worker again", |it| it["ready"] == 1);
+    }
+    assert_eq!(
+        ["web", "shards"].map(|name| manager.address(name)),
+        addresses
+    );
+    assert_ne!(ask(&addresses[0], "pid"), "");
+    for _ in 0..30 {
+        assert_ne!(ask(&addresses[1], "pid"), "");
+    }
+    assert_eq!(listeners(&addresses[1]).len(), 3);
+    // A scale-down names the right ones.
+    manager.ok(&["scale", "shards", "1"]);
+    for _ in 0..10 {
+        assert_eq!(ask(&addresses[1], "env TENTPOLE_WID"), "1");
+    }
+    let answered = || {
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(manager.path("file")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_ne!(answer, "");
+    };
+    answered();
+    // The new kernel socket is held as the old one was.
+    manager.crash();
+    answered();
+    assert!(manager.log().contains("was shut down"), "{}", manager.log());
+}
+
+#[test]
+fn a_socket_file_that_a_worker_removes_is_there_again_for_the_next() {
+    let manager = Manager::start(
+        r#"
+        [socket.file]
+        listen = "DIR/file"
+        mode = "0640"
+        [watcher.file]
+        cmd = "PROBE answer $(circus.socket.file)"
+        "#,
+    );
+    let file = manager.path("file");
+    let answered = || {
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(&file).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_ne!(answer, "");
+    };
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    answered();
+    assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o640);
+    manager.crash();
+    answered();
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["reload", "file"]);
+    answered();
+
+    // What somebody else has put there is told, and left alone.
+    std::fs::remove_file(&file).unwrap();
+    let other = UnixListener::bind(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    let error = manager.socket("file")["error"].clone();
+    let error = error.as_str().expect("an error");
+    assert!(error.contains("is not its file any more"), "{error}");
+    UnixStream::connect(&file).unwrap();
+    other.accept().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    manager.ok(&["restart", "file"]);
+    answered();
+    assert!(manager.socket("file")["error"].is_null());
+}
+
+#[test]
+fn a_worker_has_blocking_as_it_is_written_whatever_the_one_before_has_set() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        "#,
+    );
+    as_worker(&manager, "web", |socket| {
+        socket.set_nonblocking(true).unwrap();
+    });
+    manager.wait_for("web", "has a worker again", |web| web["ready"] == 1);
+    let socket = Socket::from(fd_of(manager.pids("web")[0], 3));
+    assert!(!socket.nonblocking().unwrap());
 }
 
 #[test]

@@ -4,13 +4,17 @@ mod support;
 
 use serde_json::{Value, json};
 use std::io::BufReader;
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::lives::open_descriptors;
 use support::load::Load;
-use support::{Manager, ask, environment, is_alive, kill, poll, receive, send, wait_until_dead};
+use support::{
+    DEADLINE, Manager, ask, environment, is_alive, kill, poll, receive, send, uninterrupted,
+    wait_until_dead,
+};
 
 const WEB: &str = r#"
     [socket.web]
@@ -608,4 +612,56 @@ fn what_a_parent_is_told_goes_on() {
     manager.wait_for_notice("WATCHDOG=1");
     assert_eq!(manager.stop().code(), Some(0));
     manager.wait_for_notice("STOPPING=1");
+}
+
+#[test]
+fn shards_that_take_datagrams_and_what_waits_in_them_live_on() {
+    let units = r#"
+        [socket.udp]
+        listen = "127.0.0.1:0"
+        type = "dgram"
+        so_reuseport = true
+        [watcher.udp]
+        cmd = "PROBE echo $(circus.socket.udp)"
+        numprocesses = 4
+        "#;
+    let next_manager = |kind: &str, manager: &Manager| match kind {
+        "upgrade" => drop(manager.ok(&["upgrade"])),
+        _ => drop(manager.crash()),
+    };
+    for kind in ["upgrade", "crash"] {
+        let manager = Manager::start(units);
+        let address = manager.address("udp");
+        let send_all = || -> Vec<UdpSocket> {
+            let client = || {
+                let client = UdpSocket::bind("127.0.0.1:0").expect("bind");
+                client.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+                client.send_to(b"hello", &address).expect("send");
+                client
+            };
+            (0..60).map(|_| client()).collect()
+        };
+        let all_answered = |clients: Vec<UdpSocket>| {
+            for client in clients {
+                let answer = uninterrupted(|| client.recv(&mut [0; 64]));
+                answer.unwrap_or_else(|error| panic!("{kind}: {error}"));
+            }
+        };
+        next_manager(kind, &manager);
+        all_answered(send_all());
+        manager.ok(&["stop", "udp"]);
+        let waiting = send_all();
+        next_manager(kind, &manager);
+        manager.ok(&["scale", "udp", "2"]);
+        manager.ok(&["start", "udp"]);
+        all_answered(waiting);
+        assert_eq!(manager.address("udp"), address, "{kind}");
+        manager.wait_for("udp", "has two workers", |udp| {
+            udp["workers"].as_array().is_some_and(|it| it.len() == 2)
+        });
+        next_manager(kind, &manager);
+        all_answered(send_all());
+        manager.ok(&["scale", "udp", "4"]);
+        all_answered(send_all());
+    }
 }

@@ -342,13 +342,17 @@ impl Manager {
             }
             // They are watched from the moment the main process has ended.
             Effect::AwaitLeftovers { .. } => None,
-            Effect::Drain { proc } => {
-                let (watcher, wid) = self.processes.slot(proc)?;
-                self.listeners.drain(proc, watcher, wid, clock());
+            Effect::Drain { proc, sockets } => {
+                let (_, wid) = self.processes.slot(proc)?;
+                self.listeners.drain(proc, wid, sockets, clock());
                 None
             }
-            Effect::CloseShards { watcher, wid } => {
-                self.listeners.close_shards(&self.epoll, watcher, wid);
+            Effect::CloseShard { socket, wid } => {
+                self.listeners
+                    .close_shard(&self.epoll, socket, wid, clock())
+            }
+            Effect::OpenShard { socket, wid } => {
+                self.listeners.open_shard(socket, wid);
                 None
             }
             Effect::Open { socket, spec } => {
@@ -429,7 +433,10 @@ impl Manager {
         }
         let jobs: Vec<Job> = self.jobs.drain(..count).collect();
         let name = self.notify.name();
-        let outcomes = self.processes.spawn(&jobs, &mut self.listeners, name);
+        let outcomes = {
+            let listeners = &mut self.listeners;
+            self.processes.spawn(&jobs, listeners, &self.epoll, name)
+        };
         for (Job { proc, .. }, outcome) in jobs.into_iter().zip(outcomes) {
             self.dispatch(match outcome {
                 Ok(pid) => Event::Spawned { proc, pid },
@@ -495,6 +502,7 @@ impl Manager {
     /// A worker's main process has ended; what it has left behind is looked after from now on.
     fn has_ended(&mut self, proc: ProcId, ended: Ended, exit: Exit) {
         self.leftovers.add(proc, ended);
+        self.listeners.forget_drain(proc);
         self.dispatch(Event::Exited { proc, exit });
     }
 
@@ -531,8 +539,8 @@ impl Manager {
     }
 
     fn take_drained(&mut self) {
-        for proc in self.listeners.drained(clock()) {
-            self.dispatch(Event::Drained { proc });
+        for event in self.listeners.look(&self.epoll, clock()) {
+            self.dispatch(event);
         }
     }
 

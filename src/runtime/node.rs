@@ -35,6 +35,15 @@ impl Node {
         file_at(path) == Some(self.id())
     }
 
+    /// Whether it is still there: `None` if another stands in its place.
+    pub fn is_there(&self) -> Option<bool> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(data) if (data.dev(), data.ino()) == self.id() => Some(true),
+            Ok(_) => None,
+            Err(_) => Some(false),
+        }
+    }
+
     /// Changes its mode, and its group where one is given, if it is still there.
     pub fn restrict(&self, mode: u32, gid: Option<u32>) -> std::io::Result<()> {
         let data = std::fs::symlink_metadata(&self.path)?;

@@ -258,11 +258,12 @@ impl Processes {
         &mut self,
         jobs: &[Job],
         listeners: &mut Listeners,
+        epoll: &Epoll,
         notify_socket: &str,
     ) -> Vec<Result<supervise::Pid, SpawnFailure>> {
         let orders: Vec<Result<Order, SpawnFailure>> = jobs
             .iter()
-            .map(|job| self.order(job, listeners, notify_socket))
+            .map(|job| self.order(job, listeners, epoll, notify_socket))
             .collect();
         let placed: Vec<Result<Placed<'_>, SpawnFailure>> = jobs
             .iter()
@@ -323,9 +324,12 @@ impl Processes {
         &mut self,
         job: &Job,
         listeners: &mut Listeners,
+        epoll: &Epoll,
         notify_socket: &str,
     ) -> Result<Order, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
+        let mut others = self.by_proc.values();
+        let is_alone = job.generation > 1 && others.all(|other| other.slot.0 != job.watcher);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
         let on_stdin = match &invocation.stdin {
             Source::Socket(name) => Some(name),
@@ -333,8 +337,11 @@ impl Processes {
         };
         for name in invocation.fds.iter().chain(on_stdin) {
             let id = job.socket(name).ok_or_else(|| unbound(name))?;
-            let key = (job.watcher, job.wid);
-            listeners.provide(id, key).map_err(spawn_failure)?;
+            listeners.provide(id, job.wid).map_err(spawn_failure)?;
+            // Not at a start of many: nobody has had it before.
+            if job.generation > 1 {
+                listeners.mend(epoll, id, job.wid, is_alone);
+            }
         }
         let Invocation {
             candidates,
@@ -616,8 +623,7 @@ impl Order {
         null: &'a Option<OwnedFd>,
     ) -> Result<Placed<'a>, SpawnFailure> {
         let listener = |name: &str| {
-            let key = (job.watcher, job.wid);
-            let fd = job.socket(name).and_then(|id| listeners.fd(id, key));
+            let fd = job.socket(name).and_then(|id| listeners.fd(id, job.wid));
             fd.ok_or_else(|| unbound(name))
         };
         let mut fds: Vec<(BorrowedFd<'_>, RawFd)> = Vec::with_capacity(3 + self.sockets.len());

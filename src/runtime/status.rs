@@ -115,7 +115,7 @@ fn socket_status(
             .iter()
             .map(|name| (*name).to_owned())
             .collect(),
-        error: view.error.map(str::to_owned),
+        error: view.error.or(listeners.trouble(view.id)).map(str::to_owned),
     }
 }
 

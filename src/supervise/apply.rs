@@ -232,6 +232,7 @@ impl Supervisor {
         let specs: HashMap<&str, &Rc<plan::Socket>> =
             (plan.sockets.iter()).map(|it| (it.name(), it)).collect();
         let before = self.sockets_by_name();
+        let first = SocketId(self.next_socket);
         for change in changes {
             let Unit::Socket(name) = &change.unit else {
                 continue;
@@ -267,6 +268,7 @@ impl Supervisor {
                 (_, None) => {}
             }
         }
+        self.inherit_shards(first);
     }
 
     /// It is in the plan no more: what has it keeps it, but it is not bound any more if it is not yet.
@@ -385,10 +387,7 @@ impl Supervisor {
     }
 
     /// Nothing of a watcher that is left out is alive any more.
-    pub(super) fn forget_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        // Its shards are closed as those of one that is scaled away.
-        self.want(id, 0);
-        self.trim_slots(turn, id);
+    pub(super) fn forget_watcher(&mut self, id: WatcherId) {
         let Some(watcher) = self.watchers.remove(id) else {
             return;
         };

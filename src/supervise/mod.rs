@@ -12,6 +12,7 @@
 //! - `Kill` and `KillLeftovers` reach the process's whole group and every stray of it. After `AwaitLeftovers` or
 //!   `KillLeftovers`, `Gone` says once that nothing of the process is left.
 //! - `Traffic` comes only for a socket that is watched, and may come again and again while it is.
+//! - Every `CloseShard` is answered by one of `ShardClosed` or `ShardOwed`, at any later time, but not after an `OpenShard`.
 //! - Every request is answered by exactly one `Reply`, unless it is `Abandoned` before.
 //!
 //! # The rules of a slot
@@ -66,6 +67,16 @@
 //!
 //! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
 //! the workers' business: whatever they do, it stays open.
+//!
+//! # The rules of a shard
+//!
+//! A socket with `so_reuseport` has a shard for each wid that one of its watchers wants; watchers that share the socket share
+//! its shards. The first stays as long as the socket. One that nobody wants any more gets no new clients from that moment, and is
+//! closed when two things are true: no worker has it, and no client waits in it. A worker that is scaled away therefore
+//! is `Draining` before it is stopped, up to `graceful_timeout`. Where clients are left nevertheless (nothing was running; it
+//! hung, or was killed) the shard is *owed*: as soon as a watcher of the socket is up, that gets a worker of this
+//! wid beyond the wanted ones, which drains it as soon as it is ready and is stopped then. If that does not do it either, the
+//! next one comes after a delay that doubles, as that of a restart does. No command waits for these.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -74,6 +85,7 @@ mod order;
 mod record;
 mod reload;
 mod request;
+mod shard;
 mod socket;
 mod state;
 mod table;
@@ -94,6 +106,7 @@ use crate::unit::{self, LogLevel, Signal};
 use order::Phase;
 use request::Pending;
 use serde::{Deserialize, Serialize};
+use shard::Shard;
 use state::{Binding, Edition, Goal, Post, Slot, Socket, State, Trigger, Watcher};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -250,6 +263,20 @@ pub enum Event {
         /// Which.
         proc: ProcId,
     },
+    /// A shard that was to be closed was empty, and is closed.
+    ShardClosed {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid.
+        wid: u32,
+    },
+    /// Clients wait in a shard that was to be closed: it is kept.
+    ShardOwed {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid.
+        wid: u32,
+    },
     /// Somebody asks for something.
     Command {
         /// What the answer is for.
@@ -348,16 +375,25 @@ pub enum Effect {
         /// Which.
         proc: ProcId,
     },
-    /// No new connection for the worker's shards; `Drained` when those that wait are accepted.
+    /// No new connection for the worker's shards of these sockets; `Drained` when those that wait are accepted.
     Drain {
         /// Which.
         proc: ProcId,
+        /// Of which sockets.
+        sockets: Vec<SocketId>,
     },
-    /// The wid is gone for good: close its shards.
-    CloseShards {
-        /// Of which watcher.
-        watcher: WatcherId,
-        /// The worker's number.
+    /// No worker has the shard and none is wanted to: no new connection for it, and if none waits, close it.
+    CloseShard {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid.
+        wid: u32,
+    },
+    /// The shard is wanted again: new connections may come to it, and it is not closed.
+    OpenShard {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid.
         wid: u32,
     },
     /// The socket of this name, which was bound for an apply, is known by this id from now on.
@@ -544,6 +580,20 @@ impl Supervisor {
         }
         supervisor.rebuild_order(plan);
         supervisor.rebuild_users();
+        // They are bound from the beginning, so that the first clients are spread over all of them.
+        for (_, watcher) in supervisor
+            .watchers
+            .iter()
+            .filter(|(_, it)| it.unit().autostart)
+        {
+            for id in &*watcher.edition.sockets {
+                let socket = supervisor.sockets.get_mut(*id);
+                let socket = socket.filter(|it| it.spec.unit.so_reuseport.value);
+                let Some(socket) = socket else { continue };
+                let count = socket.shards.len().max(watcher.wanted as usize);
+                socket.shards.resize(count, Shard::Open);
+            }
+        }
         supervisor
     }
 
@@ -572,6 +622,8 @@ impl Supervisor {
             Event::Exited { proc, exit } => self.exited(turn, proc, exit),
             Event::Gone { proc } => self.gone(turn, proc),
             Event::Drained { proc } => self.drained(turn, proc),
+            Event::ShardClosed { socket, wid } => self.shard_closed(socket, wid),
+            Event::ShardOwed { socket, wid } => self.shard_owed(socket, wid),
             Event::Command {
                 request,
                 command,
@@ -825,6 +877,10 @@ fn new_socket(spec: &Rc<plan::Socket>, error: Option<&String>) -> Socket {
         watchers: Vec::new(),
         retired: false,
         trigger: Trigger::default(),
+        shards: match spec.unit.so_reuseport.value {
+            true => vec![Shard::Open],
+            false => Vec::new(),
+        },
         watched: false,
         watched_since: Time::ZERO,
     }

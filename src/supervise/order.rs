@@ -290,11 +290,12 @@ impl Supervisor {
             self.timers.set(Due::Watcher(id), None);
         }
         self.forget_editions(id);
-        self.trim_slots(turn, id);
+        self.trim_slots(id);
+        self.stir_shards(id);
         self.tell_state(turn, id);
         self.answer_requests(turn, id);
         if self.watcher(id).retired && self.watcher(id).tally.busy() == 0 {
-            self.forget_watcher(turn, id);
+            self.forget_watcher(id);
         }
     }
 
@@ -313,12 +314,11 @@ impl Supervisor {
     }
 
     /// Drops vacant slots past the wanted ones, from the end.
-    pub(super) fn trim_slots(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+    pub(super) fn trim_slots(&mut self, id: WatcherId) {
         let watcher = self.watcher(id);
         if watcher.slots.len() as u32 <= watcher.wanted {
             return;
         }
-        let shards = self.has_shards(id);
         let Some(watcher) = self.watchers.get_mut(id) else {
             return;
         };
@@ -331,9 +331,6 @@ impl Supervisor {
             let wid = watcher.slots.len() as u32;
             watcher.slots.pop();
             self.dirty.slots.insert((id, wid));
-            if shards {
-                turn.effects.push(Effect::CloseShards { watcher: id, wid });
-            }
         }
     }
 
@@ -580,10 +577,12 @@ impl Watcher {
         if self.tally.busy() == 0 {
             return self.wanted == 0;
         }
-        if self.tally.beside == 0 {
+        let wanted = self.wanted as usize;
+        if self.tally.beside == 0 && self.slots.len() <= wanted {
             return self.is_quiet();
         }
-        (self.slots.iter()).all(|slot| matches!(slot.main, State::Vacant | State::Ready { .. }))
+        (self.slots.iter().take(wanted))
+            .all(|slot| matches!(slot.main, State::Vacant | State::Ready { .. }))
     }
 
     /// Nothing is on its way to anywhere.

@@ -6,6 +6,7 @@
 
 use super::order::Phase;
 use super::request::{MOST_WORKERS, Pending};
+use super::shard::Shard;
 use super::state::{Binding, Edition, Goal, Post, Seat, Slot, Socket, State, Watcher};
 use super::table::Table;
 use super::time::{Due, Timers};
@@ -332,6 +333,15 @@ impl Supervisor {
             };
             self.timers.set(Due::Socket(id), due);
         }
+        for (_, socket) in self.sockets.iter_mut() {
+            // Of a version that did not record them.
+            if socket.spec.unit.so_reuseport.value && socket.shards.is_empty() {
+                let users = socket.watchers.iter().map(|id| &self.watchers[*id]);
+                let counts = users.map(|watcher| watcher.slots.len().max(watcher.wanted as usize));
+                let count = counts.max().unwrap_or_default();
+                socket.shards.resize(count.max(1), Shard::Open);
+            }
+        }
         let mut unsettled = 0;
         for (id, watcher) in self.watchers.iter_mut() {
             unsettled += u32::from(watcher.booting);
@@ -408,6 +418,11 @@ impl Supervisor {
             if socket.watched {
                 turn.effects.push(Effect::Watch { socket: id });
             }
+            for (wid, shard) in (1..).zip(&socket.shards) {
+                if let Shard::Closing { .. } = shard {
+                    turn.effects.push(Effect::CloseShard { socket: id, wid });
+                }
+            }
         }
         // Whoever was to say so is gone.
         self.begin(turn);
@@ -442,7 +457,8 @@ impl Supervisor {
                 ..
             } => self.order_spawn(turn, post, proc, edition, generation),
             State::Draining { ref worker, .. } => {
-                turn.effects.push(Effect::Drain { proc: worker.proc });
+                let (proc, sockets) = (worker.proc, self.leaving_shards(post));
+                turn.effects.push(Effect::Drain { proc, sockets });
             }
             State::Stopping {
                 ref worker,

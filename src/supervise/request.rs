@@ -1,6 +1,6 @@
 //! Commands: what somebody asks for, and when it is done.
 
-use super::state::{Goal, Seat, Slot, Socket, State, Watcher};
+use super::state::{Goal, Seat, Socket, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
@@ -484,14 +484,7 @@ impl Supervisor {
 
     /// The one place where the number of wanted workers changes.
     pub(super) fn want(&mut self, id: WatcherId, wanted: u32) {
-        let has_shards = self.has_shards(id);
-        let watcher = self.watcher_mut(id);
-        let before = std::mem::replace(&mut watcher.wanted, wanted);
-        if has_shards {
-            // Those of workers that never ran are closed too.
-            let count = watcher.slots.len().max(before as usize);
-            watcher.slots.resize_with(count, Slot::default);
-        }
+        self.watcher_mut(id).wanted = wanted;
     }
 
     fn signal_workers(
@@ -669,9 +662,7 @@ impl Supervisor {
             (Want::Up | Want::Scaled, Goal::Up { .. }) if watcher.failures_ever > mark => {
                 Verdict::Failed(format!("{}; the manager goes on trying", failure()))
             }
-            (Want::Up | Want::Scaled, Goal::Up { complete: true })
-                if watcher.is_quiet() && watcher.slots.len() as u32 <= watcher.wanted =>
-            {
+            (Want::Up | Want::Scaled, Goal::Up { complete: true }) if self.has_settled(id) => {
                 Verdict::Done
             }
             (Want::Up | Want::Scaled, Goal::Up { .. }) => Verdict::Open,
@@ -680,6 +671,19 @@ impl Supervisor {
             (Want::Up, Goal::Waiting | Goal::Ended) => Verdict::Done,
             (Want::Scaled, _) => Verdict::Done,
         }
+    }
+
+    /// Nothing of it is on its way to anywhere, but for workers that serve what was left in a shard.
+    fn has_settled(&self, id: WatcherId) -> bool {
+        let watcher = self.watcher(id);
+        if watcher.slots.len() as u32 <= watcher.wanted {
+            return watcher.is_quiet();
+        }
+        watcher.numbered().all(|(wid, slot)| match &slot.main {
+            State::Vacant => slot.beside.is_none(),
+            State::Ready { .. } => slot.beside.is_none() && wid <= watcher.wanted,
+            _ => wid > watcher.wanted && self.is_to_drain(id, wid),
+        })
     }
 
     fn answer(&mut self, turn: &mut Turn<'_>, request: RequestId) {

@@ -34,6 +34,7 @@ impl Supervisor {
     }
 
     pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        self.settle_shards(turn, id);
         let must = self.must_watch(id);
         let Some(socket) = self.sockets.get_mut(id) else {
             return;

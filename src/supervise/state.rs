@@ -1,6 +1,7 @@
 //! What is known of each socket, watcher and worker. Plain data: a state holds what exists in it and nothing else.
 
 use super::reload::{Queued, Reload, Signalled};
+use super::shard::Shard;
 use super::time::Time;
 use super::{Exit, Pid, ProcId, RequestId, SocketId, WatcherId};
 use crate::plan;
@@ -27,6 +28,9 @@ pub(super) struct Socket {
     pub retired: bool,
     #[serde(default, skip_serializing_if = "is_usual")]
     pub trigger: Trigger,
+    /// With `so_reuseport`, what becomes of the shard of each wid, from 1 on; past the end there is none.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub shards: Vec<Shard>,
     /// What the runtime was last told; whether it *should* be watched is computed.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched: bool,
@@ -359,7 +363,7 @@ pub(super) enum State {
         worker: Worker,
         watchdog: Option<Time>,
     },
-    /// Its queue of connections is emptied before it is stopped, since its shard goes for good.
+    /// What waits in its shards is served before it is stopped, since they go for good.
     Draining { worker: Worker, until: Option<Time> },
     /// It was asked to end (or said that it does); at `kill_at` it is killed. `None`: it was killed already.
     Stopping {

@@ -92,7 +92,9 @@ impl Supervisor {
         if post.seat == Seat::Main {
             slot.ended_badly = None;
         }
-        let edition = self.watcher(post.watcher).next().number;
+        let edition = self.watcher(post.watcher).next();
+        let (edition, sockets) = (edition.number, Rc::clone(&edition.sockets));
+        self.open_shards(&sockets, post.wid);
         let launching = State::Launching {
             proc,
             edition,
@@ -206,6 +208,9 @@ impl Supervisor {
         });
         if post.seat == Seat::Beside {
             self.promote(turn, id, wid);
+        } else if wid > self.watcher(id).wanted {
+            // It was made to serve what waits in a shard, and nothing more.
+            self.retire_slot(turn, id, wid);
         }
     }
 
@@ -226,7 +231,7 @@ impl Supervisor {
         match post.seat {
             Seat::Beside if cancelled => {}
             Seat::Beside => self.replacement_failed(turn, post.watcher, post.wid, &text),
-            Seat::Main if self.is_wanted(post.watcher, post.wid) => {
+            Seat::Main if self.is_needed(post.watcher, post.wid) => {
                 let end = End {
                     text,
                     clean: false,
@@ -641,7 +646,7 @@ impl Supervisor {
             State::Starting { worker, .. }
             | State::Settling { worker, .. }
             | State::Ready { worker, .. }
-                if self.is_wanted(id, wid) =>
+                if self.is_needed(id, wid) =>
             {
                 // Nobody waits for these leftovers: they are killed and the slot goes on.
                 turn.effects.push(Effect::KillLeftovers { proc });
@@ -707,11 +712,11 @@ impl Supervisor {
         match why {
             Why::Asked => self.replace_or_vacate(post),
             _ if post.seat == Seat::Beside => self.vacate(post),
-            Why::Itself if self.is_wanted(id, wid) => {
+            Why::Itself if self.is_needed(id, wid) => {
                 let end = self.end_of(id, exit, &worker);
                 self.ended(turn, id, wid, end);
             }
-            Why::Failed(text) if self.is_wanted(id, wid) => {
+            Why::Failed(text) if self.is_needed(id, wid) => {
                 let end = End {
                     text,
                     clean: false,
@@ -733,33 +738,37 @@ impl Supervisor {
         }
     }
 
-    /// Takes a slot out of use that is scaled away. With shards of its own it serves what waits in them first.
+    /// Takes a slot out of use that is not wanted. If shards go with it, it serves first what waits in them.
     pub(super) fn retire_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
         let (main, beside) = (Post::main(id, wid), Post::beside(id, wid));
         self.stop_post(turn, beside, Why::Asked);
-        if !self.has_shards(id) || !matches!(self.state(main), State::Ready { .. }) {
+        if self.users_stale {
+            // It stays stale: what nobody uses is closed later.
+            self.rebuild_users();
+        }
+        let sockets = self.leaving_shards(main);
+        if sockets.is_empty() || !matches!(self.state(main), State::Ready { .. }) {
             self.stop_post(turn, main, Why::Asked);
             return;
         }
+        self.drain_shards(&sockets, wid);
         let graceful = self.unit_at(main).graceful_timeout;
         if let State::Ready { worker, .. } = self.take_state(main) {
             let until = graceful.map(|timeout| turn.now + timeout);
-            turn.effects.push(Effect::Drain { proc: worker.proc });
+            let proc = worker.proc;
+            turn.effects.push(Effect::Drain { proc, sockets });
             self.set_state(main, State::Draining { worker, until });
         }
     }
 
-    /// Whether its workers have kernel queues of their own.
-    pub(super) fn has_shards(&self, id: WatcherId) -> bool {
-        let mut sockets = self.watcher(id).editions().flat_map(|it| &*it.sockets);
-        sockets.any(|socket| {
-            let socket = self.sockets.get(*socket);
-            socket.is_some_and(|socket| socket.spec.unit.so_reuseport.value)
-        })
-    }
-
     pub(super) fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {
         matches!(self.watcher(id).goal, Goal::Up { .. }) && wid <= self.watcher(id).wanted
+    }
+
+    /// Whether a worker that ends by itself is missed: one that is wanted, or one that was to serve what waits in a shard.
+    fn is_needed(&self, id: WatcherId, wid: u32) -> bool {
+        let is_up = matches!(self.watcher(id).goal, Goal::Up { .. });
+        self.is_wanted(id, wid) || is_up && self.is_to_drain(id, wid)
     }
 
     /// After a stop that was asked for: the slot starts afresh if it is still wanted (a restart).
@@ -806,7 +815,7 @@ impl Supervisor {
         let main = Post::main(id, wid);
         let spec = Rc::clone(&self.watcher(id).edition.spec);
         let unit = &spec.unit;
-        if !self.is_wanted(id, wid) {
+        if !self.is_needed(id, wid) {
             self.vacate(main);
             return;
         }

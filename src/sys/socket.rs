@@ -8,6 +8,7 @@ use super::owner::{self, Owner};
 use super::process::name_of;
 use super::{reason, unix};
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::fchownat;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -824,6 +825,41 @@ pub fn set_shareable(fd: BorrowedFd<'_>, shareable: bool) -> io::Result<()> {
     SockRef::from(&fd).set_reuse_port(shareable)
 }
 
+/// Whether somebody who shares a listener has shut it down, in both directions, so that nobody can connect to it. A unix
+/// socket still says of itself that it listens (SO_ACCEPTCONN), but hangs up.
+pub fn is_shut(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && (fds[0].revents()).is_some_and(|found| found.contains(PollFlags::POLLHUP))
+}
+
+/// Listens again with an internet socket that was shut down. One whose port the kernel had chosen has lost it, and gets it
+/// back if it is free. A unix socket can't: it stays shut.
+pub fn listen_again(
+    fd: BorrowedFd<'_>,
+    listen: &Listen<'_>,
+    address: SocketAddr,
+) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    match socket.bind(&address.into()) {
+        // It is bound still.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        result => result?,
+    }
+    socket.listen(backlog(listen))
+}
+
+/// Sets or clears O_NONBLOCK, which all who share the socket see. Says whether it was otherwise.
+pub fn set_blocking(fd: BorrowedFd<'_>, blocking: bool) -> io::Result<bool> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    let mut wanted = flags;
+    wanted.set(OFlag::O_NONBLOCK, !blocking);
+    if wanted != flags {
+        fcntl(fd, FcntlArg::F_SETFL(wanted))?;
+    }
+    Ok(wanted != flags)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::process::Pid;
@@ -902,6 +938,49 @@ mod tests {
         .unwrap();
         let (fd_flags, file_flags) = flags(&bound.fd);
         assert!(fd_flags.contains(FdFlag::FD_CLOEXEC) && file_flags.contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn a_listener_that_was_shut_down_listens_again_on_its_port() {
+        let chosen = listen(&stream(&ip("127.0.0.1:0"))).unwrap();
+        let Local::Ip(address) = chosen.local else {
+            panic!("{:?}", chosen.local)
+        };
+        let again = |fd: &OwnedFd| {
+            assert!(!is_shut(fd.as_fd()));
+            stop_listening(fd.as_fd());
+            assert!(is_shut(fd.as_fd()));
+            assert!(TcpStream::connect(address).is_err());
+            let wanted = Address::Ip(address);
+            listen_again(fd.as_fd(), &stream(&wanted), address).unwrap();
+            assert!(!is_shut(fd.as_fd()));
+            TcpStream::connect(address).unwrap();
+        };
+        again(&chosen.fd);
+        drop(chosen);
+        let given = listen(&stream(&Address::Ip(address))).unwrap();
+        again(&given.fd);
+    }
+
+    #[test]
+    fn a_unix_socket_that_was_shut_down_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Address::Path(dir.path().join("x"));
+        for kind in [Kind::Stream, Kind::Seqpacket] {
+            let bound = listen(&Listen::new(&address, kind)).unwrap();
+            assert!(!is_shut(bound.fd.as_fd()));
+            stop_listening(bound.fd.as_fd());
+            assert!(is_shut(bound.fd.as_fd()));
+        }
+    }
+
+    #[test]
+    fn blocking_is_set_where_it_differs() {
+        let bound = listen(&stream(&ip("127.0.0.1:0"))).unwrap();
+        assert!(!set_blocking(bound.fd.as_fd(), true).unwrap());
+        assert!(set_blocking(bound.fd.as_fd(), false).unwrap());
+        assert!(flags(&bound.fd).1.contains(OFlag::O_NONBLOCK));
+        assert!(set_blocking(bound.fd.as_fd(), true).unwrap());
     }
 
     #[test]

@@ -43,7 +43,9 @@ enum Happening {
     LeftoversEnd(ProcId),
     Notify(ProcId, Sender, Message),
     Feed(ProcId),
-    Drained(ProcId),
+    Drained(ProcId, Vec<SocketId>),
+    /// It is time to tell what is in a shard.
+    Shard(u32, u32),
     /// It ended while there was no manager, and the new one finds that out.
     Found(ProcId, Exit),
     Connect(u32),
@@ -106,6 +108,16 @@ struct Port {
     is_watched: bool,
     is_bound: bool,
     traffic_queued: bool,
+    /// With `so_reuseport`, by wid.
+    shards: Option<BTreeMap<u32, Shard>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// Clients wait in it.
+    waits: bool,
+    is_retired: bool,
+    is_closing: bool,
 }
 
 /// What the programs of a watcher are inclined to do, in percent.
@@ -192,7 +204,7 @@ impl Kernel {
             is_over: false,
         };
         for (port, socket) in (0..).zip(&plan.sockets) {
-            kernel.open(Time::ZERO, port, socket.name());
+            kernel.open(Time::ZERO, port, socket);
         }
         kernel
     }
@@ -202,10 +214,11 @@ impl Kernel {
         self.unbound = unbound.iter().map(|(name, _)| name.clone()).collect();
     }
 
-    fn open(&mut self, now: Time, port: u32, name: &str) {
-        let is_bound = self.unbound.iter().all(|unbound| unbound != name);
+    fn open(&mut self, now: Time, port: u32, spec: &plan::Socket) {
+        let is_bound = self.unbound.iter().all(|unbound| unbound != spec.name());
         let new = Port {
             is_bound,
+            shards: spec.unit.so_reuseport.value.then(BTreeMap::new),
             ..Port::default()
         };
         self.ports.insert(port, new);
@@ -310,13 +323,40 @@ impl Kernel {
                 })
             }
             Happening::Feed(proc) => self.feed(now, proc),
-            Happening::Drained(proc) => {
+            Happening::Drained(proc, sockets) => {
                 let process = self.procs.get(&proc)?;
-                (process.stage == Stage::Alive).then_some(Event::Drained { proc })
+                if process.stage != Stage::Alive {
+                    return None;
+                }
+                for SocketId(port) in sockets {
+                    let shards = self.ports.get_mut(&port)?.shards.as_mut()?;
+                    shards.entry(process.wid).or_default().waits = false;
+                }
+                Some(Event::Drained { proc })
+            }
+            Happening::Shard(port, wid) => {
+                let shards = self.ports.get_mut(&port)?.shards.as_mut()?;
+                let shard = shards.get_mut(&wid).filter(|shard| shard.is_closing)?;
+                shard.is_closing = false;
+                let socket = SocketId(port);
+                if shard.waits {
+                    return Some(Event::ShardOwed { socket, wid });
+                }
+                shards.remove(&wid);
+                Some(Event::ShardClosed { socket, wid })
             }
             Happening::Connect(port) => {
                 if !self.is_quiet {
-                    self.ports.get_mut(&port)?.pending += 1;
+                    let it = self.ports.get_mut(&port)?;
+                    it.pending += 1;
+                    let mut chosen = (it.shards.iter_mut().flatten())
+                        .filter(|(_, shard)| !shard.is_retired)
+                        .map(|(_, shard)| shard)
+                        .collect::<Vec<_>>();
+                    if !chosen.is_empty() {
+                        let index = self.random.below(chosen.len() as u64);
+                        chosen[index as usize].waits = true;
+                    }
                     let pause = Duration::from_millis(self.random.pick(&[1, 30, 700, 9000]));
                     self.add(now + pause, Happening::Connect(port));
                     self.look_at(now, port);
@@ -338,9 +378,16 @@ impl Kernel {
                         && (self.calm || process.temper.accepts)
                 };
                 let is_accepted = self.procs.values().any(accepts);
+                let wids: Vec<u32> = (self.procs.values())
+                    .filter(|it| accepts(it))
+                    .map(|process| process.wid)
+                    .collect();
                 let it = self.ports.get_mut(&port)?;
                 if is_accepted {
                     it.pending = 0;
+                }
+                for (wid, shard) in it.shards.iter_mut().flatten() {
+                    shard.waits &= !wids.contains(wid);
                 }
                 let pause = 1 + self.random.below(500);
                 self.add(now + Duration::from_millis(pause), Happening::Accept(port));
@@ -380,7 +427,7 @@ impl Kernel {
                 if self.ports.contains_key(&socket.0) {
                     return Err("a socket is opened twice".into());
                 }
-                self.open(now, socket.0, spec.name());
+                self.open(now, socket.0, spec);
             }
             Effect::Change { socket, .. } => {
                 self.port(*socket, "changed")?;
@@ -433,19 +480,33 @@ impl Kernel {
                     self.add(now, Happening::LeftoversEnd(*proc));
                 }
             }
-            Effect::Drain { proc } => {
-                self.alive(*proc, "is drained")?;
+            Effect::Drain { proc, sockets } => {
+                let wid = self.alive(*proc, "is drained")?.wid;
+                for socket in sockets {
+                    self.shard(*socket, wid)?.is_retired = true;
+                }
                 let delay = self.random.pick(&[0, 20, 1000, 10_000]);
                 let delay = Duration::from_millis(delay);
-                self.add(now + delay, Happening::Drained(*proc));
+                self.add(now + delay, Happening::Drained(*proc, sockets.clone()));
             }
-            Effect::CloseShards { watcher, wid } => {
-                let is_busy = |process: &&Process| {
-                    process.is_busy() && (process.watcher, process.wid) == (*watcher, *wid)
+            Effect::CloseShard { socket, wid } => {
+                let has_it = |process: &&Process| {
+                    process.is_busy() && process.sockets.contains(socket) && process.wid == *wid
                 };
-                if self.procs.values().find(is_busy).is_some() {
-                    return Err("shards are closed while their worker is alive".into());
+                if self.procs.values().find(has_it).is_some() {
+                    return Err("a shard is closed while its worker is alive".into());
                 }
+                let shard = self.shard(*socket, *wid)?;
+                if shard.is_closing {
+                    return Err("a shard is closed twice".into());
+                }
+                (shard.is_closing, shard.is_retired) = (true, true);
+                let delay = Duration::from_millis(self.random.pick(&[0, 60]));
+                self.add(now + delay, Happening::Shard(socket.0, *wid));
+            }
+            Effect::OpenShard { socket, wid } => {
+                let shard = self.shard(*socket, *wid)?;
+                (shard.is_closing, shard.is_retired) = (false, false);
             }
             Effect::Watch { socket } => {
                 let port = self.port(*socket, "watched")?;
@@ -533,6 +594,13 @@ impl Kernel {
             .ok_or_else(|| format!("{socket:?} is {what}, and it is not open"))
     }
 
+    fn shard(&mut self, socket: SocketId, wid: u32) -> Result<&mut Shard, String> {
+        let shards = &mut self.port(socket, "asked for a shard")?.shards;
+        let shards = shards.as_mut();
+        let shards = shards.ok_or("a socket without shards is asked for one")?;
+        Ok(shards.entry(wid).or_default())
+    }
+
     fn known(&mut self, proc: ProcId) -> Result<&mut Process, String> {
         self.procs
             .get_mut(&proc)
@@ -564,7 +632,10 @@ impl Kernel {
         sockets: &Rc<[SocketId]>,
     ) -> Result<(), String> {
         for socket in sockets.iter() {
-            self.port(*socket, "passed on")?;
+            let shards = &mut self.port(*socket, "passed on")?.shards;
+            shards.iter_mut().for_each(|shards| {
+                shards.entry(wid).or_default();
+            });
         }
         // Another command is another program.
         let program = (watcher, format!("{:?}", spec.unit.cmd.value));
@@ -866,10 +937,10 @@ impl Kernel {
         }
         // Nobody is left who was about to do these.
         self.queue.retain(|_, happening| {
-            use Happening::{Bind, Drained, Made, NotMade, Traffic};
+            use Happening::{Bind, Drained, Made, NotMade, Shard, Traffic};
             let is_lost = matches!(
                 happening,
-                Made(_) | NotMade(..) | Drained(_) | Bind(_) | Traffic(_)
+                Made(_) | NotMade(..) | Drained(..) | Shard(..) | Bind(_) | Traffic(_)
             );
             !is_lost
         });
@@ -880,6 +951,8 @@ impl Kernel {
         }
         for port in self.ports.values_mut() {
             (port.is_watched, port.traffic_queued) = (false, false);
+            let shards = port.shards.iter_mut().flatten();
+            shards.for_each(|(_, shard)| shard.is_closing = false);
         }
     }
 
@@ -923,7 +996,8 @@ impl Kernel {
             | Happening::Accept(_) => self.add(until, happening),
             Happening::Made(_)
             | Happening::NotMade(..)
-            | Happening::Drained(_)
+            | Happening::Drained(..)
+            | Happening::Shard(..)
             | Happening::Traffic(_)
             | Happening::Bind(_) => {}
             // Who asks finds nobody.

@@ -8,11 +8,13 @@ mod apply;
 mod compare;
 mod record;
 mod reload;
+mod shard;
 
 pub use compare::brief;
 
 use apply::Definition;
 use reload::{Queued, Reload, Signalled};
+use shard::Shard;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -214,6 +216,8 @@ struct Socket {
     paused: Option<Time>,
     watched: bool,
     watched_since: Time,
+    /// By wid.
+    shards: BTreeMap<u32, Shard>,
 }
 
 #[derive(Debug)]
@@ -259,7 +263,7 @@ enum Want {
 enum Key {
     /// The number is the generation of the worker.
     Worker(usize, u32, u64),
-    Slot(usize, u32),
+    Shard(usize, u32),
     Socket(usize),
     Request(RequestId),
     Manager,
@@ -281,8 +285,9 @@ enum Act {
     Kill,
     KillLeftovers,
     AwaitLeftovers,
-    Drain,
-    CloseShards,
+    Drain(Vec<usize>),
+    CloseShard,
+    OpenShard,
     Open(Rc<plan::Socket>),
     Change(Rc<plan::Socket>),
     Close,
@@ -356,6 +361,7 @@ impl Rules {
             rules.add_watcher(spec);
         }
         rules.order_as(plan);
+        rules.open_first_shards();
         rules
     }
 
@@ -402,6 +408,8 @@ impl Rules {
                     self.stop_worker(at, Why::Asked, None);
                 }
             }
+            Event::ShardClosed { socket, wid } => self.shard_closed(socket.0 as usize, *wid),
+            Event::ShardOwed { socket, wid } => self.shard_owed(socket.0 as usize, *wid),
             Event::Command {
                 request,
                 command,
@@ -737,6 +745,9 @@ impl Rules {
         worker.feed(now);
         if at.seat == Seat::Beside {
             self.promote(at.id, at.wid);
+        } else if at.wid > self.watchers[&at.id].wanted {
+            self.say("made to drain a shard");
+            self.retire(at);
         }
     }
 
@@ -831,7 +842,7 @@ impl Rules {
         };
         let now = self.now;
         let stop_children = self.definition(at).spec.unit.stop_children;
-        let wanted = self.is_wanted(at.id, at.wid);
+        let wanted = self.is_needed(at.id, at.wid);
         let worker = self.worker_mut(at);
         let asked = matches!(
             worker.life,
@@ -908,7 +919,7 @@ impl Rules {
     /// A worker has ended that nobody asked to. Its place is free.
     fn ended(&mut self, at: At, end: End) {
         let At { id, wid, .. } = at;
-        if !self.is_wanted(id, wid) {
+        if !self.is_needed(id, wid) {
             return self.vacate(at);
         }
         let now = self.now;
@@ -1088,14 +1099,6 @@ impl Rules {
     fn is_wanted(&self, id: usize, wid: u32) -> bool {
         let watcher = &self.watchers[&id];
         matches!(watcher.goal, Goal::Up { .. }) && wid <= watcher.wanted
-    }
-
-    fn has_shards(&self, id: usize) -> bool {
-        (self.watchers[&id].definitions().iter())
-            .flat_map(|definition| definition.sockets.clone())
-            .any(|socket| {
-                (self.sockets.get(&socket)).is_some_and(|it| it.spec.unit.so_reuseport.value)
-            })
     }
 
     // Sockets.
@@ -1423,10 +1426,9 @@ impl Rules {
             self.watcher(id).slots.entry(wid).or_default();
         }
         if matches!(self.watchers[&id].goal, Goal::Up { .. }) {
-            let shards = self.has_shards(id);
             for at in self.places(id) {
                 if at.wid > wanted {
-                    self.retire(at, shards);
+                    self.retire(at);
                 }
             }
             if wanted > before {
@@ -1438,13 +1440,17 @@ impl Rules {
     }
 
     /// A worker whose kernel queue goes with it serves first what waits in it.
-    fn retire(&mut self, at: At, shards: bool) {
-        if at.seat == Seat::Main && shards && matches!(self.worker(at).life, Life::Serving { .. }) {
+    fn retire(&mut self, at: At) {
+        let shards = self.leaving_shards(at);
+        let serves = matches!(self.worker(at).life, Life::Serving { .. });
+        if at.seat == Seat::Main && !shards.is_empty() && serves {
+            self.drain_shards(&shards, at.wid);
             let until = self.definition(at).spec.unit.graceful_timeout;
             let until = until.map(|timeout| self.now + timeout);
             self.worker_mut(at).life = Life::Draining { until };
             self.say("drained");
-            self.expect_of(at, Act::Drain, "its shard is emptied before it goes");
+            let reason = "its shards are emptied before it goes";
+            self.expect_of(at, Act::Drain(shards), reason);
         } else {
             self.stop_worker(at, Why::Asked, None);
         }
@@ -1537,7 +1543,11 @@ impl Rules {
             (_, Goal::Up { .. }) if failed => problem(Some(goes_on)),
             (_, Goal::Failed | Goal::Waiting | Goal::Ended) if failed => problem(None),
             (_, Goal::Up { complete }) => {
-                complete && watcher.is_quiet() && watcher.slots.len() as u32 <= watcher.wanted
+                complete
+                    && watcher
+                        .slots
+                        .iter()
+                        .all(|(wid, slot)| self.is_still(id, *wid, slot))
             }
             (Want::Up | Want::Scaled, Goal::Queued) => false,
             (Want::Up, Goal::Waiting | Goal::Ended) => true,
@@ -1661,7 +1671,7 @@ impl Rules {
             for id in self.watchers.keys().copied().collect::<Vec<_>>() {
                 moved |= self.settle_watcher(id);
             }
-            if !moved && !self.start_next() && !self.advance_phase() {
+            if !moved && !self.settle_shards() && !self.start_next() && !self.advance_phase() {
                 break;
             }
         }
@@ -1712,8 +1722,9 @@ impl Rules {
             let watcher = self.watcher(id);
             let serves = |slot: &Slot| slot.main.life == Life::Idle || slot.main.life.is_serving();
             let idle = watcher.count(|life| *life != Life::Idle) == 0;
+            let wanted = 1..=watcher.wanted;
             if watcher.goal == (Goal::Up { complete: false })
-                && watcher.slots.values().all(serves)
+                && (watcher.slots.iter()).all(|(wid, slot)| !wanted.contains(wid) || serves(slot))
                 && (!idle || watcher.wanted == 0)
             {
                 watcher.goal = Goal::Up { complete: true };
@@ -1728,19 +1739,13 @@ impl Rules {
                 moved = true;
             }
         }
-        let shards = self.has_shards(id);
         while let Some((wid, slot)) = self.watchers[&id].slots.last_key_value() {
             let is_idle = slot.main.life == Life::Idle && slot.beside.life == Life::Idle;
             let is_removed = self.watchers[&id].retired && !self.watchers[&id].lives();
             if (*wid <= self.watchers[&id].wanted && !is_removed) || !is_idle {
                 break;
             }
-            let wid = *wid;
             self.watcher(id).slots.pop_last();
-            if shards {
-                let reason = "its wid goes for good";
-                self.expect(Key::Slot(id, wid), Act::CloseShards, reason);
-            }
             moved = true;
         }
         let state = self.watchers[&id].state();
@@ -1775,6 +1780,7 @@ impl Rules {
             self.orders += 1;
             let order = self.orders;
             let definition = Rc::clone(self.watchers[&id].next());
+            self.open_shards(&definition.sockets, at.wid);
             let slot = self.slot(at);
             slot.generation += 1;
             if at.seat == Seat::Main {

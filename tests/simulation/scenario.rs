@@ -224,6 +224,18 @@ impl Scenario {
         self.event(Event::Drained { proc })
     }
 
+    /// Nobody waits in it.
+    pub fn shard_closed(&mut self, socket: &str, wid: u32) -> Vec<String> {
+        let socket = self.socket(socket);
+        self.event(Event::ShardClosed { socket, wid })
+    }
+
+    /// Clients wait in it.
+    pub fn shard_owed(&mut self, socket: &str, wid: u32) -> Vec<String> {
+        let socket = self.socket(socket);
+        self.event(Event::ShardOwed { socket, wid })
+    }
+
     /// It exits with code 0, and nothing is left of it.
     pub fn ends(&mut self, slot: &str) -> Vec<String> {
         let mut words = self.exits(slot, Exit::Code(0));
@@ -349,9 +361,12 @@ impl Scenario {
             Effect::Kill { proc } => format!("kill {}", of(proc)),
             Effect::KillLeftovers { proc } => format!("kill leftovers of {}", of(proc)),
             Effect::AwaitLeftovers { proc } => format!("await leftovers of {}", of(proc)),
-            Effect::Drain { proc } => format!("drain {}", of(proc)),
-            Effect::CloseShards { watcher, wid } => {
-                format!("close shards {}/{wid}", self.watchers[watcher])
+            Effect::Drain { proc, .. } => format!("drain {}", of(proc)),
+            Effect::CloseShard { socket, wid } => {
+                format!("close shard {}/{wid}", self.sockets[socket])
+            }
+            Effect::OpenShard { socket, wid } => {
+                format!("open shard {}/{wid}", self.sockets[socket])
             }
             Effect::Watch { socket } => format!("watch {}", self.sockets[socket]),
             Effect::Unwatch { socket } => format!("unwatch {}", self.sockets[socket]),

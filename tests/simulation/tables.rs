@@ -1029,18 +1029,100 @@ fn a_shard_is_emptied_before_its_worker_goes() {
     assert_eq!(run.drained("a/2"), ["TERM to a/2", "CONT to a/2"]);
     assert_eq!(
         run.ends("a/2"),
-        [
-            "kill leftovers of a/2",
-            "close shards a/2",
-            "answer 1: done"
-        ]
+        ["kill leftovers of a/2", "answer 1: done", "close shard s/2"]
     );
-    run.command(scale("a", Amount::To(2)));
+    assert_eq!(run.shard_closed("s", 2), NOTHING);
+    assert_eq!(run.command(scale("a", Amount::To(2))), ["spawn a/2"]);
     run.spawned("a/2");
     assert_eq!(run.command(down()), ["drain a/2"]);
     assert_eq!(run.after(3.999), NOTHING);
     assert_eq!(run.after(0.001), ["TERM to a/2", "CONT to a/2"]);
     assert_eq!(run.after(4.0), ["kill a/2"]);
+}
+
+#[test]
+fn a_shard_with_clients_gets_another_worker_until_they_are_served() {
+    let lines = "sockets = [\"s\"]\nnumprocesses = 2\nrestart_delay = 1";
+    let text = socket("so_reuseport = true") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "a/2"]);
+    run.command(scale("a", Amount::To(1)));
+    run.exits("a/2", Exit::Signal(Signal(9)));
+    assert_eq!(run.gone("a/2"), ["answer 1: done", "close shard s/2"]);
+    assert_eq!(run.shard_owed("s", 2), ["spawn a/2"]);
+    assert_eq!(run.spawned("a/2"), ["drain a/2"]);
+    assert_eq!(run.state("a"), "running");
+    // It does not serve them either: the next one comes after a while.
+    run.after(30.0);
+    assert_eq!(
+        run.ends("a/2"),
+        ["kill leftovers of a/2", "close shard s/2"]
+    );
+    assert_eq!(run.shard_owed("s", 2), NOTHING);
+    assert_eq!(run.after(0.999), NOTHING);
+    assert_eq!(run.after(0.001), ["spawn a/2"]);
+    run.spawned("a/2");
+    assert_eq!(run.drained("a/2"), ["TERM to a/2", "CONT to a/2"]);
+    assert_eq!(
+        run.ends("a/2"),
+        ["kill leftovers of a/2", "close shard s/2"]
+    );
+    assert_eq!(run.shard_closed("s", 2), NOTHING);
+    // If it is wanted again, what waits in it is served anyhow.
+    run.command(scale("a", Amount::To(2)));
+    run.spawned("a/2");
+    run.command(scale("a", Amount::To(1)));
+    assert_eq!(run.command(scale("a", Amount::To(2))), ["open shard s/2"]);
+}
+
+#[test]
+fn what_waits_in_the_shards_of_a_stopped_watcher_is_served_when_it_starts() {
+    let lines = "sockets = [\"s\"]\nnumprocesses = 3";
+    let text = socket("so_reuseport = true") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "a/3"]);
+    run.stop(&["a"]);
+    for slot in ["a/1", "a/2", "a/3"] {
+        run.ends(slot);
+    }
+    assert_eq!(
+        run.command(scale("a", Amount::To(1))),
+        ["answer 2: done", "close shard s/2", "close shard s/3"]
+    );
+    run.shard_closed("s", 2);
+    assert_eq!(run.shard_owed("s", 3), NOTHING);
+    assert_eq!(run.start(&["a"]), ["spawn a/1", "spawn a/3"]);
+    // The command does not wait for the worker that nobody has asked for.
+    assert_eq!(run.spawned("a/1"), ["answer 3: done"]);
+    assert_eq!(run.spawned("a/3"), ["drain a/3"]);
+    assert_eq!(run.drained("a/3"), ["TERM to a/3", "CONT to a/3"]);
+    assert_eq!(
+        run.ends("a/3"),
+        ["kill leftovers of a/3", "close shard s/3"]
+    );
+}
+
+#[test]
+fn watchers_that_share_a_socket_share_its_shards() {
+    let lines = |count: u32| format!("sockets = [\"s\"]\nnumprocesses = {count}");
+    let text = socket("so_reuseport = true") + &watcher("a", &lines(3)) + &watcher("b", &lines(2));
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "a/3", "b/1", "b/2"]);
+    assert_eq!(
+        run.command(scale("a", Amount::To(1))),
+        ["drain a/3", "TERM to a/2", "CONT to a/2"]
+    );
+    run.ends("a/2");
+    run.exits("a/3", Exit::Signal(Signal(9)));
+    assert_eq!(run.gone("a/3"), ["answer 1: done", "close shard s/3"]);
+    run.stop(&["a"]);
+    run.ends("a/1");
+    // Whoever is up serves what the other has left.
+    assert_eq!(run.shard_owed("s", 3), ["spawn b/3"]);
+    assert_eq!(run.spawned("b/3"), ["drain b/3"]);
 }
 
 #[test]
@@ -1209,9 +1291,20 @@ fn shards_of_workers_that_never_ran_are_closed_too() {
     let text = socket("so_reuseport = true") + &watcher("a", lines);
     let mut run = Scenario::of(&text);
     run.begin();
+    assert_eq!(run.command(scale("a", Amount::To(1))), ["answer 1: done"]);
+    // Those that there are from the beginning are of what starts by itself.
+    let text = socket("so_reuseport = true")
+        + &watcher(
+            "a",
+            &lines
+                .replace("autostart", "on_demand")
+                .replace("false", "true"),
+        );
+    let mut run = Scenario::of(&text);
+    run.begin();
     assert_eq!(
         run.command(scale("a", Amount::To(1))),
-        ["close shards a/3", "close shards a/2", "answer 1: done"]
+        ["answer 1: done", "close shard s/2", "close shard s/3"]
     );
 }
 

@@ -1,37 +1,43 @@
 //! The descriptors of a socket: one, or a shard for each wid.
 
-use super::super::SlotKey;
-use crate::supervise::{SocketId, WatcherId};
+use super::group::Group;
+use crate::supervise::SocketId;
 use crate::sys::socket;
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-/// The key of the one shard of a `so_reuseport` socket that no watcher has claimed.
-pub(super) const UNCLAIMED: SlotKey = (WatcherId(u32::MAX), 0);
-
 pub(super) enum Fds {
     Unbound,
     One(Descriptor),
-    /// One kernel queue for each wid, in the order of the kernel's own list of the group.
+    /// One kernel queue for each wid.
     Shards(Vec<Shard>),
 }
 
 pub(super) struct Shard {
     /// Which of the listener's shards: what it is held by.
     pub(super) number: u32,
-    pub(super) key: SlotKey,
+    /// Whose it is; nobody's if it has been kept for the next.
+    pub(super) wid: Option<u32>,
     pub(super) fd: Descriptor,
-    /// Out of the kernel's choice.
-    pub(super) retired: bool,
+    /// It was found empty after the kernel had been told not to choose it.
+    pub(super) drained: bool,
 }
 
 /// A descriptor of a kernel socket that two listeners may have, while one takes the other's place.
 pub(super) struct Descriptor {
     pub(super) fd: OwnedFd,
     /// All descriptors of the same socket share it.
-    pub(super) socket: Rc<()>,
+    pub(super) socket: Rc<Kernel>,
+}
+
+/// A kernel socket.
+#[derive(Default)]
+pub(super) struct Kernel {
+    /// Out of the kernel's choice.
+    pub(super) retired: Cell<bool>,
 }
 
 impl Fds {
@@ -69,18 +75,18 @@ impl Fds {
         })
     }
 
-    pub(super) fn close(self) {
+    pub(super) fn close(self, group: Option<&Group>) {
         match self {
             Fds::Unbound => {}
-            Fds::One(fd) => fd.close(),
-            Fds::Shards(shards) => shards.into_iter().for_each(|shard| shard.fd.close()),
+            Fds::One(fd) => fd.close(group),
+            Fds::Shards(shards) => shards.into_iter().for_each(|it| it.fd.close(group)),
         }
     }
 }
 
 impl Descriptor {
     pub(super) fn new(fd: OwnedFd) -> Descriptor {
-        let socket = Rc::new(());
+        let socket = Rc::default();
         Descriptor { fd, socket }
     }
 
@@ -92,9 +98,12 @@ impl Descriptor {
 
     /// Closes it, and with the last one the kernel socket: its address must be free when an apply is said to be done,
     /// though the keeper may have it for a moment more.
-    pub(super) fn close(self) {
+    pub(super) fn close(self, group: Option<&Group>) {
         if Rc::strong_count(&self.socket) == 1 {
             socket::stop_listening(self.fd.as_fd());
+            if let Some(group) = group {
+                group.leave(&self);
+            }
         }
     }
 }
@@ -106,13 +115,22 @@ impl AsFd for Descriptor {
 }
 
 impl Shard {
-    pub(super) fn record(&self) -> ShardRecord {
-        let (WatcherId(watcher), wid) = self.key;
+    /// That of a wid, with a descriptor that is the listener's `number`th.
+    pub(super) fn new(number: u32, wid: u32, fd: Descriptor) -> Shard {
+        Shard {
+            number,
+            wid: Some(wid),
+            fd,
+            drained: false,
+        }
+    }
+
+    pub(super) fn record(&self, group: Option<&Group>) -> ShardRecord {
         ShardRecord {
             number: self.number,
-            watcher,
-            wid,
-            retired: self.retired,
+            wid: self.wid,
+            retired: self.fd.socket.retired.get(),
+            place: group.and_then(|group| group.place_of(&self.fd)),
         }
     }
 }
@@ -120,18 +138,22 @@ impl Shard {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ShardRecord {
     pub(super) number: u32,
-    pub(super) watcher: u32,
-    pub(super) wid: u32,
-    pub(super) retired: bool,
+    wid: Option<u32>,
+    retired: bool,
+    /// Where it is in the kernel's list of its group.
+    #[serde(default)]
+    pub(super) place: Option<u32>,
 }
 
 impl ShardRecord {
-    pub(super) fn with(self, fd: OwnedFd) -> Shard {
+    pub(super) fn with(&self, fd: OwnedFd) -> Shard {
+        let fd = Descriptor::new(fd);
+        fd.socket.retired.set(self.retired);
         Shard {
             number: self.number,
-            key: (WatcherId(self.watcher), self.wid),
-            fd: Descriptor::new(fd),
-            retired: self.retired,
+            wid: self.wid,
+            fd,
+            drained: false,
         }
     }
 }
@@ -141,23 +163,5 @@ pub(super) fn name_of(id: SocketId, shard: Option<u32>) -> String {
     match shard {
         None => format!("s{}", id.0),
         Some(number) => format!("s{}.{number}", id.0),
-    }
-}
-
-/// Tells the kernel which of the shards new connections may go to.
-pub(super) fn choose(shards: &[Shard]) {
-    let Some(first) = shards.first() else { return };
-    let live: Vec<u32> = (0u32..)
-        .zip(shards)
-        .filter(|(_, shard)| !shard.retired)
-        .map(|(index, _)| index)
-        .collect();
-    let chosen = if live.len() == shards.len() || live.is_empty() {
-        socket::choose_all(first.fd.as_fd())
-    } else {
-        socket::choose_among(first.fd.as_fd(), &live)
-    };
-    if let Err(error) = chosen {
-        log::warn!(target: "manager", "the kernel's choice of a shard could not be changed: {error}");
     }
 }

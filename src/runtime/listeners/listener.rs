@@ -1,7 +1,8 @@
 //! One socket: how it is bound, beside others or in their place.
 
-use super::super::{SlotKey, inherited::Inherited, node, node::Node};
-use super::fds::{Descriptor, Fds, Shard, UNCLAIMED, choose};
+use super::super::{inherited::Inherited, node, node::Node};
+use super::fds::{Descriptor, Fds, Shard};
+use super::group::{Common, Group, Groups};
 use super::{Found, Names, Obstacle};
 use crate::plan;
 use crate::supervise::SocketId;
@@ -20,6 +21,12 @@ pub(super) struct Listener {
     /// Where it is bound, with the real port.
     pub(super) local: Option<Local>,
     pub(super) watched: bool,
+    /// With whom it shares its address.
+    pub(super) group: Option<Group>,
+    /// How often it was bound anew: a descriptor that is another is held by another name.
+    pub(super) number: u32,
+    /// Why nobody can connect to it, though it is bound.
+    pub(super) trouble: Option<String>,
     /// The file of a unix socket that was bound here (and not inherited).
     pub(super) node: Option<Node>,
     /// Where that file is, and the path that it is meant for, on which another still is.
@@ -36,6 +43,9 @@ impl Listener {
             found: Ok(Vec::new()),
             local: None,
             watched: false,
+            group: None,
+            number: 0,
+            trouble: None,
             node: None,
             beside: None,
             heir_of: None,
@@ -60,16 +70,20 @@ impl Listener {
         }
     }
 
-    /// Binds while others that are to go are still there: takes the kernel socket of the one that has its address, or
+    /// Binds while others that are to go are still there: takes the kernel sockets of the one that has its address, or
     /// binds beside those that have an address with it in common.
     pub(super) fn succeed(
         &mut self,
         leaving: &[(SocketId, &Listener)],
+        groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
         if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
-            self.fds = predecessor.fds.again().map_err(|error| error.to_string())?;
+            self.fds = self
+                .fds_of(predecessor)
+                .map_err(|error| error.to_string())?;
             self.local = predecessor.local.clone();
+            self.group = predecessor.group.clone();
             self.heir_of = Some(*id);
             return Ok(());
         }
@@ -81,19 +95,13 @@ impl Listener {
                 !matches!(other.fds, Fds::Unbound) && (is_same || is_alias())
             };
             if !leaving.iter().any(is_there) {
-                return self.bind(&[UNCLAIMED], None, own);
+                return self.bind(1, None, groups, own);
             }
             // Beside it until it is needed, then in its place by one rename.
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
             let beside = path.with_file_name(name);
-            self.bind_at(
-                &Address::Path(beside.clone()),
-                &[UNCLAIMED],
-                None,
-                false,
-                own,
-            )?;
+            self.bind_at(&Address::Path(beside.clone()), 1, None, groups, own)?;
             self.local = Some(Local::Path(path.clone()));
             self.beside = Some((beside, path.clone()));
             return Ok(());
@@ -111,13 +119,50 @@ impl Listener {
         };
         for other in &neighbours {
             share(other, true);
+            // If it is the very same address, they are a group.
+            let group = other.find_group(groups);
+            for fd in other.fds.iter() {
+                group.iter().for_each(|group| group.join(fd));
+            }
         }
-        let bound = self.bind_at(&address, &[UNCLAIMED], None, !neighbours.is_empty(), own);
+        let bound = match neighbours.is_empty() {
+            true => self.bind_at(&address, 1, None, groups, own),
+            false => self.bind_beside(&address, groups),
+        };
         let all = neighbours.into_iter().chain([&*self]);
         for listener in all.filter(|it| !it.spec.unit.so_reuseport.value) {
             share(listener, false);
         }
         bound
+    }
+
+    /// What it takes over of a socket on its address: all shards where both have some; else one is as good as the other.
+    fn fds_of(&self, predecessor: &Listener) -> std::io::Result<Fds> {
+        match (&predecessor.fds, self.spec.unit.so_reuseport.value) {
+            (Fds::One(fd), true) => Ok(Fds::Shards(vec![Shard::new(0, 1, fd.again()?)])),
+            (Fds::Shards(shards), false) => {
+                let first = shards
+                    .iter()
+                    .min_by_key(|shard| shard.wid.unwrap_or(u32::MAX));
+                first.map_or(Ok(Fds::Unbound), |shard| Ok(Fds::One(shard.fd.again()?)))
+            }
+            (fds, _) => fds.again(),
+        }
+    }
+
+    /// What it has was another's: sets what is its own.
+    pub(super) fn take_over(&mut self, groups: &mut Groups) {
+        self.adjust();
+        for fd in self.fds.iter() {
+            if let Err(error) = socket::set_shareable(fd.as_fd(), self.spec.unit.so_reuseport.value)
+                && matches!(self.local, Some(Local::Ip(_)))
+            {
+                log::warn!(target: &format!("socket.{}", self.spec.name()), "SO_REUSEPORT could not be changed: {error}");
+            }
+        }
+        if self.spec.unit.so_reuseport.value && self.group.is_none() {
+            self.join_group(groups);
+        }
     }
 
     /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
@@ -128,7 +173,6 @@ impl Listener {
             && !is_chosen_by_kernel
             && address_of(ours) == address_of(theirs)
             && ours.kind == theirs.kind
-            && ours.so_reuseport.value == theirs.so_reuseport.value
     }
 
     /// Whether both may have an internet address in common.
@@ -186,26 +230,28 @@ impl Listener {
         }
     }
 
+    /// Binds it, with so many shards if it has some.
     pub(super) fn bind(
         &mut self,
-        keys: &[SlotKey],
+        shards: u32,
         inherited: Option<&mut Inherited>,
+        groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
-        self.bind_at(&address_of(&self.spec.unit), keys, inherited, false, own)
+        let address = address_of(&self.spec.unit);
+        self.bind_at(&address, shards, inherited, groups, own)
     }
 
-    pub(super) fn bind_at(
+    fn bind_at(
         &mut self,
         address: &Address,
-        keys: &[SlotKey],
+        shards: u32,
         inherited: Option<&mut Inherited>,
-        shares: bool,
+        groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
         let mut listen = listen(&self.spec, address);
         listen.own = own;
-        listen.reuseport |= shares;
         listen.found = self.found.as_deref().unwrap_or_default();
         let taken = match inherited {
             Some(inherited) => inherited.take(&self.spec, &listen)?,
@@ -214,11 +260,7 @@ impl Listener {
         let first = match taken {
             Some(bound) => bound,
             None => {
-                if let Err(reason) = &self.found {
-                    let cause = Cause::Lookup(reason.clone());
-                    let address = address.to_string();
-                    return Err(BindError { address, cause }.into());
-                }
+                self.is_found(address)?;
                 let bound = socket::listen(&listen)?;
                 if let Address::Path(path) = address {
                     self.node = Node::made_at(path);
@@ -231,88 +273,266 @@ impl Listener {
             self.fds = Fds::One(Descriptor::new(first.fd));
             return Ok(());
         }
-        let (first_key, rest) = keys.split_first().unwrap_or((&UNCLAIMED, &[]));
-        self.fds = Fds::Shards(vec![Shard {
-            number: 0,
-            key: *first_key,
-            fd: Descriptor::new(first.fd),
-            retired: false,
-        }]);
-        for key in rest {
-            self.provide(*key)?;
+        let first = Shard::new(0, 1, Descriptor::new(first.fd));
+        self.fds = Fds::Shards(vec![first]);
+        self.join_group(groups);
+        for wid in 2..=shards {
+            self.provide(wid)?;
         }
         Ok(())
     }
 
-    /// One more shard on the address that is bound already (port 0 has become a real one).
-    pub(super) fn provide(&mut self, key: SlotKey) -> Result<(), String> {
-        let Fds::Shards(shards) = &mut self.fds else {
+    /// Binds it where others that are to go have the address too, and may be on the same list of the kernel's.
+    fn bind_beside(&mut self, address: &Address, groups: &mut Groups) -> Result<(), Obstacle> {
+        self.is_found(address)?;
+        let mut listen = listen(&self.spec, address);
+        listen.reuseport = true;
+        listen.found = self.found.as_deref().unwrap_or_default();
+        let bound = socket::listen(&listen)?;
+        self.local = Some(bound.local);
+        let fd = Descriptor::new(bound.fd);
+        self.fds = match self.spec.unit.so_reuseport.value {
+            true => Fds::Shards(vec![Shard::new(0, 1, fd)]),
+            false => Fds::One(fd),
+        };
+        self.join_group(groups);
+        Ok(())
+    }
+
+    /// An error if its name could not be looked up.
+    fn is_found(&self, address: &Address) -> Result<(), BindError> {
+        let Err(reason) = &self.found else {
             return Ok(());
         };
-        if shards.iter().any(|shard| shard.key == key) {
-            return Ok(());
+        Err(BindError {
+            address: address.to_string(),
+            cause: Cause::Lookup(reason.clone()),
+        })
+    }
+
+    /// The group that it is in, or would be.
+    pub(super) fn find_group(&self, groups: &mut Groups) -> Option<Group> {
+        let Some(Local::Ip(address)) = &self.local else {
+            return None;
+        };
+        let unit = &self.spec.unit;
+        let interface = unit.interface.as_ref();
+        Some(groups.of(Common {
+            takes_datagrams: unit.kind == unit::SocketKind::Dgram,
+            address: *address,
+            interface: interface.map(|interface| interface.value.clone()),
+        }))
+    }
+
+    fn join_group(&mut self, groups: &mut Groups) {
+        self.group = self.find_group(groups);
+        if let Some(group) = &self.group {
+            self.fds.iter().for_each(|fd| group.join(fd));
         }
-        if let Some(shard) = shards.iter_mut().find(|shard| shard.key == UNCLAIMED) {
-            shard.key = key;
-            return Ok(());
+    }
+
+    /// One more shard on the address that is bound already (port 0 has become a real one). Says whether there was none.
+    pub(super) fn provide(&mut self, wid: u32) -> Result<bool, String> {
+        let Fds::Shards(shards) = &mut self.fds else {
+            return Ok(false);
+        };
+        if shards.iter().any(|shard| shard.wid == Some(wid)) {
+            return Ok(false);
         }
-        let first = shards
-            .first()
-            .and_then(|shard| socket::describe(shard.fd.as_fd()).ok());
-        let address = match first.map(|first| first.local) {
-            Some(Local::Ip(address)) => Address::Ip(address),
+        if let Some(shard) = shards.iter_mut().find(|shard| shard.wid.is_none()) {
+            shard.wid = Some(wid);
+            self.set_retired(wid, false);
+            return Ok(true);
+        }
+        let address = match &self.local {
+            Some(Local::Ip(address)) => Address::Ip(*address),
             _ => address_of(&self.spec.unit),
         };
         let bound =
             socket::listen(&listen(&self.spec, &address)).map_err(|error| error.to_string())?;
         let number = shards.iter().map(|shard| shard.number).max();
-        shards.push(Shard {
-            number: number.map_or(0, |number| number + 1),
-            key,
-            fd: Descriptor::new(bound.fd),
-            retired: false,
-        });
-        choose(shards);
+        let number = number.map_or(0, |number| number + 1);
+        let shard = Shard::new(number, wid, Descriptor::new(bound.fd));
+        if let Some(group) = &self.group {
+            group.join(&shard.fd);
+            group.choose(&shard.fd);
+        }
+        shards.push(shard);
+        Ok(true)
+    }
+
+    /// Makes good what a worker may have done to the socket that it shares, before another gets it. Says whether the
+    /// descriptor is another now.
+    pub(super) fn mend(&mut self, wid: u32, is_alone: bool, groups: &mut Groups) -> bool {
+        let target = format!("socket.{}", self.spec.name());
+        let had_trouble = self.trouble.take().is_some();
+        let address = address_of(&self.spec.unit);
+        let mut is_another = false;
+        let is_shut = self.fd(wid).is_some_and(|fd| socket::is_shut(fd.as_fd()));
+        let is_there = self.node.as_ref().map_or(Some(true), Node::is_there);
+        match (&address, is_there) {
+            (_, None) => {
+                let path = address.to_string();
+                let trouble = format!(
+                    "{path} is not its file any more: somebody has put another there, and clients reach that"
+                );
+                if !had_trouble {
+                    log::error!(target: &target, "{trouble}");
+                }
+                self.trouble = Some(trouble);
+            }
+            (Address::Path(_), Some(is_there)) if is_shut || !is_there => {
+                let what = if is_shut {
+                    "was shut down"
+                } else {
+                    "had lost its file"
+                };
+                match self.bind_anew(groups) {
+                    Ok(lost) => {
+                        is_another = true;
+                        log::warn!(target: &target, "{what}, by a worker most likely, and is bound anew");
+                        if lost > 0 {
+                            log::error!(target: &target, "{lost} clients that waited in it are lost");
+                        }
+                    }
+                    Err(error) => {
+                        let trouble = format!("{what}, and can't be bound anew: {error}");
+                        log::error!(target: &target, "{trouble}");
+                        self.trouble = Some(trouble);
+                    }
+                }
+            }
+            (_, Some(_)) if is_shut => match self.listen_again(wid) {
+                Ok(()) => {
+                    log::warn!(target: &target, "was shut down, by a worker most likely, and listens again");
+                }
+                Err(error) => {
+                    let trouble = format!("was shut down, and does not listen again: {error}");
+                    log::error!(target: &target, "{trouble}");
+                    self.trouble = Some(trouble);
+                }
+            },
+            _ => {}
+        }
+        // Those who share it with another that runs have to agree with that one.
+        if is_alone
+            && let Some(fd) = self.fd(wid)
+            && socket::set_blocking(fd.as_fd(), self.spec.unit.blocking).is_ok_and(|it| it)
+        {
+            log::debug!(target: &target, "O_NONBLOCK is as `blocking` says again");
+        }
+        is_another
+    }
+
+    /// A new kernel socket on its path. What waits in the old one can't be reached any more: so many clients.
+    fn bind_anew(&mut self, groups: &mut Groups) -> Result<u64, String> {
+        let Fds::One(old) = std::mem::replace(&mut self.fds, Fds::Unbound) else {
+            return Ok(0);
+        };
+        if let Some(node) = self.node.take() {
+            node.remove();
+        }
+        if let Err(obstacle) = self.bind(1, None, groups, &[]) {
+            // It is tried again for the next worker.
+            self.fds = Fds::One(old);
+            return Err(obstacle.explain(self, [], None));
+        }
+        self.number += 1;
+        let lost = socket::queue(old.as_fd()).map_or(0, |queue| queue.waiting);
+        old.close(None);
+        Ok(lost)
+    }
+
+    fn listen_again(&self, wid: u32) -> std::io::Result<()> {
+        let (Some(fd), Some(Local::Ip(address))) = (self.fd(wid), &self.local) else {
+            // The name of an abstract one is free only when everybody has closed it.
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        let wanted = Address::Ip(*address);
+        socket::listen_again(fd.as_fd(), &listen(&self.spec, &wanted), *address)?;
+        if let Some(group) = &self.group {
+            // It had left the kernel's list, and is the last on it now.
+            group.leave(fd);
+            group.join(fd);
+            group.choose(fd);
+        }
         Ok(())
     }
 
-    pub(super) fn shard(&self, key: SlotKey) -> Option<&Shard> {
+    /// What its descriptor is held by, if it has no shards: a number once it is another than at first.
+    pub(super) fn number_held(&self) -> Option<u32> {
+        (self.number > 0).then_some(self.number)
+    }
+
+    /// The descriptor that a worker of this wid gets.
+    pub(super) fn fd(&self, wid: u32) -> Option<&Descriptor> {
+        match &self.fds {
+            Fds::Unbound => None,
+            Fds::One(fd) => Some(fd),
+            Fds::Shards(_) => self.shard(wid).map(|shard| &shard.fd),
+        }
+    }
+
+    pub(super) fn shard(&self, wid: u32) -> Option<&Shard> {
         match &self.fds {
             Fds::Unbound | Fds::One(_) => None,
-            Fds::Shards(shards) => shards.iter().find(|shard| shard.key == key),
+            Fds::Shards(shards) => shards.iter().find(|shard| shard.wid == Some(wid)),
         }
     }
 
-    pub(super) fn retire(&mut self, key: SlotKey) {
+    /// What waits in the shard of a wid; `None` if there is none.
+    pub(super) fn waiting(&self, wid: u32) -> Option<u64> {
+        let shard = self.shard(wid)?;
+        socket::queue(shard.fd.as_fd()).ok().map(|it| it.waiting)
+    }
+
+    /// Takes a shard out of the kernel's choice, or puts it back.
+    pub(super) fn set_retired(&mut self, wid: u32, retired: bool) {
         let Fds::Shards(shards) = &mut self.fds else {
             return;
         };
-        if let Some(shard) = shards.iter_mut().find(|shard| shard.key == key) {
-            shard.retired = true;
-            choose(shards);
+        let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(wid)) else {
+            return;
+        };
+        shard.drained &= retired;
+        if shard.fd.socket.retired.replace(retired) != retired
+            && let Some(group) = &self.group
+        {
+            group.choose(&shard.fd);
         }
     }
 
-    pub(super) fn close(&mut self, epoll: &Epoll, key: SlotKey) {
+    /// It was found empty.
+    pub(super) fn set_drained(&mut self, wid: u32) {
+        if let Fds::Shards(shards) = &mut self.fds
+            && let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(wid))
+        {
+            shard.drained = shard.fd.socket.retired.get();
+        }
+    }
+
+    /// Closes a shard that is out of the kernel's choice. One that takes datagrams is kept for the next wid: it would leave
+    /// the kernel's list only with its last descriptor, and nobody could tell when that is.
+    pub(super) fn close(&mut self, epoll: &Epoll, wid: u32) {
+        let takes_datagrams = self.spec.unit.kind == unit::SocketKind::Dgram;
         let Fds::Shards(shards) = &mut self.fds else {
             return;
         };
-        let Some(index) = shards.iter().position(|shard| shard.key == key) else {
+        let Some(index) = shards.iter().position(|shard| shard.wid == Some(wid)) else {
             return;
         };
-        if shards.len() == 1 {
-            // The last one stays, so that the port does.
-            shards[0].key = UNCLAIMED;
-            shards[0].retired = false;
-            choose(shards);
+        if takes_datagrams {
+            shards[index].wid = None;
             return;
         }
         if self.watched {
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
-        // As the kernel does with its list: the last one takes the place of the one that goes.
-        shards.swap_remove(index).fd.close();
-        choose(shards);
+        let shard = shards.swap_remove(index);
+        shard.fd.close(self.group.as_ref());
+        if let (Some(group), Some(other)) = (&self.group, shards.first()) {
+            group.choose(&other.fd);
+        }
     }
 }
 

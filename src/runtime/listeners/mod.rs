@@ -1,13 +1,15 @@
 //! The sockets: bound here, open for ever.
 
 mod fds;
+mod group;
 mod listener;
 
-use self::fds::{Descriptor, Fds, Shard, ShardRecord, UNCLAIMED, name_of};
+use self::fds::{Descriptor, Fds, Kernel, Shard, ShardRecord, name_of};
+use self::group::Groups;
 use self::listener::{Listener, name_to_look_up, written};
-use super::{SlotKey, Token, inherited::Inherited, node::Node};
+use super::{Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
-use crate::supervise::{ProcId, SocketId, Supervisor, Time, WatcherId};
+use crate::supervise::{Event, ProcId, SocketId, Supervisor, Time};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::lookup::Found;
 use crate::sys::socket::{self, BindError, Cause, FileId, Local, Queue};
@@ -31,7 +33,9 @@ pub struct Listeners {
     prepared: HashMap<String, Listener>,
     /// The file of the control socket, which is no unit's.
     control: Option<Node>,
+    groups: Groups,
     draining: Vec<Draining>,
+    closing: Vec<Closing>,
     next_look: Option<Time>,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<SocketId>,
@@ -91,9 +95,18 @@ impl Obstacle {
 /// The name of an optional socket that could not be bound, and why.
 pub type Unbound = (String, String);
 
+/// A worker that serves what waits in its shards of these sockets.
 struct Draining {
     proc: ProcId,
-    key: SlotKey,
+    wid: u32,
+    sockets: Vec<SocketId>,
+    empty_looks: u32,
+}
+
+/// A shard that nobody has.
+struct Closing {
+    socket: SocketId,
+    wid: u32,
     empty_looks: u32,
 }
 
@@ -103,6 +116,12 @@ pub struct ListenerRecord {
     local: Option<Local>,
     node: Option<Node>,
     shards: Option<Vec<ShardRecord>>,
+    /// How often it was bound anew.
+    #[serde(default)]
+    number: u32,
+    /// Where it is in the kernel's list, if it shares its address and has no shards.
+    #[serde(default)]
+    place: Option<u32>,
 }
 
 impl Listeners {
@@ -116,14 +135,13 @@ impl Listeners {
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut all: Vec<(SocketId, Listener)> = Vec::with_capacity(plan.sockets.len());
         let mut own: Vec<FileId> = control.iter().map(Node::id).collect();
-        let slots = slots(plan);
+        let wanted = wanted_shards(plan);
+        let mut groups = Groups::default();
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
             let mut listener = Listener::named(spec, names);
-            let keys = slots
-                .get(spec.name())
-                .map_or(&[UNCLAIMED][..], Vec::as_slice);
-            if let Err(obstacle) = listener.bind(keys, Some(inherited), &own) {
+            let shards = wanted.get(spec.name()).copied().unwrap_or(1);
+            if let Err(obstacle) = listener.bind(shards, Some(inherited), &mut groups, &own) {
                 let others = all.iter().map(|(_, other)| other);
                 let error = obstacle.explain(&listener, others, control.as_ref());
                 if spec.unit.optional {
@@ -141,7 +159,9 @@ impl Listeners {
             all: all.into_iter().collect(),
             prepared: HashMap::new(),
             control,
+            groups,
             draining: Vec::new(),
+            closing: Vec::new(),
             next_look: None,
         };
         if failed.is_empty() {
@@ -164,8 +184,8 @@ impl Listeners {
         };
         self.dirty.insert(id);
         listener.found = found.clone();
-        // Its watchers' shards are bound as their workers are spawned.
-        let bound = listener.bind(&[UNCLAIMED], None, &own);
+        // More shards are bound as workers are spawned.
+        let bound = listener.bind(1, None, &mut self.groups, &own);
         let listener = &self.all[&id];
         bound.map_err(|it| it.explain(listener, self.all.values(), self.control.as_ref()))
     }
@@ -187,13 +207,14 @@ impl Listeners {
         names: &Names,
     ) -> Result<Vec<Unbound>, Vec<String>> {
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
-        let leaving = self.those(leaving);
         let mut own = self.own_files();
+        let leaving: Vec<(SocketId, &Listener)> = those(&self.all, leaving);
         let mut prepared: HashMap<String, Listener> = HashMap::new();
         for spec in added(plan, changes) {
             let name = spec.name();
             let mut listener = Listener::named(spec, names);
-            let bound = listener.succeed(&leaving, &own).map_err(|it| {
+            let bound = listener.succeed(&leaving, &mut self.groups, &own);
+            let bound = bound.map_err(|it| {
                 let others = self.all.values().chain(prepared.values());
                 it.explain(&listener, others, self.control.as_ref())
             });
@@ -223,19 +244,12 @@ impl Listeners {
         changes: &[Change],
         leaving: &BTreeSet<SocketId>,
     ) -> BTreeSet<String> {
-        let leaving = self.those(leaving);
+        let leaving = those(&self.all, leaving);
         let added = added(plan, changes).map(Listener::new);
         // Those that get a kernel socket that is there need none.
         let added = added.filter(|it| !leaving.iter().any(|(_, other)| it.is_same_as(other)));
         added
             .filter_map(|it| name_to_look_up(&it.spec.unit).map(str::to_owned))
-            .collect()
-    }
-
-    fn those(&self, ids: &BTreeSet<SocketId>) -> Vec<(SocketId, &Listener)> {
-        (self.all.iter())
-            .filter(|(id, _)| ids.contains(id))
-            .map(|(id, listener)| (*id, listener))
             .collect()
     }
 
@@ -253,7 +267,7 @@ impl Listeners {
         let predecessor = listener.heir_of.take();
         if let Some(predecessor) = predecessor.and_then(|id| self.all.get_mut(&id)) {
             listener.node = predecessor.node.take();
-            listener.adjust();
+            listener.take_over(&mut self.groups);
         }
         listener.take_its_place();
         self.all.insert(id, listener);
@@ -273,7 +287,14 @@ impl Listeners {
     pub fn close(&mut self, id: SocketId) {
         if let Some(listener) = self.all.remove(&id) {
             listener.remove_node();
-            listener.fds.close();
+            listener.fds.close(listener.group.as_ref());
+            // Others that share the address have all of its clients from now on.
+            if let Some(group) = listener.group {
+                let mut fds = self.all.values().flat_map(|other| other.fds.iter());
+                if let Some(fd) = fds.find(|fd| group.place_of(fd).is_some()) {
+                    group.choose(fd);
+                }
+            }
             self.dirty.insert(id);
         }
     }
@@ -284,28 +305,49 @@ impl Listeners {
         listener.is_some_and(|listener| !matches!(listener.fds, Fds::Unbound))
     }
 
-    /// Makes sure that a slot has its shard of this socket.
-    pub fn provide(&mut self, id: SocketId, key: SlotKey) -> Result<(), String> {
+    /// Makes sure that a wid has its shard of this socket.
+    pub fn provide(&mut self, id: SocketId, wid: u32) -> Result<(), String> {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
-        if listener.shard(key).is_none() && matches!(listener.fds, Fds::Shards(_)) {
-            self.dirty.insert(id);
+        match listener.provide(wid) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.dirty.insert(id);
+                Ok(())
+            }
+            Err(error) => Err(format!("socket `{}`: {error}", listener.spec.name())),
         }
-        let provided = listener.provide(key);
-        provided.map_err(|error| format!("socket `{}`: {error}", listener.spec.name()))
     }
 
-    /// The descriptor that a slot gets of this socket.
-    pub fn fd(&self, id: SocketId, key: SlotKey) -> Option<BorrowedFd<'_>> {
-        match &self.all.get(&id)?.fds {
-            Fds::Unbound => None,
-            Fds::One(fd) => Some(fd.as_fd()),
-            Fds::Shards(shards) => shards
-                .iter()
-                .find(|shard| shard.key == key)
-                .map(|shard| shard.fd.as_fd()),
+    /// The descriptor that a worker of this wid gets of this socket.
+    pub fn fd(&self, id: SocketId, wid: u32) -> Option<BorrowedFd<'_>> {
+        self.all.get(&id)?.fd(wid).map(Descriptor::as_fd)
+    }
+
+    /// Makes good what an earlier worker may have done to a socket that the next one of this wid gets: it may have shut it
+    /// down, removed its file, or, if it was the only one, set O_NONBLOCK.
+    pub fn mend(&mut self, epoll: &Epoll, id: SocketId, wid: u32, is_alone: bool) {
+        let Some(listener) = self.all.get_mut(&id) else {
+            return;
+        };
+        let was_watched = listener.watched;
+        if was_watched {
+            self.unwatch(epoll, id);
         }
+        if let Some(listener) = self.all.get_mut(&id)
+            && listener.mend(wid, is_alone, &mut self.groups)
+        {
+            self.dirty.insert(id);
+        }
+        if was_watched {
+            self.watch(epoll, id);
+        }
+    }
+
+    /// Why nobody can connect to a socket though it is bound.
+    pub fn trouble(&self, id: SocketId) -> Option<&str> {
+        self.all.get(&id)?.trouble.as_deref()
     }
 
     /// Reports traffic on a socket from now on.
@@ -335,63 +377,129 @@ impl Listeners {
         }
     }
 
-    /// Takes a slot's shards out of the kernel's choice and waits until their queues are empty.
-    pub fn drain(&mut self, proc: ProcId, watcher: WatcherId, wid: u32, now: Time) {
-        let key = (watcher, wid);
-        for (id, listener) in &mut self.all {
-            if listener.shard(key).is_some() {
-                self.dirty.insert(*id);
-            }
-            listener.retire(key);
+    /// Takes a wid's shards of these sockets out of the kernel's choice and waits until their queues are empty.
+    pub fn drain(&mut self, proc: ProcId, wid: u32, sockets: Vec<SocketId>, now: Time) {
+        for id in &sockets {
+            self.set_retired(*id, wid, true);
         }
         self.draining.push(Draining {
             proc,
-            key,
+            wid,
+            sockets,
             empty_looks: 0,
         });
-        self.next_look = Some(now + LOOK_EVERY);
+        self.look_soon(now);
     }
 
-    /// When [`Listeners::drained`] is due.
+    /// A worker that was to drain its shards has ended.
+    pub fn forget_drain(&mut self, proc: ProcId) {
+        self.draining.retain(|draining| draining.proc != proc);
+    }
+
+    /// Takes a shard that nobody has out of the kernel's choice, and closes it if nobody waits in it. What comes of that is
+    /// the answer, or comes later.
+    pub fn close_shard(
+        &mut self,
+        epoll: &Epoll,
+        socket: SocketId,
+        wid: u32,
+        now: Time,
+    ) -> Option<Event> {
+        let listener = self.all.get_mut(&socket);
+        let Some(listener) = listener.filter(|it| it.shard(wid).is_some()) else {
+            return Some(Event::ShardClosed { socket, wid });
+        };
+        let is_drained = listener.shard(wid).is_some_and(|shard| shard.drained);
+        self.set_retired(socket, wid, true);
+        let empty_looks = if is_drained { EMPTY_LOOKS } else { 0 };
+        self.closing.push(Closing {
+            socket,
+            wid,
+            empty_looks,
+        });
+        let event = self.look_at_closing(epoll, self.closing.len() - 1);
+        self.look_soon(now);
+        event
+    }
+
+    /// The shard is wanted again.
+    pub fn open_shard(&mut self, socket: SocketId, wid: u32) {
+        self.closing
+            .retain(|closing| (closing.socket, closing.wid) != (socket, wid));
+        self.set_retired(socket, wid, false);
+    }
+
+    fn set_retired(&mut self, id: SocketId, wid: u32, retired: bool) {
+        if let Some(listener) = self.all.get_mut(&id) {
+            listener.set_retired(wid, retired);
+            self.dirty.insert(id);
+        }
+    }
+
+    fn look_soon(&mut self, now: Time) {
+        let is_idle = self.draining.is_empty() && self.closing.is_empty();
+        let next = self.next_look.unwrap_or(now + LOOK_EVERY);
+        self.next_look = (!is_idle).then_some(next);
+    }
+
+    /// When [`Listeners::look`] is due.
     pub fn next_look(&self) -> Option<Time> {
         self.next_look
     }
 
-    /// The workers whose shards have no waiting connection any more.
-    pub fn drained(&mut self, now: Time) -> Vec<ProcId> {
+    /// What has become of queues that are to be empty.
+    pub fn look(&mut self, epoll: &Epoll, now: Time) -> Vec<Event> {
         if self.next_look.is_none_or(|at| at > now) {
             return Vec::new();
         }
-        let mut done = Vec::new();
+        let mut events = Vec::new();
         for draining in &mut self.draining {
-            let waiting = self
-                .all
-                .values()
-                .flat_map(|listener| listener.shard(draining.key));
-            let empty = waiting
-                .into_iter()
-                .all(|shard| socket::queue(shard.fd.as_fd()).is_ok_and(|queue| queue.waiting == 0));
-            draining.empty_looks = if empty { draining.empty_looks + 1 } else { 0 };
-            if draining.empty_looks >= EMPTY_LOOKS {
-                done.push(draining.proc);
-            }
+            let mut listeners = draining.sockets.iter().filter_map(|id| self.all.get(id));
+            let is_empty = listeners.all(|it| it.waiting(draining.wid).is_none_or(|it| it == 0));
+            draining.empty_looks = if is_empty {
+                draining.empty_looks + 1
+            } else {
+                0
+            };
         }
-        self.draining
-            .retain(|draining| !done.contains(&draining.proc));
-        self.next_look = (!self.draining.is_empty()).then(|| now + LOOK_EVERY);
-        done
+        let is_done = |draining: &mut Draining| draining.empty_looks >= EMPTY_LOOKS;
+        for draining in self.draining.extract_if(.., is_done) {
+            for id in &draining.sockets {
+                if let Some(listener) = self.all.get_mut(id) {
+                    listener.set_drained(draining.wid);
+                }
+            }
+            let proc = draining.proc;
+            events.push(Event::Drained { proc });
+        }
+        for index in (0..self.closing.len()).rev() {
+            events.extend(self.look_at_closing(epoll, index));
+        }
+        self.next_look = None;
+        self.look_soon(now);
+        events
     }
 
-    /// Closes the shards of a wid that is gone for good.
-    pub fn close_shards(&mut self, epoll: &Epoll, watcher: WatcherId, wid: u32) {
-        let key = (watcher, wid);
-        self.draining.retain(|draining| draining.key != key);
-        for (id, listener) in &mut self.all {
-            if listener.shard(key).is_some() {
-                self.dirty.insert(*id);
-            }
-            listener.close(epoll, key);
+    /// Closes a shard that has been empty for long enough, or finds that it can't be closed.
+    fn look_at_closing(&mut self, epoll: &Epoll, index: usize) -> Option<Event> {
+        let closing = &mut self.closing[index];
+        let (socket, wid) = (closing.socket, closing.wid);
+        let listener = self.all.get_mut(&socket);
+        let waiting = listener.as_ref().and_then(|it| it.waiting(wid));
+        if waiting.is_some_and(|waiting| waiting > 0) {
+            self.closing.swap_remove(index);
+            return Some(Event::ShardOwed { socket, wid });
         }
+        closing.empty_looks += 1;
+        if closing.empty_looks < EMPTY_LOOKS {
+            return None;
+        }
+        self.closing.swap_remove(index);
+        if let Some(listener) = listener {
+            listener.close(epoll, wid);
+            self.dirty.insert(socket);
+        }
+        Some(Event::ShardClosed { socket, wid })
     }
 
     /// Those whose record has changed since the last call.
@@ -412,19 +520,28 @@ impl Listeners {
             node: listener.node.clone(),
             shards: match &listener.fds {
                 Fds::Unbound | Fds::One(_) => None,
-                Fds::Shards(shards) => Some(shards.iter().map(Shard::record).collect()),
+                Fds::Shards(shards) => {
+                    let group = listener.group.as_ref();
+                    Some(shards.iter().map(|it| it.record(group)).collect())
+                }
+            },
+            number: listener.number,
+            place: match (&listener.fds, &listener.group) {
+                (Fds::One(fd), Some(group)) => group.place_of(fd),
+                _ => None,
             },
         })
     }
 
     /// A socket's descriptors, each with the name that it is held by.
     pub fn descriptors(&self, id: SocketId) -> Vec<(String, BorrowedFd<'_>)> {
-        match self.all.get(&id).map(|listener| &listener.fds) {
-            None | Some(Fds::Unbound) => Vec::new(),
-            Some(Fds::One(fd)) => vec![(name_of(id, None), fd.as_fd())],
-            // One that takes datagrams leaves the kernel's list only with its last descriptor, which must not be another's.
-            Some(Fds::Shards(_)) if self.kind(id) == unit::SocketKind::Dgram => Vec::new(),
-            Some(Fds::Shards(shards)) => (shards.iter())
+        let Some(listener) = self.all.get(&id) else {
+            return Vec::new();
+        };
+        match &listener.fds {
+            Fds::Unbound => Vec::new(),
+            Fds::One(fd) => vec![(name_of(id, listener.number_held()), fd.as_fd())],
+            Fds::Shards(shards) => (shards.iter())
                 .map(|shard| (name_of(id, Some(shard.number)), shard.fd.as_fd()))
                 .collect(),
         }
@@ -442,10 +559,13 @@ impl Listeners {
             all: BTreeMap::new(),
             prepared: HashMap::new(),
             control,
+            groups: Groups::default(),
             draining: Vec::new(),
+            closing: Vec::new(),
             next_look: None,
             dirty: BTreeSet::new(),
         };
+        let mut places: Vec<(u32, SocketId, usize)> = Vec::new();
         for (id, record) in records {
             let Some(spec) = supervisor.socket(id) else {
                 continue;
@@ -453,18 +573,25 @@ impl Listeners {
             let mut listener = Listener::new(spec);
             listener.local = record.local;
             listener.node = record.node;
+            listener.number = record.number;
             match record.shards {
                 None => {
-                    if let Some(fd) = held.remove(&name_of(id, None)) {
+                    if let Some(fd) = held.remove(&name_of(id, listener.number_held())) {
                         listener.fds = Fds::One(Descriptor::new(fd));
+                        places.extend(record.place.map(|place| (place, id, 0)));
                     }
                 }
-                Some(shards) => {
-                    let shards = shards.into_iter().filter_map(|shard| {
-                        let fd = held.remove(&name_of(id, Some(shard.number)))?;
-                        Some(shard.with(fd))
-                    });
-                    let shards: Vec<Shard> = shards.collect();
+                Some(records) => {
+                    let mut shards: Vec<Shard> = Vec::with_capacity(records.len());
+                    for record in records {
+                        let held = held.remove(&name_of(id, Some(record.number)));
+                        let Some(shard) = held.map(|fd| record.with(fd)) else {
+                            continue;
+                        };
+                        let place = record.place.unwrap_or(shards.len() as u32);
+                        places.push((place, id, shards.len()));
+                        shards.push(shard);
+                    }
                     if !shards.is_empty() {
                         listener.fds = Fds::Shards(shards);
                     }
@@ -476,7 +603,8 @@ impl Listeners {
                     listener.found = Ok(vec![address]);
                 }
                 let own = listeners.own_files();
-                let bound = listener.bind(&[UNCLAIMED], None, &own).map_err(|it| {
+                let bound = listener.bind(1, None, &mut listeners.groups, &own);
+                let bound = bound.map_err(|it| {
                     let others = listeners.all.values();
                     it.explain(&listener, others, listeners.control.as_ref())
                 });
@@ -491,7 +619,23 @@ impl Listeners {
             listeners.all.insert(id, listener);
         }
         listeners.find_shared();
+        places.sort_unstable();
+        for (_, id, index) in places {
+            listeners.rejoin(id, index);
+        }
         listeners
+    }
+
+    /// Puts a descriptor that was held on the list of its group again; the next to come is the next on it.
+    fn rejoin(&mut self, id: SocketId, index: usize) {
+        let Some(listener) = self.all.get_mut(&id) else {
+            return;
+        };
+        listener.group = listener.find_group(&mut self.groups);
+        let fd = listener.fds.iter().nth(index);
+        if let (Some(group), Some(fd)) = (&listener.group, fd) {
+            group.join(fd);
+        }
     }
 
     /// Which of those that were held are of one kernel socket, they can't tell by themselves.
@@ -504,7 +648,7 @@ impl Listeners {
             }
         }
         for mut descriptors in by_place.into_values().filter(|it| it.len() > 1) {
-            let mut known: HashMap<u64, Rc<()>> = HashMap::new();
+            let mut known: HashMap<u64, Rc<Kernel>> = HashMap::new();
             for descriptor in &mut descriptors {
                 if let Ok(inode) = socket::inode(descriptor.as_fd()) {
                     let shared = known.entry(inode).or_insert(Rc::clone(&descriptor.socket));
@@ -566,6 +710,17 @@ impl Listeners {
     }
 }
 
+/// Those of `all` that have these ids.
+fn those<'a>(
+    all: &'a BTreeMap<SocketId, Listener>,
+    ids: &BTreeSet<SocketId>,
+) -> Vec<(SocketId, &'a Listener)> {
+    (all.iter())
+        .filter(|(id, _)| ids.contains(id))
+        .map(|(id, listener)| (*id, listener))
+        .collect()
+}
+
 /// The host names of a plan that must be looked up: those that it needs, and those of optional sockets.
 pub fn names_of(plan: &Plan) -> (BTreeSet<&str>, BTreeSet<&str>) {
     let (mut needed, mut optional) = (BTreeSet::new(), BTreeSet::new());
@@ -600,31 +755,22 @@ impl Drop for Listeners {
     }
 }
 
-/// The slots that have a shard of each `so_reuseport` socket from the beginning.
-fn slots(plan: &Plan) -> HashMap<&str, Vec<SlotKey>> {
-    let mut slots: HashMap<&str, Vec<SlotKey>> = HashMap::new();
-    let reuseport: std::collections::HashSet<&str> = plan
-        .sockets
-        .iter()
-        .filter(|socket| socket.unit.so_reuseport.value)
-        .map(|socket| socket.name())
-        .collect();
-    if reuseport.is_empty() {
-        return slots;
+/// How many shards each `so_reuseport` socket has from the beginning.
+fn wanted_shards(plan: &Plan) -> HashMap<&str, u32> {
+    let mut wanted: HashMap<&str, u32> = HashMap::new();
+    let sockets = plan.sockets.iter();
+    for socket in sockets.filter(|socket| socket.unit.so_reuseport.value) {
+        wanted.insert(socket.name(), 1);
     }
-    for (index, watcher) in (0u32..).zip(&plan.watchers) {
-        if !watcher.unit.autostart {
-            continue;
-        }
-        for name in watcher
-            .listens
-            .iter()
-            .filter(|name| reuseport.contains(name.as_str()))
-        {
-            let keys = (1..=watcher.unit.numprocesses.value).map(|wid| (WatcherId(index), wid));
-            slots.entry(name).or_default().extend(keys);
+    if wanted.is_empty() {
+        return wanted;
+    }
+    for watcher in plan.watchers.iter().filter(|it| it.unit.autostart) {
+        for name in &watcher.listens {
+            if let Some(count) = wanted.get_mut(name.as_str()) {
+                *count = (*count).max(watcher.unit.numprocesses.value);
+            }
         }
     }
-    slots.retain(|_, keys| !keys.is_empty());
-    slots
+    wanted
 }

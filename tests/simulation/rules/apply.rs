@@ -30,6 +30,10 @@ impl Rules {
             paused: None,
             watched: false,
             watched_since: Time::ZERO,
+            shards: match spec.unit.so_reuseport.value {
+                true => BTreeMap::from([(1, Shard::Open)]),
+                false => BTreeMap::new(),
+            },
         };
         self.sockets.insert(index, socket);
         index
@@ -123,11 +127,13 @@ impl Rules {
                 "watcher `{name}` is left with a socket that is in no plan"
             );
         }
+        let first_new = self.next_socket;
         for change in changes {
             if let Unit::Socket(name) = &change.unit {
                 self.change_socket(plan, name, change.action, unbound);
             }
         }
+        self.inherit_shards(first_new);
         let spec_of = |name: &str| plan.watchers.iter().find(|spec| spec.name() == name);
         let mut new = Vec::new();
         for change in changes {
@@ -299,6 +305,23 @@ impl Rules {
     /// It is in no plan, and no definition that matters refers to it.
     pub(super) fn is_unused(&self, index: usize) -> bool {
         self.sockets[&index].retired && !self.watchers.values().any(|it| it.refers_to(index))
+    }
+
+    /// The kernel sockets of one that goes may have become those of a new one, and nobody says which.
+    fn inherit_shards(&mut self, first_new: usize) {
+        let leaving = self.sockets.values().filter(|socket| socket.retired);
+        let count = (leaving.flat_map(|socket| socket.shards.keys().copied())).max();
+        for socket in (self.sockets.iter_mut())
+            .filter(|(index, _)| **index >= first_new)
+            .map(|(_, socket)| socket)
+            .filter(|socket| socket.spec.unit.so_reuseport.value)
+        {
+            for wid in 2..=count.unwrap_or_default() {
+                let (by, tries) = (None, 0);
+                let unknown = Shard::Draining { by, tries };
+                socket.shards.insert(wid, unknown);
+            }
+        }
     }
 
     /// Whether the supervisor's plan is what it must be.

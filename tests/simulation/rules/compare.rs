@@ -84,14 +84,16 @@ impl Rules {
                 generation,
                 ..
             } => Key::Worker(watcher.0 as usize, *wid, *generation),
-            Effect::CloseShards { watcher, wid } => Key::Slot(watcher.0 as usize, *wid),
+            Effect::CloseShard { socket, wid } | Effect::OpenShard { socket, wid } => {
+                Key::Shard(socket.0 as usize, *wid)
+            }
             Effect::CancelSpawn { proc }
             | Effect::Signal { proc, .. }
             | Effect::Follow { proc, .. }
             | Effect::Kill { proc }
             | Effect::KillLeftovers { proc }
             | Effect::AwaitLeftovers { proc }
-            | Effect::Drain { proc } => match self.procs.get(proc) {
+            | Effect::Drain { proc, .. } => match self.procs.get(proc) {
                 Some((id, wid, generation)) => Key::Worker(*id, *wid, *generation),
                 None => return Err(format!("{proc:?} is none that was spawned before")),
             },
@@ -130,12 +132,16 @@ impl Rules {
             | (Act::Kill, Effect::Kill { .. })
             | (Act::KillLeftovers, Effect::KillLeftovers { .. })
             | (Act::AwaitLeftovers, Effect::AwaitLeftovers { .. })
-            | (Act::Drain, Effect::Drain { .. })
-            | (Act::CloseShards, Effect::CloseShards { .. })
+            | (Act::CloseShard, Effect::CloseShard { .. })
+            | (Act::OpenShard, Effect::OpenShard { .. })
             | (Act::Close, Effect::Close { .. })
             | (Act::Watch, Effect::Watch { .. })
             | (Act::Unwatch, Effect::Unwatch { .. })
             | (Act::Bind, Effect::Bind { .. }) => true,
+            (Act::Drain(shards), Effect::Drain { sockets, .. }) => {
+                let ids: Vec<usize> = sockets.iter().map(|socket| socket.0 as usize).collect();
+                *shards == ids
+            }
             (Act::Parent(notice), Effect::Parent(told)) => notice == told,
             (Act::Finish(code), Effect::Finish { code: with }) => code == with,
             (Act::Reply(answer), Effect::Reply { outcome, .. }) => match (answer, outcome) {
@@ -168,7 +174,7 @@ impl Rules {
                     name(id)
                 )
             }
-            Key::Slot(id, wid) => format!("watcher `{}` worker {wid}", name(id)),
+            Key::Shard(index, wid) => format!("shard {wid} of socket {index}"),
             Key::Socket(index) => format!("socket {index}"),
             Key::Request(request) => format!("request {}", request.0),
             Key::Manager => "the manager".into(),
@@ -255,7 +261,13 @@ impl Rules {
             if waits && watcher.mishap == Mishap::Return && !error.ends_with("times in a row") {
                 return Err(of("that its workers leave clients waiting is not shown"));
             }
-            if watcher.mishap == Mishap::None && !tells_end && shown.error.is_some() {
+            // It tells too why it has a worker that is not wanted.
+            let rests = |(wid, slot): (&u32, &Slot)| {
+                *wid > watcher.wanted && matches!(slot.main.life, Life::Resting { .. })
+            };
+            let is_draining = watcher.slots.iter().any(rests);
+            let is_unexplained = watcher.mishap == Mishap::None && !tells_end && !is_draining;
+            if is_unexplained && shown.error.is_some() {
                 return Err(of(
                     "an error is shown, and nothing went wrong since the start",
                 ));

@@ -35,6 +35,15 @@ impl Rules {
                     reason: "who watched it is gone",
                 });
             }
+            for (wid, shard) in &socket.shards {
+                if let Shard::Closing { .. } = shard {
+                    self.expected.push(Expected {
+                        key: Key::Shard(*index, *wid),
+                        act: Act::CloseShard,
+                        reason: "who was to close it is gone",
+                    });
+                }
+            }
         }
         if matches!(self.phase, Phase::New) {
             self.begin();
@@ -74,7 +83,7 @@ impl Rules {
         let act = match self.worker(at).life {
             Life::Ordered { cancelled: true } => return self.replace(at),
             Life::Ordered { cancelled: false } => Act::Spawn(self.definition(at)),
-            Life::Draining { .. } => Act::Drain,
+            Life::Draining { .. } => Act::Drain(self.leaving_shards(at)),
             Life::Ending {
                 kill: Kill::Done, ..
             } => Act::Kill,

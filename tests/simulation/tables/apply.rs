@@ -497,7 +497,7 @@ fn what_becomes_a_oneshot_is_run_once_and_what_was_one_starts() {
 }
 
 #[test]
-fn shards_of_what_is_removed_are_closed_with_it() {
+fn shards_of_a_socket_that_is_removed_are_closed_with_it() {
     let text =
         port(80, "so_reuseport = true") + &watcher("a", "sockets = [\"s\"]\nnumprocesses = 2");
     let mut run = run_of(&text);
@@ -506,13 +506,7 @@ fn shards_of_what_is_removed_are_closed_with_it() {
     let words = run.ends("a/2");
     assert_eq!(
         words[1..],
-        [
-            "answer 1: done",
-            "tell the parent: ready",
-            "close shards a/2",
-            "close shards a/1",
-            "close s"
-        ]
+        ["answer 1: done", "tell the parent: ready", "close s"]
     );
 }
 

@@ -1,0 +1,197 @@
+//! Shards, which are closed when nobody waits in them.
+
+use super::*;
+
+/// The kernel queue of one wid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shard {
+    /// Clients come to it.
+    Open,
+    /// No new ones come; whose worker beyond the wanted ones was made to serve what waits in it, and the how manieth.
+    Draining {
+        by: Option<usize>,
+        tries: u32,
+    },
+    Closing {
+        tries: u32,
+    },
+    /// Clients wait for somebody to serve them.
+    Owed {
+        tries: u32,
+    },
+}
+
+impl Rules {
+    /// Those of all workers that are to start with the manager are there before they are.
+    pub(super) fn open_first_shards(&mut self) {
+        for id in self.ids() {
+            let watcher = &self.watchers[&id];
+            if watcher.own.spec.unit.autostart {
+                let (sockets, wanted) = (watcher.own.sockets.clone(), watcher.wanted);
+                (1..=wanted).for_each(|wid| self.open_shards(&sockets, wid));
+            }
+        }
+    }
+
+    /// A worker of this wid is going to have them.
+    pub(super) fn open_shards(&mut self, sockets: &[usize], wid: u32) {
+        for index in sockets {
+            let socket = self.sockets.get_mut(index);
+            if let Some(socket) = socket.filter(|it| it.spec.unit.so_reuseport.value) {
+                socket.shards.entry(wid).or_insert(Shard::Open);
+            }
+        }
+    }
+
+    /// The sockets whose shard of this wid nobody wants any more.
+    pub(super) fn leaving_shards(&self, at: At) -> Vec<usize> {
+        let sockets = self.definition(at).sockets.clone();
+        let is_leaving = |index: &usize| {
+            let is_sharded = self.sockets[index].spec.unit.so_reuseport.value;
+            is_sharded && !self.is_shard_wanted(*index, at.wid)
+        };
+        sockets.into_iter().filter(is_leaving).collect()
+    }
+
+    pub(super) fn drain_shards(&mut self, sockets: &[usize], wid: u32) {
+        for index in sockets {
+            let Some(socket) = self.sockets.get_mut(index) else {
+                continue;
+            };
+            if !matches!(socket.shards.get(&wid), Some(Shard::Draining { .. })) {
+                let (by, tries) = (None, 0);
+                socket.shards.insert(wid, Shard::Draining { by, tries });
+            }
+        }
+    }
+
+    /// The first shard is the socket's own.
+    fn is_shard_wanted(&self, index: usize, wid: u32) -> bool {
+        let mut watchers = self.watchers.values();
+        wid == 1 || watchers.any(|it| !it.retired && it.refers_to(index) && it.wanted >= wid)
+    }
+
+    /// A worker that is missed if it ends by itself.
+    pub(super) fn is_needed(&self, id: usize, wid: u32) -> bool {
+        let is_up = matches!(self.watchers[&id].goal, Goal::Up { .. });
+        self.is_wanted(id, wid) || is_up && self.was_made_to_drain(id, wid)
+    }
+
+    fn was_made_to_drain(&self, id: usize, wid: u32) -> bool {
+        self.sockets.iter().any(|(index, socket)| {
+            let shard = socket.shards.get(&wid);
+            let is_its = matches!(shard, Some(Shard::Draining { by, .. }) if *by == Some(id));
+            is_its && self.watchers[&id].refers_to(*index)
+        })
+    }
+
+    /// Whether nobody who scales a watcher has to wait for this slot.
+    pub(super) fn is_still(&self, id: usize, wid: u32, slot: &Slot) -> bool {
+        let (main, beside) = (&slot.main.life, &slot.beside.life);
+        match wid <= self.watchers[&id].wanted {
+            true => (*main == Life::Idle || main.is_serving()) && *beside == Life::Idle,
+            false => {
+                let is_idle = *main == Life::Idle && *beside == Life::Idle;
+                is_idle || self.was_made_to_drain(id, wid)
+            }
+        }
+    }
+
+    pub(super) fn shard_closed(&mut self, index: usize, wid: u32) {
+        self.say("shard closed");
+        if let Some(socket) = self.sockets.get_mut(&index) {
+            socket.shards.remove(&wid);
+        }
+    }
+
+    pub(super) fn shard_owed(&mut self, index: usize, wid: u32) {
+        self.say("shard owed");
+        let socket = self.sockets.get_mut(&index);
+        let shard = socket.and_then(|socket| socket.shards.get_mut(&wid));
+        if let Some(shard) = shard
+            && let Shard::Closing { tries } = *shard
+        {
+            *shard = Shard::Owed { tries };
+        }
+    }
+
+    /// Moves the shards of one socket on; false if there is nothing to move.
+    pub(super) fn settle_shards(&mut self) -> bool {
+        if self.is_stopping() {
+            return false;
+        }
+        let mut indexes = self.sockets.keys().copied().collect::<Vec<_>>().into_iter();
+        indexes.any(|index| self.settle_shards_of(index))
+    }
+
+    fn settle_shards_of(&mut self, index: usize) -> bool {
+        let users: Vec<usize> = (self.ids().into_iter())
+            .filter(|id| self.watchers[id].refers_to(index))
+            .collect();
+        if self.sockets[&index].retired || users.is_empty() {
+            return false;
+        }
+        let mut moved = false;
+        for (wid, shard) in self.sockets[&index].shards.clone() {
+            let is_wanted = self.is_shard_wanted(index, wid);
+            let is_in_use = users.iter().any(|id| {
+                let slot = self.watchers[id].slots.get(&wid);
+                slot.is_some_and(|it| it.main.life != Life::Idle || it.beside.life != Life::Idle)
+            });
+            let next = match shard {
+                Shard::Open if is_wanted || is_in_use => continue,
+                _ if is_wanted => {
+                    let reason = "its wid is wanted again";
+                    self.expect(Key::Shard(index, wid), Act::OpenShard, reason);
+                    Shard::Open
+                }
+                Shard::Draining { .. } | Shard::Owed { .. } if is_in_use => continue,
+                Shard::Closing { .. } => continue,
+                Shard::Open | Shard::Draining { .. } => {
+                    let reason = "nobody has it, and nobody wants it";
+                    self.expect(Key::Shard(index, wid), Act::CloseShard, reason);
+                    let tries = match shard {
+                        Shard::Draining { tries, .. } => tries,
+                        _ => 0,
+                    };
+                    Shard::Closing { tries }
+                }
+                Shard::Owed { tries } => {
+                    let Some(id) = users.iter().copied().find(|id| self.can_drain(*id, index))
+                    else {
+                        continue;
+                    };
+                    self.make_drainer(id, wid, tries);
+                    let (by, tries) = (Some(id), tries + 1);
+                    Shard::Draining { by, tries }
+                }
+            };
+            moved = true;
+            if let Some(socket) = self.sockets.get_mut(&index) {
+                socket.shards.insert(wid, next);
+            }
+        }
+        moved
+    }
+
+    /// Whether a watcher may have one more worker for a while, which has this socket.
+    fn can_drain(&self, id: usize, index: usize) -> bool {
+        let watcher = &self.watchers[&id];
+        let unit = &watcher.next().spec.unit;
+        let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
+        let has_it = watcher.next().sockets.contains(&index);
+        matches!(watcher.goal, Goal::Up { .. }) && !watcher.retired && has_it && !once
+    }
+
+    fn make_drainer(&mut self, id: usize, wid: u32, tries: u32) {
+        self.say("a worker for a shard");
+        let unit = self.unit(id);
+        let delay = delay_before(tries + 1, unit.restart_delay, unit.restart_max_delay);
+        let until = self.now + delay;
+        let slot = self.watcher(id).slots.entry(wid).or_default();
+        slot.main.life = match delay.is_zero() {
+            true => Life::Due,
+            false => Life::Resting { until },
+        };
+    }
+}
