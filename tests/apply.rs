@@ -859,6 +859,45 @@ fn the_shard_that_a_worker_drains_is_its_own_after_sharding_has_begun() {
     }
 }
 
+#[test]
+fn clients_that_wait_on_an_address_that_is_left_are_served() {
+    let ports = [free_port(), free_port()];
+    for sharding in ["", "so_reuseport = true"] {
+        let units = |port: u16| {
+            format!(
+                r#"
+                [socket.web]
+                listen = "127.0.0.1:{port}"
+                {sharding}
+                [watcher.web]
+                cmd = "PROBE serve $(circus.socket.web)"
+                numprocesses = 2
+                reload_surge = 2
+                "#
+            )
+        };
+        let manager = Manager::start(&units(ports[0]));
+        let old = manager.address("web");
+        let pids = manager.pids("web");
+        pids.iter().for_each(|pid| freeze(*pid));
+        let waiting: Vec<TcpStream> = (0..20).map(|_| begin(&old, "pid")).collect();
+        manager.write(&units(ports[1]));
+        manager.ok(&["apply", "--no-wait"]);
+        // Those that stand still have been replaced, and have what waits still before them.
+        let new = format!("127.0.0.1:{}", ports[1]);
+        for _ in 0..10 {
+            assert_ne!(ask(&new, "pid"), "");
+        }
+        manager.wait_for("web", "has replaced all", |web| web["ready"] == 2);
+        pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        for stream in waiting {
+            assert_ne!(finish(stream), "", "{sharding}");
+        }
+        pids.iter().for_each(|pid| wait_until_dead(*pid));
+        assert!(TcpStream::connect(&old).is_err());
+    }
+}
+
 fn changes_after(manager: &Manager, units: &str) -> Value {
     manager.write(units);
     changes(manager)

@@ -60,7 +60,8 @@
 //! themselves; those that are left out are stopped, then forgotten; others are scaled, or reloaded if they are up. One
 //! that is down gets its new definition at once (and starts if it had failed). A oneshot that is up too, and its workers
 //! are left to end; what becomes one is restarted. A socket that no definition refers to any more is closed when nothing
-//! runs that was started with it; what could not be bound yet and is in the plan no more is not tried again. One apply at
+//! runs that was started with it; the last worker that has it serves first what waits in it, as one that is scaled away does with
+//! its shards; what could not be bound yet and is in the plan no more is not tried again. One apply at
 //! a time; the parent is told of it unless it waits for the manager's start anyhow.
 //!
 //! # The rules of a socket
@@ -258,7 +259,7 @@ pub enum Event {
         /// Which.
         proc: ProcId,
     },
-    /// The shards of a worker that is to go have no waiting connection any more.
+    /// The sockets of a worker that go with it, or its shards of them, have no waiting connection any more.
     Drained {
         /// Which.
         proc: ProcId,
@@ -375,7 +376,7 @@ pub enum Effect {
         /// Which.
         proc: ProcId,
     },
-    /// No new connection for the worker's shards of these sockets; `Drained` when those that wait are accepted.
+    /// No new connection for these sockets, or for the worker's shards of them; `Drained` when those that wait are accepted.
     Drain {
         /// Which.
         proc: ProcId,

@@ -457,7 +457,10 @@ impl Supervisor {
                 ..
             } => self.order_spawn(turn, post, proc, edition, generation),
             State::Draining { ref worker, .. } => {
-                let (proc, sockets) = (worker.proc, self.leaving_shards(post));
+                let (proc, mut sockets) = (worker.proc, self.leaving_shards(post));
+                sockets.extend(self.leaving_sockets(post));
+                sockets.sort_unstable();
+                sockets.dedup();
                 turn.effects.push(Effect::Drain { proc, sockets });
             }
             State::Stopping {

@@ -204,7 +204,7 @@ impl Supervisor {
                     if worker.proc < since =>
                 {
                     if singleton {
-                        self.stop_post(turn, Post::main(id, wid), Why::Asked);
+                        self.dismiss_post(turn, Post::main(id, wid));
                     } else if slot.beside.is_none() && has_room {
                         self.set_state(Post::beside(id, wid), State::Due);
                     }
@@ -244,7 +244,7 @@ impl Supervisor {
         self.set_state(beside, replaced);
         self.slot_mut(id, wid).attempt = 0;
         self.watcher_mut(id).restarts += u64::from(was_failing);
-        self.stop_post(turn, beside, Why::Asked);
+        self.dismiss_post(turn, beside);
     }
 
     /// A process that the reload has brought came to nothing: all goes back to how it was.

@@ -2,7 +2,9 @@
 
 use super::state::{Goal, LastEnd, Mishap, Post, Seat, State, Why, Worker};
 use super::time::{Due, Time};
-use super::{Effect, Exit, Pid, ProcId, Sender, SpawnFailure, Supervisor, Turn, WatcherId, notify};
+use super::{
+    Effect, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Supervisor, Turn, WatcherId, notify,
+};
 use crate::unit::{self, LogLevel, Restart, Signal, WatcherKind};
 use std::rc::Rc;
 use std::time::Duration;
@@ -752,13 +754,57 @@ impl Supervisor {
             return;
         }
         self.drain_shards(&sockets, wid);
-        let graceful = self.unit_at(main).graceful_timeout;
-        if let State::Ready { worker, .. } = self.take_state(main) {
+        self.drain_post(turn, main, sockets);
+    }
+
+    /// Stops a worker that is replaced. If a socket that goes is served by nobody after it, it serves first what waits there.
+    pub(super) fn dismiss_post(&mut self, turn: &mut Turn<'_>, post: Post) {
+        let sockets = self.leaving_sockets(post);
+        if sockets.is_empty() || !matches!(self.state(post), State::Ready { .. }) {
+            self.stop_post(turn, post, Why::Asked);
+        } else {
+            self.drain_post(turn, post, sockets);
+        }
+    }
+
+    fn drain_post(&mut self, turn: &mut Turn<'_>, post: Post, sockets: Vec<SocketId>) {
+        let graceful = self.unit_at(post).graceful_timeout;
+        if let State::Ready { worker, .. } = self.take_state(post) {
             let until = graceful.map(|timeout| turn.now + timeout);
             let proc = worker.proc;
             turn.effects.push(Effect::Drain { proc, sockets });
-            self.set_state(main, State::Draining { worker, until });
+            self.set_state(post, State::Draining { worker, until });
         }
+    }
+
+    /// The sockets of a worker that are in the plan no more, and that nobody else serves: of those with shards all, since
+    /// the others have their own.
+    pub(super) fn leaving_sockets(&self, post: Post) -> Vec<SocketId> {
+        let Some(number) = self.state(post).edition() else {
+            return Vec::new();
+        };
+        let goes = |id: &SocketId| {
+            let socket = self.sockets.get(*id).filter(|socket| socket.retired);
+            socket.is_some_and(|socket| {
+                let mut users = socket.watchers.iter();
+                socket.spec.unit.so_reuseport.value
+                    || !users.any(|watcher| self.has_server(*watcher, *id, post))
+            })
+        };
+        let edition = self.watcher(post.watcher).edition(number);
+        (edition.sockets.iter().copied()).filter(goes).collect()
+    }
+
+    /// Whether a watcher has a worker that serves a socket, or is about to, beside the one at this post.
+    fn has_server(&self, id: WatcherId, socket: SocketId, but: Post) -> bool {
+        let watcher = self.watcher(id);
+        watcher.numbered().any(|(wid, _)| {
+            Post::both(id, wid).into_iter().any(|post| {
+                let state = self.state(post);
+                let has_it = |number| watcher.edition(number).sockets.contains(&socket);
+                post != but && state.is_coming() && state.edition().is_some_and(has_it)
+            })
+        })
     }
 
     pub(super) fn is_wanted(&self, id: WatcherId, wid: u32) -> bool {

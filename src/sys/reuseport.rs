@@ -82,7 +82,8 @@ fn program(live: &[u32]) -> Option<Vec<libc::sock_filter>> {
     (program.len() <= LONGEST_PROGRAM).then_some(program)
 }
 
-fn set_option<T>(fd: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+/// Sets an option of SOL_SOCKET.
+pub(super) fn set_option<T>(fd: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
     let (value, length) = (
         std::ptr::from_ref(value).cast(),
         size_of::<T>() as libc::socklen_t,

@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+pub use super::filter::{let_in, turn_away};
 pub use super::queue::{Queue, inode, queue, unix_queues};
 pub use super::reuseport::{choose_all, choose_among};
 

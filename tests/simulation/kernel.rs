@@ -329,8 +329,10 @@ impl Kernel {
                     return None;
                 }
                 for SocketId(port) in sockets {
-                    let shards = self.ports.get_mut(&port)?.shards.as_mut()?;
-                    shards.entry(process.wid).or_default().waits = false;
+                    let shards = self.ports.get_mut(&port).map(|it| &mut it.shards);
+                    if let Some(Some(shards)) = shards {
+                        shards.entry(process.wid).or_default().waits = false;
+                    }
                 }
                 Some(Event::Drained { proc })
             }
@@ -483,7 +485,9 @@ impl Kernel {
             Effect::Drain { proc, sockets } => {
                 let wid = self.alive(*proc, "is drained")?.wid;
                 for socket in sockets {
-                    self.shard(*socket, wid)?.is_retired = true;
+                    if self.port(*socket, "drained")?.shards.is_some() {
+                        self.shard(*socket, wid)?.is_retired = true;
+                    }
                 }
                 let delay = self.random.pick(&[0, 20, 1000, 10_000]);
                 let delay = Duration::from_millis(delay);

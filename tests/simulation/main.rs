@@ -92,6 +92,7 @@ const RULES: &[&str] = &[
     "did not reload in time",
     "done",
     "drained",
+    "drained a socket that goes",
     "ended",
     "ended without what can't be killed",
     "failed with what it requires",

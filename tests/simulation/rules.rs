@@ -1456,6 +1456,47 @@ impl Rules {
         }
     }
 
+    /// A worker that is replaced serves first what waits where nobody comes after it.
+    fn dismiss(&mut self, at: At) {
+        let sockets = self.leaving_sockets(at);
+        if sockets.is_empty() || !matches!(self.worker(at).life, Life::Serving { .. }) {
+            return self.stop_worker(at, Why::Asked, None);
+        }
+        let until = self.definition(at).spec.unit.graceful_timeout;
+        let until = until.map(|timeout| self.now + timeout);
+        self.worker_mut(at).life = Life::Draining { until };
+        self.say("drained a socket that goes");
+        let reason = "what waits in a socket that goes is served";
+        self.expect_of(at, Act::Drain(sockets), reason);
+    }
+
+    /// The sockets in no plan that only this worker serves.
+    fn leaving_sockets(&self, at: At) -> Vec<usize> {
+        let Some(own) = &self.worker(at).of else {
+            return Vec::new();
+        };
+        let is_served_by_others = |index: usize| {
+            (self.watchers.keys().flat_map(|id| self.places(*id))).any(|other| {
+                let worker = self.worker(other);
+                let has_it = |it: &Rc<Definition>| it.sockets.contains(&index);
+                let is_coming = matches!(
+                    worker.life,
+                    Life::Ordered { .. }
+                        | Life::Starting { .. }
+                        | Life::Proving { .. }
+                        | Life::Serving { .. }
+                );
+                other != at && is_coming && worker.of.as_ref().is_some_and(has_it)
+            })
+        };
+        let goes = |index: &usize| {
+            let socket = &self.sockets[index];
+            let is_sharded = socket.spec.unit.so_reuseport.value;
+            socket.retired && (is_sharded || !is_served_by_others(*index))
+        };
+        own.sockets.iter().copied().filter(goes).collect()
+    }
+
     fn answer_all(&mut self) {
         for request in self.pending.keys().copied().collect::<Vec<_>>() {
             let Some(mut pending) = self.pending.remove(&request) else {

@@ -25,6 +25,8 @@ pub(super) struct Listener {
     pub(super) group: Option<Group>,
     /// How often it was bound anew: a descriptor that is another is held by another name.
     pub(super) number: u32,
+    /// Another has its kernel sockets, or some of them, and takes its place.
+    pub(super) is_succeeded: bool,
     /// Why nobody can connect to it, though it is bound.
     pub(super) trouble: Option<String>,
     /// The file of a unix socket that was bound here (and not inherited).
@@ -45,6 +47,7 @@ impl Listener {
             watched: false,
             group: None,
             number: 0,
+            is_succeeded: false,
             trouble: None,
             node: None,
             beside: None,
@@ -414,6 +417,12 @@ impl Listener {
             },
             _ => {}
         }
+        // It may have been about to go.
+        if self.is_tcp()
+            && let Some(fd) = self.fd(wid)
+        {
+            let _ = socket::let_in(fd.as_fd());
+        }
         // Those who share it with another that runs have to agree with that one.
         if is_alone
             && let Some(fd) = self.fd(wid)
@@ -480,10 +489,38 @@ impl Listener {
         }
     }
 
-    /// What waits in the shard of a wid; `None` if there is none.
+    /// What waits for a worker of this wid and is lost with the listener; `None` if it has nothing.
     pub(super) fn waiting(&self, wid: u32) -> Option<u64> {
-        let shard = self.shard(wid)?;
-        socket::queue(shard.fd.as_fd()).ok().map(|it| it.waiting)
+        let fd = self.fd(wid)?;
+        if self.is_succeeded && Rc::strong_count(&fd.socket) > 1 {
+            return Some(0);
+        }
+        socket::queue(fd.as_fd()).ok().map(|it| it.waiting)
+    }
+
+    /// Sees to it that a worker of this wid has nobody new to serve.
+    pub(super) fn turn_away(&mut self, wid: u32) {
+        self.set_retired(wid, true);
+        let mut fds = self.fds.iter();
+        if let Fds::Shards(_) = self.fds
+            && fds.any(|fd| !fd.socket.retired.get())
+        {
+            return;
+        }
+        for fd in self.fds.iter() {
+            let is_shared = Rc::strong_count(&fd.socket) > 1;
+            if !is_shared && self.is_tcp() {
+                let _ = socket::turn_away(fd.as_fd());
+            }
+        }
+        // Whoever has taken its place at the path has the node.
+        if !self.is_succeeded {
+            self.remove_node();
+        }
+    }
+
+    fn is_tcp(&self) -> bool {
+        matches!(self.local, Some(Local::Ip(_))) && self.spec.unit.kind == unit::SocketKind::Stream
     }
 
     /// Takes a shard out of the kernel's choice, or puts it back.

@@ -267,6 +267,7 @@ impl Listeners {
         let predecessor = listener.heir_of.take();
         if let Some(predecessor) = predecessor.and_then(|id| self.all.get_mut(&id)) {
             listener.node = predecessor.node.take();
+            predecessor.is_succeeded = true;
             listener.take_over(&mut self.groups);
         }
         listener.take_its_place();
@@ -377,10 +378,13 @@ impl Listeners {
         }
     }
 
-    /// Takes a wid's shards of these sockets out of the kernel's choice and waits until their queues are empty.
+    /// Keeps new clients from these sockets, or from a wid's shards of them, and waits until their queues are empty.
     pub fn drain(&mut self, proc: ProcId, wid: u32, sockets: Vec<SocketId>, now: Time) {
         for id in &sockets {
-            self.set_retired(*id, wid, true);
+            if let Some(listener) = self.all.get_mut(id) {
+                listener.turn_away(wid);
+                self.dirty.insert(*id);
+            }
         }
         self.draining.push(Draining {
             proc,

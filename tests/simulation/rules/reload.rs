@@ -195,7 +195,7 @@ impl Rules {
         for wid in stops {
             self.say("singleton reloaded");
             let seat = Seat::Main;
-            self.stop_worker(At { id, wid, seat }, Why::Asked, None);
+            self.dismiss(At { id, wid, seat });
             moved = true;
         }
         if is_over {
@@ -288,15 +288,8 @@ impl Rules {
         if let Some(reload) = &mut watcher.reload {
             reload.todo.remove(&wid);
         }
-        self.stop_worker(
-            At {
-                id,
-                wid,
-                seat: beside,
-            },
-            Why::Asked,
-            None,
-        );
+        let seat = beside;
+        self.dismiss(At { id, wid, seat });
     }
 
     /// A process has died: a replacement that is on its way takes its place. Says whether there is one.
