@@ -591,6 +591,13 @@ fn floods_on_the_notify_socket_neither_stop_nor_change_anything() {
         }
         let _ = other.args(["exit", "0"]).status();
     }
+    // Two workers, and the first of each in ten seconds.
+    let told = manager
+        .log()
+        .lines()
+        .filter(|line| line.contains("watcher.flood: worker"))
+        .count();
+    assert!(told < 40, "{told} lines of log");
     for _ in 0..10 {
         let began = Instant::now();
         let status = manager.status();

@@ -587,9 +587,15 @@ impl Manager {
         match parsed {
             Ok(message) if message.barrier => {}
             Ok(mut message) => {
-                message.main_pid = message
-                    .main_pid
-                    .filter(|pid| self.processes.may_follow(proc, *pid, received.uid == 0));
+                if let Some(pid) = message.main_pid
+                    && !self.processes.may_follow(proc, pid, received.uid == 0)
+                {
+                    message.main_pid = None;
+                    let problem = format!(
+                        "MAINPID={pid} is refused: it is not a live process of this worker"
+                    );
+                    self.dispatch(Event::Misspoke { proc, problem });
+                }
                 self.dispatch(Event::Notified {
                     proc,
                     sender,
@@ -601,8 +607,9 @@ impl Manager {
                     notify::Reject::TooLong => "is longer than 4096 bytes",
                     notify::Reject::EmbeddedNul => "holds a NUL byte",
                 };
-                let name = self.processes.name(proc);
-                log::warn!(target: &name, "a notification of pid {} is dropped: it {why}", received.sender);
+                let sender = received.sender;
+                let problem = format!("a notification of pid {sender} is dropped: it {why}");
+                self.dispatch(Event::Misspoke { proc, problem });
             }
         }
     }

@@ -551,17 +551,13 @@ impl Processes {
     /// nor the manager or one that the manager descends from, nor another worker's, and belong to the worker, unless
     /// root says so.
     pub fn may_follow(&self, proc: ProcId, pid: i32, root: bool) -> bool {
-        let fit = Pid::new(pid)
+        Pid::new(pid)
             .filter(|pid| pid.as_raw() != 1 && !is_above(*pid))
             .is_some_and(|pid| {
                 let alive = process::kill(pid, 0).is_ok() && !process::is_zombie(pid);
                 let others = self.by_pid.get(&pid).is_some_and(|other| *other != proc);
                 alive && !others && (root || self.owner(pid) == Some(proc))
-            });
-        if !fit {
-            log::warn!(target: &self.name(proc), "MAINPID={pid} is refused: it is not a live process of this worker");
-        }
-        fit
+            })
     }
 
     /// Makes another process the main process.

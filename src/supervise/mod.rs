@@ -247,6 +247,13 @@ pub enum Event {
         /// What it said; `main_pid` only if the runtime found it fit to be the main process.
         message: notify::Message,
     },
+    /// A process of the worker sent what is of no use, or said what may not be.
+    Misspoke {
+        /// The worker's process.
+        proc: ProcId,
+        /// What, in a sentence.
+        problem: String,
+    },
     /// The main process ended.
     Exited {
         /// Which.
@@ -620,6 +627,7 @@ impl Supervisor {
                 sender,
                 message,
             } => self.notified(turn, proc, sender, message),
+            Event::Misspoke { proc, problem } => self.complain(turn, proc, || problem),
             Event::Exited { proc, exit } => self.exited(turn, proc, exit),
             Event::Gone { proc } => self.gone(turn, proc),
             Event::Drained { proc } => self.drained(turn, proc),

@@ -418,6 +418,31 @@ pub(super) struct Worker {
     /// It said RELOADING=1.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub reloading: bool,
+    /// What the log was told of its messages. Of no use to another manager.
+    #[serde(skip)]
+    pub complaints: Complaints,
+}
+
+/// How long the log is told nothing more of a worker's messages after it was.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Keeps a worker from filling the log by what it says: it could do that faster than any disk is emptied.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Complaints {
+    silent_until: Time,
+    left_out: u64,
+}
+
+impl Complaints {
+    /// Whether the log is to be told of one, and of how many it was not since the last.
+    pub fn next(&mut self, now: Time) -> Option<u64> {
+        if now < self.silent_until {
+            self.left_out += 1;
+            return None;
+        }
+        self.silent_until = now + SILENCE;
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 impl State {

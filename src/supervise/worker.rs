@@ -1,6 +1,6 @@
 //! The life of one worker: from due to gone. The rules stand at the head of [`super`].
 
-use super::state::{Goal, LastEnd, Mishap, Post, Seat, State, Why, Worker};
+use super::state::{Complaints, Goal, LastEnd, Mishap, Post, Seat, State, Why, Worker};
 use super::time::{Due, Time};
 use super::{
     Effect, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Supervisor, Turn, WatcherId, notify,
@@ -154,6 +154,7 @@ impl Supervisor {
             errno: None,
             watchdog: unit.watchdog,
             reloading: false,
+            complaints: Complaints::default(),
         };
         let (kind, start_timeout) = (unit.kind, unit.start_timeout);
         self.log(turn, LogLevel::Debug, id, || {
@@ -278,15 +279,15 @@ impl Supervisor {
         let refused = match (access, sender) {
             (unit::NotifyAccess::All, _) | (unit::NotifyAccess::Main, Sender::Main) => None,
             (unit::NotifyAccess::Main, Sender::Other(pid)) => Some(format!(
-                "worker {wid}: a notification of pid {} is ignored, since it is not the main process (`notify_access` is \"main\")",
+                "a notification of pid {} is ignored, since it is not the main process (`notify_access` is \"main\")",
                 pid.0
             )),
-            (unit::NotifyAccess::None, _) => Some(format!(
-                "worker {wid}: a notification is ignored, since `notify_access` is \"none\""
-            )),
+            (unit::NotifyAccess::None, _) => {
+                Some("a notification is ignored, since `notify_access` is \"none\"".into())
+            }
         };
         if let Some(text) = refused {
-            self.log(turn, LogLevel::Warn, id, || text);
+            self.complain(turn, proc, || text);
             return;
         }
         if matches!(self.state(post), State::Leaving { .. }) {
@@ -339,6 +340,34 @@ impl Supervisor {
         if message.watchdog.is_some() || message.watchdog_interval.is_some() {
             self.feed_watchdog(turn, post, message.watchdog);
         }
+    }
+
+    /// Tells the log of a message that was of no use, unless it was told of others just now.
+    pub(super) fn complain(
+        &mut self,
+        turn: &mut Turn<'_>,
+        proc: ProcId,
+        text: impl FnOnce() -> String,
+    ) {
+        let Some(Post { watcher, wid, seat }) = self.procs.get(&proc).copied() else {
+            return;
+        };
+        // Nothing of it is recorded, so the slot has not changed.
+        let slots = self.watchers.get_mut(watcher).map(|it| &mut it.slots);
+        let slot = slots.and_then(|slots| slots.get_mut(wid as usize - 1));
+        let worker = slot.and_then(|slot| slot.worker_mut(seat));
+        let left_out = match worker.map(|worker| worker.complaints.next(turn.now)) {
+            Some(None) => return,
+            Some(Some(left_out)) => left_out,
+            None => 0,
+        };
+        self.log(turn, LogLevel::Warn, watcher, || match left_out {
+            0 => format!("worker {wid}: {}", text()),
+            _ => format!(
+                "worker {wid}: {}; {left_out} more like this were left out",
+                text()
+            ),
+        });
     }
 
     /// READY=1 and STOPPING=1; the latter wins, as in systemd.

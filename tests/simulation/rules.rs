@@ -399,6 +399,8 @@ impl Rules {
                 sender,
                 message,
             } => self.notified(*proc, *sender, message),
+            // It is for the log alone.
+            Event::Misspoke { .. } => {}
             Event::Exited { proc, exit } => self.exited(*proc, *exit),
             Event::Gone { proc } => self.gone(*proc),
             Event::Drained { proc } => {

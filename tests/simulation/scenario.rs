@@ -256,6 +256,12 @@ impl Scenario {
         })
     }
 
+    /// A message that is of no use.
+    pub fn misspeaks(&mut self, slot: &str) -> Vec<String> {
+        let (proc, problem) = (self.procs[slot], "is not understood".to_owned());
+        self.event(Event::Misspoke { proc, problem })
+    }
+
     pub fn says_ready(&mut self, slot: &str) -> Vec<String> {
         self.says(
             slot,

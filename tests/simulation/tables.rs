@@ -302,6 +302,34 @@ fn a_notification_of_another_process_is_ignored_unless_notify_access_says_so() {
 }
 
 #[test]
+fn a_worker_does_not_fill_the_log_by_what_it_says() {
+    let mut run = running("numprocesses = 2");
+    run.log.clear();
+    for slot in ["a/1", "a/1", "a/2", "a/1"] {
+        assert_eq!(run.misspeaks(slot), NOTHING);
+        run.after(3.0);
+    }
+    run.notifies("a/1", Sender::Other(Pid(7)), Message::default());
+    run.misspeaks("a/1");
+    let told = |slot: &str| {
+        let lines = run.log.iter().filter(|line| line.contains(slot));
+        lines.cloned().collect::<Vec<_>>()
+    };
+    let first = told("worker 1:");
+    assert_eq!(first.len(), 2, "{first:?}");
+    assert!(
+        first[0].ends_with("worker 1: is not understood"),
+        "{first:?}"
+    );
+    assert!(first[1].contains("not the main process"), "{first:?}");
+    assert!(
+        first[1].ends_with("; 2 more like this were left out"),
+        "{first:?}"
+    );
+    assert_eq!(told("worker 2:").len(), 1);
+}
+
+#[test]
 fn stopping_outweighs_ready_in_the_same_message() {
     let mut run = running("type = \"notify\"\ngraceful_timeout = 3");
     let both = message(|it| (it.ready, it.stopping) = (true, true));
