@@ -860,6 +860,38 @@ fn the_shard_that_a_worker_drains_is_its_own_after_sharding_has_begun() {
 }
 
 #[test]
+fn a_socket_that_is_renamed_goes_on_with_all_of_its_shards() {
+    let port = free_port();
+    let units = |name: &str| {
+        format!(
+            r#"
+            [socket.{name}]
+            listen = "127.0.0.1:{port}"
+            so_reuseport = true
+            [watcher.web]
+            cmd = "PROBE serve 3"
+            sockets = ["{name}"]
+            numprocesses = 3
+            "#
+        )
+    };
+    let manager = Manager::start(&units("old"));
+    let address = manager.address("old");
+    let before = listeners(&address);
+    manager.apply(&units("new"));
+    assert_eq!(listeners(&address), before);
+    // The kernel chooses all of those that there are, and the one that comes.
+    manager.ok(&["scale", "web", "4"]);
+    let mut left: Vec<&str> = vec!["1", "2", "3", "4"];
+    let all = poll(|| {
+        let wid = ask(&address, "env TENTPOLE_WID");
+        left.retain(|other| *other != wid);
+        left.is_empty().then_some(())
+    });
+    assert!(all.is_some(), "{left:?} are never chosen");
+}
+
+#[test]
 fn clients_that_wait_on_an_address_that_is_left_are_served() {
     let ports = [free_port(), free_port()];
     for sharding in ["", "so_reuseport = true"] {

@@ -492,14 +492,22 @@ impl Listener {
     /// What waits for a worker of this wid and is lost with the listener; `None` if it has nothing.
     pub(super) fn waiting(&self, wid: u32) -> Option<u64> {
         let fd = self.fd(wid)?;
-        if self.is_succeeded && Rc::strong_count(&fd.socket) > 1 {
+        if self.is_handed_on(fd) {
             return Some(0);
         }
         socket::queue(fd.as_fd()).ok().map(|it| it.waiting)
     }
 
+    /// Whether who has taken its place has this kernel socket too, with its clients.
+    fn is_handed_on(&self, fd: &Descriptor) -> bool {
+        self.is_succeeded && Rc::strong_count(&fd.socket) > 1
+    }
+
     /// Sees to it that a worker of this wid has nobody new to serve.
     pub(super) fn turn_away(&mut self, wid: u32) {
+        if self.fd(wid).is_none_or(|fd| self.is_handed_on(fd)) {
+            return;
+        }
         self.set_retired(wid, true);
         let mut fds = self.fds.iter();
         if let Fds::Shards(_) = self.fds
@@ -508,8 +516,7 @@ impl Listener {
             return;
         }
         for fd in self.fds.iter() {
-            let is_shared = Rc::strong_count(&fd.socket) > 1;
-            if !is_shared && self.is_tcp() {
+            if self.is_tcp() {
                 let _ = socket::turn_away(fd.as_fd());
             }
         }

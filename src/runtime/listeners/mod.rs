@@ -623,6 +623,7 @@ impl Listeners {
             listeners.all.insert(id, listener);
         }
         listeners.find_shared();
+        listeners.find_successors();
         places.sort_unstable();
         for (_, id, index) in places {
             listeners.rejoin(id, index);
@@ -659,6 +660,17 @@ impl Listeners {
                     descriptor.socket = Rc::clone(shared);
                 }
             }
+        }
+    }
+
+    /// Of those that have a kernel socket in common, the last that was opened takes the place of the others.
+    fn find_successors(&mut self) {
+        let mut seen: BTreeSet<*const Kernel> = BTreeSet::new();
+        for listener in self.all.values_mut().rev() {
+            let kernels = listener.fds.iter().map(|fd| Rc::as_ptr(&fd.socket));
+            let kernels: Vec<_> = kernels.collect();
+            listener.is_succeeded = kernels.iter().any(|kernel| seen.contains(kernel));
+            seen.extend(kernels);
         }
     }
 
