@@ -770,7 +770,7 @@ mod tests {
         let found = findings(&"=\n".repeat(100_000));
         assert_eq!(found.len(), MOST_ERRORS);
         let loaded = read_text(Path::new("/u/t"), &"=\n".repeat(100_000));
-        assert_eq!(loaded.findings.errors(), 100_000);
+        assert!(loaded.findings.errors() > 100_000);
         assert_eq!(findings(&"=\n".repeat(LONGEST_RECOVERED)).len(), 1);
     }
 
