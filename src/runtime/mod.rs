@@ -287,8 +287,16 @@ impl Manager {
         while let Some(event) = events.pop_front() {
             let mut effects = std::mem::take(&mut self.effects);
             self.supervisor.handle(clock(), event, &mut effects);
+            // Who is told that something is done must find it done: a file that is gone, for one.
+            let mut replies = Vec::new();
             for effect in effects.drain(..) {
-                events.extend(self.carry_out(effect));
+                match effect {
+                    Effect::Reply { .. } => replies.push(effect),
+                    effect => events.extend(self.carry_out(effect)),
+                }
+            }
+            for reply in replies {
+                events.extend(self.carry_out(reply));
             }
             self.effects = effects;
         }
