@@ -156,7 +156,8 @@ mod from_workers {
         );
         manager.touch("go");
         let watcher = manager.wait_for_state("web", "stopped");
-        assert_eq!(watcher["error"], Value::Null);
+        let reason = "worker 1 exited with code 0; it is not restarted";
+        assert_eq!(watcher["error"], reason);
     }
 
     #[test]
