@@ -163,6 +163,8 @@ mod a_watcher {
             [watcher.web]
             cmd = "PROBE do bare-daemon { ignore 15 , append DIR/stray %p , sleep } , await DIR/stray , notify READY=1 , sleep"
             type = "notify"
+            # The kernel tells when a process has started in hundredths of a second.
+            ready_delay = 0.05
             "#,
         );
         let stray = pid_in(&manager, "stray");
