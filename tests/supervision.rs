@@ -494,7 +494,7 @@ mod restarts {
                 let watcher = manager.wait_for_state(name, state);
                 assert!(workers(&watcher).is_empty(), "{name}");
                 assert_eq!(watcher["restarts"], 0, "{name}");
-                assert_eq!(watcher["error"].is_string(), failed, "{watcher:#}");
+                assert!(watcher["error"].is_string(), "{watcher:#}");
             }
         }
         let error = manager.watcher("never-kill")["error"].clone();

@@ -340,9 +340,12 @@ impl Rules {
         self.say("replacement failed");
         for at in self.places(at.id) {
             let life = &self.worker(at).life;
-            if at.seat == Seat::Beside
-                && !matches!(life, Life::Ending { .. } | Life::Clearing { .. })
-            {
+            // One that was replaced goes on with what waits for it.
+            let has_been_replaced = matches!(
+                life,
+                Life::Draining { .. } | Life::Ending { .. } | Life::Clearing { .. }
+            );
+            if at.seat == Seat::Beside && !has_been_replaced {
                 self.stop_worker(at, Why::Asked, None);
             }
         }
