@@ -156,8 +156,11 @@ mod from_workers {
         );
         manager.touch("go");
         let watcher = manager.wait_for_state("web", "stopped");
-        let reason = "worker 1 exited with code 0; it is not restarted";
-        assert_eq!(watcher["error"], reason);
+        let shown = "worker 1 exited with code 0; it is not restarted";
+        assert_eq!(
+            (&watcher["error"], &watcher["restarts"]),
+            (&shown.into(), &0.into())
+        );
     }
 
     #[test]

@@ -161,7 +161,7 @@ mod a_watcher {
             type = "notify"
             after = ["web"]
             [watcher.web]
-            cmd = "PROBE do bare-daemon { ignore 15 , append DIR/stray %p , sleep } , await DIR/stray , notify READY=1 , sleep"
+            cmd = "PROBE do bare-daemon { ignore 15 , append DIR/stray %p , sleep } , await DIR/stray , delay 50 , notify READY=1 , sleep"
             type = "notify"
             # The kernel tells when a process has started in hundredths of a second.
             ready_delay = 0.05
@@ -181,7 +181,7 @@ mod a_watcher {
         let manager = Manager::start(
             r#"
             [watcher.web]
-            cmd = "PROBE do bare-daemon { append DIR/stray %p , sleep } , append DIR/main %p , sleep"
+            cmd = "PROBE do bare-daemon { append DIR/stray %p , sleep } , await DIR/stray , delay 50 , append DIR/main %p , sleep"
             "#,
         );
         let stray = pid_in(&manager, "stray");
