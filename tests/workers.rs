@@ -168,7 +168,8 @@ fn the_protocol_variables_are_the_workers_own_and_never_the_managers() {
         watchdog = "1m30s"
         "#,
         r#"export LISTEN_PID=1 LISTEN_FDS=2 LISTEN_FDNAMES=a:b LISTEN_PIDFDID=77
-           export WATCHDOG_USEC=600000000 WATCHDOG_PID=$$ KEPT=yes
+           export WATCHDOG_USEC=600000000 WATCHDOG_PID=$$ KEPT=yes INVOCATION_ID=1f
+           export SYSTEMD_EXEC_PID=$$ MAINPID=$$ MANAGERPID=$PPID
            exec "$@""#,
         |_| {},
     );
@@ -190,7 +191,11 @@ fn the_protocol_variables_are_the_workers_own_and_never_the_managers() {
     assert_eq!(protocol("plain", 1), own("plain"));
     assert_eq!(protocol("untold", 1), own("untold"));
     assert_fds(pid(&manager, "untold"), &[0, 1, 2, 3]);
-    assert_eq!(of("plain", 1)["KEPT"], "yes");
+    let plain = of("plain", 1);
+    assert_eq!((&*plain["KEPT"], &*plain["INVOCATION_ID"]), ("yes", "1f"));
+    for name in ["SYSTEMD_EXEC_PID", "MAINPID", "MANAGERPID"] {
+        assert!(!plain.contains_key(name), "{name}");
+    }
 
     for wid in [1, 2] {
         let pid = manager.pids("sockets")[wid - 1];

@@ -26,6 +26,17 @@ const PROTOCOL: [&str; 11] = [
     "TENTPOLE_NOFILE",
 ];
 
+/// What names the manager's own process, or that of its parent, to the manager: systemd.exec(5). A unit may set them. What
+/// tells of the service that workers are a part of goes on to them: INVOCATION_ID, CREDENTIALS_DIRECTORY, and
+/// JOURNAL_STREAM, which is compared with what stderr is.
+const PROCESSES: [&str; 5] = [
+    "MAINPID",
+    "MAINPIDFDID",
+    "MANAGERPID",
+    "MANAGERPIDFDID",
+    "SYSTEMD_EXEC_PID",
+];
+
 /// Who a worker is.
 pub(super) const TENTPOLE: [&str; 3] = ["TENTPOLE_WATCHER", "TENTPOLE_WID", "TENTPOLE_GENERATION"];
 
@@ -72,7 +83,8 @@ impl Variable {
 /// variables that are named alike the first, as for getenv(3).
 pub fn inheritable(own: &[(OsString, OsString)]) -> Vec<Variable> {
     let mut seen = HashSet::with_capacity(own.len());
-    let is_wanted = |name: &OsStr| !PROTOCOL.iter().any(|known| name == *known) && !name.is_empty();
+    let others = PROTOCOL.iter().chain(&PROCESSES);
+    let is_wanted = |name: &OsStr| !name.is_empty() && !others.clone().any(|known| name == *known);
     own.iter()
         .filter(|(name, _)| is_wanted(name) && seen.insert(name))
         .filter_map(|(name, value)| Variable::new(name, value))
