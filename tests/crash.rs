@@ -646,6 +646,28 @@ fn the_manager_goes_on_without_its_keeper() {
 }
 
 #[test]
+fn what_a_killed_manager_and_keeper_left_is_named_as_a_worker() {
+    let manager = Manager::start(
+        "[socket.web]\nlisten = 'DIR/web.sock'\n[watcher.web]\ncmd = 'PROBE sleep'\nsockets = ['web']",
+    );
+    let worker = manager.pids("web")[0];
+    // The keeper first: it would start another.
+    let both = [manager.pid(), manager.manager_pid()];
+    for pid in both {
+        kill(pid, libc::SIGKILL);
+    }
+    wait_until_dead(both[1]);
+    let units = manager.path("units.toml").display().to_string();
+    let output = manager.cli(&["run", &units]);
+    kill(worker, libc::SIGKILL);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let named = format!("(pid {worker}), a worker of watcher `web`");
+    assert!(text.contains(&named), "{text}");
+    assert!(text.contains(&format!("`kill {worker}`")), "{text}");
+}
+
+#[test]
 fn a_manager_that_dies_again_and_again_is_not_started_in_a_loop() {
     let mut manager = Manager::start(WEB);
     let before = manager.snapshot();

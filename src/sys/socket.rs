@@ -5,7 +5,7 @@
 //! owner before listen(2), so nobody gets in early.
 
 use super::owner::{self, Owner};
-use super::process::name_of;
+use super::process::{is_zombie, name_of};
 use super::{reason, unix};
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -600,7 +600,7 @@ fn probe(listen: &Listen<'_>, address: &SockAddr, path: &Path) -> Result<Probe, 
         Ok(()) => unix::peer(&socket)
             .ok()
             .and_then(|peer| peer.pid)
-            .filter(|pid| name_of(*pid).is_some()),
+            .filter(|pid| name_of(*pid).is_some() && !is_zombie(*pid)),
         Err(error) => match error.raw_os_error() {
             Some(libc::ECONNREFUSED) => return Ok(Probe::Stale),
             Some(libc::ENOENT) => return Ok(Probe::Gone),

@@ -7,6 +7,7 @@ use super::{Found, Names, Obstacle};
 use crate::plan;
 use crate::supervise::SocketId;
 use crate::sys::epoll::Epoll;
+use crate::sys::process;
 use crate::sys::socket::{self, Address, BindError, Cause, FileId, IpFamily, Kind, Listen, Local};
 use crate::unit;
 use std::os::fd::AsFd;
@@ -351,8 +352,7 @@ impl Listener {
             Some(Local::Ip(address)) => Address::Ip(*address),
             _ => address_of(&self.spec.unit),
         };
-        let bound =
-            socket::listen(&listen(&self.spec, &address)).map_err(|error| error.to_string())?;
+        let bound = socket::listen(&listen(&self.spec, &address)).map_err(|error| why(&error))?;
         let number = shards.iter().map(|shard| shard.number).max();
         let number = number.map_or(0, |number| number + 1);
         let shard = Shard::new(number, wid, Descriptor::new(bound.fd));
@@ -577,6 +577,21 @@ impl Listener {
         if let (Some(group), Some(other)) = (&self.group, shards.first()) {
             group.choose(&other.fd);
         }
+    }
+}
+
+/// Why a socket can't be bound. Workers whose manager and keeper were killed still have their sockets.
+pub(super) fn why(error: &BindError) -> String {
+    let Cause::InUse(Some(owner)) = &error.cause else {
+        return error.to_string();
+    };
+    match process::environ_of(owner.pid, ["TENTPOLE_WATCHER"]) {
+        Some([watcher]) => format!(
+            "{error}, a worker of watcher `{watcher}` that another manager runs, or has left behind when it was killed: then \
+             end it (`kill {}`) and start again",
+            owner.pid
+        ),
+        None => error.to_string(),
     }
 }
 

@@ -6,7 +6,7 @@ mod listener;
 
 use self::fds::{Descriptor, Fds, Kernel, Shard, ShardRecord, name_of};
 use self::group::Groups;
-use self::listener::{Listener, name_to_look_up, written};
+use self::listener::{Listener, name_to_look_up, why, written};
 use super::{Token, inherited::Inherited, node::Node};
 use crate::plan::{self, Action, Change, Plan};
 use crate::supervise::{Event, ProcId, SocketId, Supervisor, Time};
@@ -87,7 +87,7 @@ impl Obstacle {
                 "{address} is in use by socket `{}` of this manager",
                 other.spec.name()
             ),
-            None => error.to_string(),
+            None => why(&error),
         }
     }
 }
