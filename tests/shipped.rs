@@ -33,6 +33,7 @@ fn every_shipped_unit_file_is_taken_without_a_finding() {
     let files = ["units", "units/examples", "packaging/container/units"].map(unit_files);
     for file in files.iter().flatten() {
         for verb in [&["check", "--strict"][..], &["plan"][..]] {
+            let file = &beside_its_environment(file, dir.path());
             let output = bounded(command(dir.path()).args(verb).arg(file));
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(
@@ -58,9 +59,10 @@ fn every_unit_in_the_documentation_is_taken_without_a_finding() {
         let text = std::fs::read_to_string(source(page)).expect("read a page");
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap_or_default();
-            let unit = complete(block);
+            let unit = complete(block).replace("/srv/web/venv", "venv");
             let file = dir.path().join("units.toml");
             std::fs::write(&file, &unit).expect("write the units");
+            let file = beside_its_environment(&file, dir.path());
             let output = bounded(command(dir.path()).args(["check", "--strict"]).arg(&file));
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{page}: {stderr}\nin:\n{unit}");
@@ -68,6 +70,18 @@ fn every_unit_in_the_documentation_is_taken_without_a_finding() {
         }
     }
     assert!(count > 0, "no units in the documentation");
+}
+
+/// A unit file that names a virtual environment is warned of where there is none: so it is looked at in a folder with one.
+fn beside_its_environment(file: &Path, dir: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(file).expect("read the units");
+    if !text.contains("virtualenv = \"venv\"") {
+        return file.to_owned();
+    }
+    std::fs::create_dir_all(dir.join("venv")).expect("make a folder");
+    let copy = dir.join("with-environment.toml");
+    std::fs::write(&copy, text).expect("write the units");
+    copy
 }
 
 /// A page does not repeat the socket for every watcher, nor the other way about: what a block needs and does not have.

@@ -60,6 +60,11 @@ pub trait Host {
     fn resolve(&self, path: &Path) -> PathBuf {
         path.to_path_buf()
     }
+
+    /// Whether there is a folder at `path` now; true where that can't be told.
+    fn has_folder(&self, _path: &Path) -> bool {
+        true
+    }
 }
 
 /// An entry of the user database.

@@ -180,6 +180,7 @@ pub(super) fn settle(
     compiler.list_sockets();
     let templates = compiler.compile();
     compiler.judge_sockets();
+    compiler.judge_places(&templates, host);
     let Compiler {
         passed,
         stdin_socket,
@@ -1010,6 +1011,34 @@ impl<'a, 'f> Compiler<'a, 'f> {
         }
     }
 
+    /// What may be meant so, and mostly is not: it fails in the worker, where nothing tells of the cause.
+    fn judge_places(&mut self, templates: &Templates, host: &dyn Host) {
+        let unit = self.unit;
+        let is_filled = |option| templates.options.iter().any(|(known, _)| *known == option);
+        // What is filled in may differ from worker to worker.
+        if let Some(folder) = &unit.virtualenv
+            && !folder.value.is_empty()
+            && !is_filled(TextOption::Virtualenv)
+        {
+            let path = unit.folder.join(&folder.value);
+            if !host.has_folder(&path) {
+                let message = format!("`virtualenv`: there is no folder {} now", path.display());
+                self.warning(folder.place, message);
+            }
+        }
+        let nofile = unit
+            .rlimits
+            .iter()
+            .find(|(it, _)| *it == unit::Resource::Nofile);
+        let (count, soft) = (self.passed.len(), nofile.and_then(|(_, limit)| limit.soft));
+        if let Some(soft) = soft.filter(|soft| *soft <= count as u64 + 3) {
+            let message = format!(
+                "{count} sockets and its output leave nothing of the {soft} files that `nofile` in `rlimits` lets it open"
+            );
+            self.warning(unit.name.place, message);
+        }
+    }
+
     /// An error at the substitution `raw` in `text`.
     fn refuse(&mut self, text: &Text<'_>, raw: &str, message: String) {
         let place = text
@@ -1562,6 +1591,33 @@ mod tests {
         let found = errors(units(named, [made]));
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("`a:b` can't stand in LISTEN_FDNAMES"));
+    }
+
+    #[test]
+    fn what_fails_in_the_worker_alone_is_warned_of() {
+        let with = |folder: &str| {
+            warned("x $(circus.socket.web)", |w| {
+                w.virtualenv = Some(at(folder))
+            })
+        };
+        assert_eq!(with("there"), [""; 0]);
+        assert_eq!(
+            with("$(circus.wid)/missing"),
+            [""; 0],
+            "it is another for each"
+        );
+        let [told] = &*with("missing") else {
+            panic!("one warning");
+        };
+        assert!(told.contains("`virtualenv`: there is no folder"), "{told}");
+        let with = |soft: u64| {
+            warned("x $(circus.socket.web)", |w| {
+                let (soft, hard) = (Some(soft), None);
+                w.rlimits = vec![(unit::Resource::Nofile, unit::Limit { soft, hard })];
+            })
+        };
+        assert_eq!(with(5), [""; 0]);
+        assert_eq!(with(4).len(), 1);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{Host, Plan, User, plan};
 use crate::unit::{self, *};
 use std::ffi::OsString;
+use std::path::Path;
 
 /// A value that stands in no file.
 pub(super) fn at(text: &str) -> At<String> {
@@ -113,6 +114,10 @@ impl Host for Machine {
 
     fn is_root(&self) -> bool {
         self.root
+    }
+
+    fn has_folder(&self, path: &Path) -> bool {
+        !path.ends_with("missing")
     }
 }
 

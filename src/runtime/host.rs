@@ -58,6 +58,13 @@ impl Host for System {
         });
         known.next().unwrap_or_else(|| path.to_path_buf())
     }
+
+    fn has_folder(&self, path: &Path) -> bool {
+        match std::fs::metadata(path) {
+            Ok(found) => found.is_dir(),
+            Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        }
+    }
 }
 
 fn user(user: users::User) -> User {
