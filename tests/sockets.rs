@@ -605,9 +605,11 @@ fn sockets_that_were_meant_for_another_process_are_not_taken() {
         listen = "{address}"
         optional = true
         INHERIT
+        [socket.other]
+        listen = "127.0.0.1:0"
         [watcher.web]
         cmd = "PROBE sleep"
-        sockets = ["web"]
+        sockets = ["web", "other"]
         "#
     );
     let run = |inherit: &str, pid: &str| {
@@ -620,9 +622,9 @@ fn sockets_that_were_meant_for_another_process_are_not_taken() {
         assert_fds(
             worker,
             if inherit.contains("auto") {
-                &[0, 1, 2, 3]
+                &[0, 1, 2, 3, 4]
             } else {
-                &[0, 1, 2]
+                &[0, 1, 2, 3]
             },
         );
         (manager.socket("web"), environment(worker))
@@ -630,7 +632,7 @@ fn sockets_that_were_meant_for_another_process_are_not_taken() {
     for (inherit, pid) in [("", "1"), (r#"inherit = "never""#, "$$")] {
         let (socket, variables) = run(inherit, pid);
         assert_eq!(socket["state"], "failed", "{inherit} {pid}: {socket}");
-        assert!(!variables.contains_key("LISTEN_FDS"), "{variables:?}");
+        assert_eq!(variables["LISTEN_FDNAMES"], "other");
     }
     let (socket, _) = run(r#"inherit = "auto""#, "$$");
     assert_eq!(socket["state"], "listening");

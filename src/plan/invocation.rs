@@ -23,6 +23,28 @@ impl Watcher {
         Some((path, may_be_missing))
     }
 
+    /// The socket without which no worker can be started, if it is one that is not bound: one whose number they are told,
+    /// their stdin, or any where none of theirs is bound. Others that are not bound are left out of what they get.
+    pub fn lacks(&self, is_bound: impl Fn(&str) -> bool) -> Option<&str> {
+        let templates = &self.templates;
+        let options = templates.options.iter().map(|(_, template)| template);
+        let env = templates.env.iter().map(|(_, template)| template);
+        let told = std::iter::once(&templates.argv).chain(options).chain(env);
+        let told = told.flat_map(|template| template.sockets());
+        let told = told.filter_map(|index| self.sockets.get(index as usize));
+        let stdin = self
+            .unit
+            .stdin_socket
+            .iter()
+            .map(|name| name.value.as_str());
+        let mut needed = stdin.chain(told.map(|socket| socket.name.as_str()));
+        let mut all = self.listens.iter().map(|name| name.as_str());
+        needed.find(|name| !is_bound(name)).or_else(|| {
+            let has_one = all.clone().any(&is_bound);
+            all.next().filter(|_| !has_one)
+        })
+    }
+
     /// What worker `wid` is exec'd with, or why it can't be (a substituted socket is not bound, a bad line in `env_file`).
     pub fn invocation(&self, moment: &Moment<'_>) -> Result<Invocation, String> {
         self.fill_in(moment)
@@ -462,6 +484,25 @@ mod tests {
             why,
             "watcher `web`: its command: socket `c` is not bound yet: it is `optional`, and will be tried again"
         );
+    }
+
+    #[test]
+    fn a_worker_lacks_what_it_is_told_and_what_it_can_do_nothing_without() {
+        let lacks = |plan: &Plan, unbound: &[&str]| {
+            let lacking = plan.watchers[0].lacks(|name| !unbound.contains(&name));
+            lacking.map(str::to_owned)
+        };
+        let both = |w: &mut unit::Watcher| w.sockets = sockets(&["a", "b"]);
+        let plan = one("x", both);
+        assert_eq!(lacks(&plan, &[]), None);
+        assert_eq!(lacks(&plan, &["a"]), None, "it has another");
+        assert_eq!(lacks(&plan, &["a", "b"]).as_deref(), Some("a"));
+        let plan = one("x $(circus.socket.b)", both);
+        assert_eq!(lacks(&plan, &["a"]), None);
+        assert_eq!(lacks(&plan, &["b"]).as_deref(), Some("b"));
+        let plan = one("x $(circus.socket.a)", |w| w.stdin_socket = Some(at("b")));
+        assert_eq!(lacks(&plan, &["b"]).as_deref(), Some("b"));
+        assert_eq!(lacks(&one("x", |_| ()), &["a"]), None, "it needs none");
     }
 
     #[test]

@@ -158,6 +158,19 @@ impl Template {
         })
     }
 
+    /// The sockets whose numbers it has, as indices into those that are passed.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = u32> + '_ {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Socket(index) => Some(*index),
+            Part::Text(_)
+            | Part::End
+            | Part::Stdin
+            | Part::Wid
+            | Part::Env(..)
+            | Part::Option(..) => None,
+        })
+    }
+
     /// How many parts it has.
     pub(super) fn part_count(&self) -> usize {
         self.parts.len()

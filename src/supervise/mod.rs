@@ -66,6 +66,9 @@
 //!
 //! # The rules of a socket
 //!
+//! A watcher does not start as long as a socket is not bound that it can't do without: that is no failed start. One that
+//! can do with its other sockets starts with those, and is reloaded when the rest is bound.
+//!
 //! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
 //! the workers' business: whatever they do, it stays open.
 //!
@@ -926,6 +929,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
         reloads: 0,
         failed_reload: None,
         requests: Vec::new(),
+        lacks: None,
         tally: state::Tally::default(),
         told: None,
     }

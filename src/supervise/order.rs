@@ -145,7 +145,13 @@ impl Supervisor {
         if self.watcher(id).goal != Goal::Queued {
             return;
         }
-        let mut waits = false;
+        let lacks = self.lacks(id);
+        if let Some(watcher) = self.watchers.get_mut(id)
+            && std::mem::replace(&mut watcher.lacks, lacks) != lacks
+        {
+            self.touched.insert(id);
+        }
+        let mut waits = lacks.is_some();
         for (other, requires) in self.watcher(id).dependencies.clone() {
             let name = self.watcher(other).name();
             match self.watcher(other).goal {
@@ -189,6 +195,27 @@ impl Supervisor {
         } else {
             self.startable.insert(place);
         }
+    }
+
+    /// The socket that keeps a watcher from starting, since it is not bound.
+    pub(super) fn lacks(&self, id: WatcherId) -> Option<SocketId> {
+        let edition = &self.watcher(id).edition;
+        let is_bound = |id: SocketId| {
+            let socket = self.sockets.get(id);
+            socket.is_some_and(|socket| matches!(socket.binding, Binding::Bound))
+        };
+        // Nearly always.
+        if edition.sockets.iter().all(|socket| is_bound(*socket)) {
+            return None;
+        }
+        let by_name = |name: &str| {
+            let mut named = edition.spec.listens.iter().zip(&*edition.sockets);
+            named
+                .find(|(known, _)| ***known == *name)
+                .map(|(_, id)| *id)
+        };
+        let lacking = (edition.spec).lacks(|name| by_name(name).is_some_and(is_bound));
+        lacking.and_then(by_name)
     }
 
     /// Starts the next watcher whose turn it is; false if there is none, or not yet.
@@ -602,6 +629,7 @@ impl Watcher {
             Goal::Stopped { .. } | Goal::Ended => WatcherState::Stopped,
             Goal::Failed => WatcherState::Failed,
             Goal::Waiting => WatcherState::Waiting,
+            Goal::Queued if self.lacks.is_some() => WatcherState::Waiting,
             Goal::Queued => WatcherState::Starting,
             Goal::Up { .. } if self.reload.is_some() || self.signalled.is_some() => {
                 WatcherState::Reloading

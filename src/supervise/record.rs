@@ -342,8 +342,14 @@ impl Supervisor {
                 socket.shards.resize(count.max(1), Shard::Open);
             }
         }
+        let queued = self.watchers.iter();
+        let queued = queued.filter(|(_, watcher)| watcher.goal == Goal::Queued);
+        let lacking: HashMap<WatcherId, SocketId> = (queued.map(|(id, _)| id))
+            .filter_map(|id| Some((id, self.lacks(id)?)))
+            .collect();
         let mut unsettled = 0;
         for (id, watcher) in self.watchers.iter_mut() {
+            watcher.lacks = lacking.get(&id).copied();
             unsettled += u32::from(watcher.booting);
             let signalled = watcher.signalled.as_ref().and_then(|it| it.until);
             self.timers.set(Due::Signalled(id), signalled);

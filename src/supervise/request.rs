@@ -582,12 +582,16 @@ impl Supervisor {
                 });
             }
             let name = self.watcher(id).name().to_owned();
+            let lacking = self.lacking(id);
             let Some(pending) = self.pending.get_mut(&request) else {
                 continue;
             };
             match verdict {
                 Verdict::Open => continue,
-                Verdict::Done => {}
+                Verdict::Done => {
+                    let waits = |text| format!("watcher `{name}` waits: {text}");
+                    pending.message = pending.message.take().or_else(|| lacking.map(waits));
+                }
                 Verdict::Failed(text) => pending.problems.push(text),
                 Verdict::Superseded(by) => pending.superseded = Some((name, by)),
             }
@@ -666,6 +670,7 @@ impl Supervisor {
                 Verdict::Done
             }
             (Want::Up | Want::Scaled, Goal::Up { .. }) => Verdict::Open,
+            (Want::Up | Want::Scaled, Goal::Queued) if watcher.lacks.is_some() => Verdict::Done,
             (Want::Up | Want::Scaled, Goal::Queued) => Verdict::Open,
             (Want::Up, Goal::Failed) => Verdict::Failed(failure()),
             (Want::Up, Goal::Waiting | Goal::Ended) => Verdict::Done,

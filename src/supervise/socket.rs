@@ -195,8 +195,9 @@ impl Supervisor {
         if self.sockets.get(id).is_some_and(|socket| socket.retired) {
             return;
         }
-        // Workers that run without it are replaced by some that have it.
+        // Workers that run without it are replaced by some that have it; others may have waited for it.
         for watcher in self.users(id) {
+            self.queue_if_startable(turn, watcher);
             if matches!(self.watcher(watcher).goal, Goal::Up { .. })
                 && self.refuse_reload(watcher).is_ok()
             {

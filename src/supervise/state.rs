@@ -150,6 +150,9 @@ pub(super) struct Watcher {
     /// Commands that wait for it.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub requests: Vec<RequestId>,
+    /// The socket that it waits for while it is queued.
+    #[serde(skip)]
+    pub lacks: Option<SocketId>,
     #[serde(skip)]
     pub tally: Tally,
     /// The state as it was last counted and told.

@@ -176,12 +176,29 @@ impl Supervisor {
             wanted: watcher.wanted,
             ready: watcher.tally.ready,
             restarts: watcher.restarts,
-            error: watcher.error(now),
+            error: self.lacking(id).or_else(|| watcher.error(now)),
             sockets: (watcher.edition.spec.listens.iter())
                 .map(String::as_str)
                 .collect(),
             workers: watcher.workers(),
         }
+    }
+}
+
+impl Supervisor {
+    /// Why a watcher waits for a socket, if it does.
+    pub(super) fn lacking(&self, id: WatcherId) -> Option<String> {
+        let watcher = self.watcher(id);
+        let lacks = watcher.lacks.filter(|_| watcher.goal == Goal::Queued)?;
+        let socket = self.sockets.get(lacks)?;
+        let (Binding::Failed { error, .. } | Binding::Trying { error, .. }) = &socket.binding
+        else {
+            return None;
+        };
+        Some(format!(
+            "socket `{}` is not bound: {error}",
+            socket.spec.name()
+        ))
     }
 }
 

@@ -626,7 +626,7 @@ impl Rules {
 
     /// All that it is after is as it must be; `None` if something that it requires can't be.
     fn may_start(&self, id: usize) -> Option<bool> {
-        let mut may = true;
+        let mut may = !self.lacks(id);
         for (other, requires) in &self.watchers[&id].needs {
             match self.watchers[other].goal {
                 Goal::Queued | Goal::Up { complete: false } => may = false,
@@ -636,6 +636,28 @@ impl Rules {
             }
         }
         Some(may)
+    }
+
+    /// There is a socket that it can do nothing without, and that is not bound: it has no other, or its command says so.
+    fn lacks(&self, id: usize) -> bool {
+        let own = &self.watchers[&id].own;
+        let unbound = |socket: &usize| !self.sockets[socket].bound;
+        let text = format!("{:?} {:?}", own.spec.unit.cmd, own.spec.unit.env);
+        let is_told = |socket: &usize| {
+            let name = self.sockets[socket].spec.name();
+            text.contains(&format!("circus.socket.{name})"))
+        };
+        let mut told = own.sockets.iter().filter(|socket| is_told(socket));
+        let has_none = !own.sockets.is_empty() && own.sockets.iter().all(unbound);
+        has_none || told.any(unbound)
+    }
+
+    fn state_of(&self, id: usize) -> WatcherState {
+        let watcher = &self.watchers[&id];
+        match watcher.goal {
+            Goal::Queued if self.lacks(id) => WatcherState::Waiting,
+            _ => watcher.state(),
+        }
     }
 
     /// The workers of a watcher have all ended for good.
@@ -1592,7 +1614,7 @@ impl Rules {
                         .iter()
                         .all(|(wid, slot)| self.is_still(id, *wid, slot))
             }
-            (Want::Up | Want::Scaled, Goal::Queued) => false,
+            (Want::Up | Want::Scaled, Goal::Queued) => self.lacks(id),
             (Want::Up, Goal::Waiting | Goal::Ended) => true,
             (Want::Scaled, _) => true,
         }
@@ -1791,7 +1813,7 @@ impl Rules {
             self.watcher(id).slots.pop_last();
             moved = true;
         }
-        let state = self.watchers[&id].state();
+        let state = self.state_of(id);
         let complete = self.watchers[&id].goal == (Goal::Up { complete: true });
         if let Phase::Booting { unsettled, .. } = &mut self.phase {
             let is_settled = match state {

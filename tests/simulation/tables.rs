@@ -813,7 +813,8 @@ fn stopped_is_not_waiting_and_start_means_now() {
 
 #[test]
 fn a_socket_that_is_bound_late_is_passed_to_new_workers() {
-    let text = socket("optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let other = "[socket.t]\nlisten = \"127.0.0.1:8001\"\n";
+    let text = socket("optional = true") + other + &watcher("a", "sockets = [\"s\", \"t\"]");
     let mut run = Scenario::with_unbound(&text, &["s"]);
     assert_eq!(run.begin(), ["spawn a/1"]);
     run.spawned("a/1");
@@ -835,6 +836,39 @@ fn a_socket_that_is_bound_late_is_passed_to_new_workers() {
     assert_eq!(run.proved("a/1'"), ["TERM to a/1", "CONT to a/1"]);
     assert_eq!(run.ends("a/1"), ["kill leftovers of a/1"]);
     assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn a_watcher_that_can_do_nothing_without_a_socket_waits_for_it() {
+    let other = "[socket.t]\nlisten = \"127.0.0.1:8001\"\n";
+    let told = "[watcher.a]\ncmd = \"program $(circus.socket.s)\"\nsockets = [\"s\", \"t\"]\nmax_retry = 1\n";
+    let only = watcher("a", "sockets = [\"s\"]\nmax_retry = 1");
+    for units in [only.as_str(), &format!("{other}{told}")] {
+        let text = socket("optional = true") + units;
+        let mut run = Scenario::with_unbound(&text, &["s"]);
+        // Nobody is kept waiting for it.
+        assert_eq!(run.begin(), ["tell the parent: ready"]);
+        assert_eq!(run.state("a"), "waiting");
+        assert_eq!(
+            run.watcher("a").error.as_deref(),
+            Some("socket `s` is not bound: bind: no such address")
+        );
+        assert_eq!(
+            run.start(&["a"]),
+            ["answer 1: done: watcher `a` waits: socket `s` is not bound: bind: no such address"]
+        );
+        run.succeeded(true);
+        assert_eq!(run.state("a"), "waiting");
+        run.stop(&["a"]);
+        assert_eq!(run.state("a"), "stopped");
+        run.start(&["a"]);
+        run.after(0.1);
+        let socket = run.socket("s");
+        assert_eq!(run.event(Event::Bound { socket }), ["spawn a/1"]);
+        run.spawned("a/1");
+        assert_eq!(run.state("a"), "running");
+        assert_eq!(run.watcher("a").error, None);
+    }
 }
 
 // Commands.
@@ -1434,7 +1468,8 @@ fn nothing_is_due_when_nothing_is_to_come() {
 
 #[test]
 fn nothing_is_bound_while_the_manager_ends() {
-    let text = socket("optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let other = "[socket.t]\nlisten = \"127.0.0.1:8001\"\n";
+    let text = socket("optional = true") + other + &watcher("a", "sockets = [\"s\", \"t\"]");
     let mut run = Scenario::with_unbound(&text, &["s"]);
     run.begin();
     run.spawned("a/1");

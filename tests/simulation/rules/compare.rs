@@ -233,7 +233,7 @@ impl Rules {
         for (id, shown) in self.ids().into_iter().zip(&view.watchers) {
             let watcher = &self.watchers[&id];
             let of = |what: &str| format!("{what} of watcher `{}`", shown.name);
-            let state = watcher.state();
+            let state = self.state_of(id);
             same(|| of("the state"), shown.state, state)?;
             same(|| of("`wanted`"), shown.wanted, watcher.wanted)?;
             same(
@@ -261,6 +261,11 @@ impl Rules {
             if waits && watcher.mishap == Mishap::Return && !error.ends_with("times in a row") {
                 return Err(of("that its workers leave clients waiting is not shown"));
             }
+            let lacks = watcher.goal == Goal::Queued && self.lacks(id);
+            if lacks != error.contains(" is not bound: ") {
+                return Err(of("whether it waits for a socket is not what is shown"));
+            }
+            let tells_end = tells_end || lacks;
             // It tells too why it has a worker that is not wanted.
             let rests = |(wid, slot): (&u32, &Slot)| {
                 *wid > watcher.wanted && matches!(slot.main.life, Life::Resting { .. })
@@ -313,7 +318,7 @@ impl Rules {
 
     /// After a time without faults: whether all that is wanted is up.
     pub fn check_calm(&self) -> Result<(), String> {
-        for watcher in self.watchers.values() {
+        for (id, watcher) in &self.watchers {
             let is_settled = match watcher.goal {
                 // There always may be one that has just become too old, even before the last has come.
                 Goal::Up { .. } if watcher.own.spec.unit.max_age.is_some() => true,
@@ -321,7 +326,8 @@ impl Rules {
                     let is_over = watcher.reload.is_none() && watcher.signalled.is_none();
                     complete && watcher.is_quiet() && is_over
                 }
-                Goal::Queued | Goal::Down { held: true } => false,
+                Goal::Queued => self.is_kept_waiting(*id),
+                Goal::Down { held: true } => false,
                 Goal::Down { held: false } | Goal::Waiting | Goal::Ended | Goal::Failed => {
                     !watcher.lives()
                 }
@@ -339,6 +345,13 @@ impl Rules {
             Phase::Booting { .. } => Err("the manager is still starting".into()),
             _ => Ok(()),
         }
+    }
+
+    /// It waits for a socket, which may take longer than any calm, or for another that does.
+    fn is_kept_waiting(&self, id: usize) -> bool {
+        let queued = |other: &&usize| self.watchers[*other].goal == Goal::Queued;
+        let mut needs = self.watchers[&id].needs.keys().filter(queued);
+        self.lacks(id) || needs.any(|other| self.is_kept_waiting(*other))
     }
 
     /// Whether the time of a forced stop is over too, so that the manager ends without what it could not kill.
