@@ -206,6 +206,8 @@ pub struct Runtime {
     running: Vec<ProcId>,
     ended: Vec<ProcId>,
     draining: Vec<ProcId>,
+    /// Shards that are to be closed.
+    closing: Vec<(SocketId, u32)>,
     binding: Vec<SocketId>,
     requests: u64,
     /// Requests that are not answered.
@@ -232,6 +234,7 @@ impl Runtime {
             running: Vec::new(),
             ended: Vec::new(),
             draining: Vec::new(),
+            closing: Vec::new(),
             binding: Vec::new(),
             requests: 0,
             open: Vec::new(),
@@ -294,7 +297,11 @@ impl Runtime {
                 {
                     self.ended.push(proc)
                 }
-                Effect::Drain { proc } => self.draining.push(proc),
+                Effect::Drain { proc, .. } => self.draining.push(proc),
+                Effect::CloseShard { socket, wid } => self.closing.push((socket, wid)),
+                Effect::OpenShard { socket, wid } => {
+                    self.closing.retain(|it| *it != (socket, wid));
+                }
                 Effect::Bind { socket } => self.binding.push(socket),
                 Effect::Reply { request, .. } => {
                     let at = self.open.iter().position(|it| *it == request);
@@ -310,7 +317,7 @@ impl Runtime {
 
     /// Something that may happen now, by the contract with the runtime.
     pub fn step(&mut self, any: &mut Unstructured) -> Result<()> {
-        match any.int_in_range(0..=13)? {
+        match any.int_in_range(0..=15)? {
             0 => {
                 self.now = self.now + Duration::from_millis(any.arbitrary::<u16>()?.into());
                 self.handle(Event::Tick);
@@ -421,6 +428,22 @@ impl Runtime {
                     progress,
                 });
             }
+            13 => {
+                let Some((socket, wid)) = pick(&mut self.closing, any)? else {
+                    return Ok(());
+                };
+                self.handle(match any.arbitrary()? {
+                    true => Event::ShardClosed { socket, wid },
+                    false => Event::ShardOwed { socket, wid },
+                });
+            }
+            14 => {
+                if !self.running.is_empty() {
+                    let proc = *any.choose(&self.running)?;
+                    let problem = "said what may not be said".into();
+                    self.handle(Event::Misspoke { proc, problem });
+                }
+            }
             _ => match any.int_in_range(0..=7)? {
                 0 => self.handle(Event::Terminate),
                 _ => {
@@ -437,7 +460,8 @@ impl Runtime {
     pub fn misstep(&mut self, any: &mut Unstructured) -> Result<()> {
         let proc = ProcId(any.int_in_range(0..=40)?);
         let socket = SocketId(any.int_in_range(0..=5)?);
-        let event = match any.int_in_range(0..=9)? {
+        let wid = any.int_in_range(0..=6)?;
+        let event = match any.int_in_range(0..=11)? {
             0 => Event::Begin,
             1 => Event::Bound { socket },
             2 => Event::BindFailed {
@@ -459,6 +483,8 @@ impl Runtime {
                 exit: Exit::Code(any.arbitrary()?),
             },
             8 => Event::Gone { proc },
+            9 => Event::ShardClosed { socket, wid },
+            10 => Event::ShardOwed { socket, wid },
             _ => Event::Drained { proc },
         };
         self.handle(event);
