@@ -8,7 +8,7 @@ use super::listeners::{self, Listeners, Names};
 use super::lookups::{Lookups, look_up_all};
 use super::parent::{self, Parent};
 use super::processes::Processes;
-use super::record::{Home, Keeping};
+use super::record::{CONTROL, Home, Keeping};
 use super::server::Server;
 use super::units::rendered;
 use super::vault::Vault;
@@ -18,13 +18,14 @@ use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen};
+use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen, Local};
 use crate::sys::spawn::Spawner;
 use crate::sys::{fork, output, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -245,6 +246,9 @@ fn left(vault: &mut Vault, taken: Option<Taken>) -> Result<Option<Estate>, Start
         return Ok(None);
     };
     let names: Vec<String> = held.keys().cloned().collect();
+    let control = held
+        .get(CONTROL)
+        .and_then(|fd| socket::describe(fd.as_fd()).ok());
     let estate = Estate::read(held, stop).map_err(|reason| {
         StartError::Other(format!(
             "what an earlier manager has left can't be read: {reason}"
@@ -254,6 +258,10 @@ fn left(vault: &mut Vault, taken: Option<Taken>) -> Result<Option<Estate>, Start
         log::warn!(target: "manager", "an earlier manager died before it had begun; this one begins anew");
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         vault.release(&names);
+        // The keeper may still have it when the control socket is bound anew, and then it would be in use.
+        if let Some(Local::Path(path)) = control.map(|bound| bound.local) {
+            let _ = std::fs::remove_file(path);
+        }
     }
     Ok(estate)
 }
