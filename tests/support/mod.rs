@@ -88,7 +88,16 @@ impl Manager {
             });
         }
         change(&mut command);
-        let child = command.spawn().expect("start the manager");
+        // A program that was just written may still be open in the child of another test, until its exec.
+        let is_busy =
+            |error: &std::io::Error| error.kind() == std::io::ErrorKind::ExecutableFileBusy;
+        let child = poll(|| match command.spawn() {
+            Err(error) if is_busy(&error) => None,
+            result => Some(result),
+        });
+        let child = child
+            .expect("an executable file")
+            .expect("start the manager");
         Manager {
             dir,
             child: Some(child),
