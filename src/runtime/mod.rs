@@ -436,15 +436,15 @@ impl Manager {
 
     fn spawn_some(&mut self) {
         let count = self.jobs.len().min(spawn::AT_ONCE);
+        if count == 0 {
+            return;
+        }
         if count > 1 {
             self.trim = Some(clock() + TRIM_AFTER);
         }
         let jobs: Vec<Job> = self.jobs.drain(..count).collect();
-        let name = self.notify.name();
-        let outcomes = {
-            let listeners = &mut self.listeners;
-            self.processes.spawn(&jobs, listeners, &self.epoll, name)
-        };
+        let (listeners, name) = (&mut self.listeners, self.notify.name());
+        let outcomes = self.processes.spawn(&jobs, listeners, &self.epoll, name);
         for (Job { proc, .. }, outcome) in jobs.into_iter().zip(outcomes) {
             self.dispatch(match outcome {
                 Ok(pid) => Event::Spawned { proc, pid },

@@ -328,9 +328,12 @@ impl Processes {
         notify_socket: &str,
     ) -> Result<Order, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
-        let mut others = self.by_proc.values();
-        let is_alone = job.generation > 1 && others.all(|other| other.slot.0 != job.watcher);
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
+        // It looks at all processes, and is seldom asked.
+        let is_alone = || {
+            let mut others = self.by_proc.values();
+            others.all(|other| other.slot.0 != job.watcher)
+        };
         let on_stdin = match &invocation.stdin {
             Source::Socket(name) => Some(name),
             Source::Null | Source::File(_) => None,
@@ -340,7 +343,7 @@ impl Processes {
             listeners.provide(id, job.wid).map_err(spawn_failure)?;
             // Not at a start of many: nobody has had it before.
             if job.generation > 1 {
-                listeners.mend(epoll, id, job.wid, is_alone);
+                listeners.mend(epoll, id, job.wid, &is_alone);
             }
         }
         let Invocation {

@@ -850,6 +850,12 @@ pub fn listen_again(
     socket.listen(backlog(listen))
 }
 
+/// Whether O_NONBLOCK is not set.
+pub fn is_blocking(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    Ok(!flags.contains(OFlag::O_NONBLOCK))
+}
+
 /// Sets or clears O_NONBLOCK, which all who share the socket see. Says whether it was otherwise.
 pub fn set_blocking(fd: BorrowedFd<'_>, blocking: bool) -> io::Result<bool> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
@@ -978,8 +984,10 @@ mod tests {
     #[test]
     fn blocking_is_set_where_it_differs() {
         let bound = listen(&stream(&ip("127.0.0.1:0"))).unwrap();
+        assert!(is_blocking(bound.fd.as_fd()).unwrap());
         assert!(!set_blocking(bound.fd.as_fd(), true).unwrap());
         assert!(set_blocking(bound.fd.as_fd(), false).unwrap());
+        assert!(!is_blocking(bound.fd.as_fd()).unwrap());
         assert!(flags(&bound.fd).1.contains(OFlag::O_NONBLOCK));
         assert!(set_blocking(bound.fd.as_fd(), true).unwrap());
     }

@@ -366,7 +366,12 @@ impl Listener {
 
     /// Makes good what a worker may have done to the socket that it shares, before another gets it. Says whether the
     /// descriptor is another now.
-    pub(super) fn mend(&mut self, wid: u32, is_alone: bool, groups: &mut Groups) -> bool {
+    pub(super) fn mend(
+        &mut self,
+        wid: u32,
+        is_alone: &dyn Fn() -> bool,
+        groups: &mut Groups,
+    ) -> bool {
         let target = format!("socket.{}", self.spec.name());
         let had_trouble = self.trouble.take().is_some();
         let address = address_of(&self.spec.unit);
@@ -424,9 +429,11 @@ impl Listener {
             let _ = socket::let_in(fd.as_fd());
         }
         // Those who share it with another that runs have to agree with that one.
-        if is_alone
-            && let Some(fd) = self.fd(wid)
-            && socket::set_blocking(fd.as_fd(), self.spec.unit.blocking).is_ok_and(|it| it)
+        let blocking = self.spec.unit.blocking;
+        if let Some(fd) = self.fd(wid)
+            && socket::is_blocking(fd.as_fd()).is_ok_and(|it| it != blocking)
+            && is_alone()
+            && socket::set_blocking(fd.as_fd(), blocking).is_ok_and(|it| it)
         {
             log::debug!(target: &target, "O_NONBLOCK is as `blocking` says again");
         }

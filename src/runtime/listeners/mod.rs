@@ -328,7 +328,7 @@ impl Listeners {
 
     /// Makes good what an earlier worker may have done to a socket that the next one of this wid gets: it may have shut it
     /// down, removed its file, or, if it was the only one, set O_NONBLOCK.
-    pub fn mend(&mut self, epoll: &Epoll, id: SocketId, wid: u32, is_alone: bool) {
+    pub fn mend(&mut self, epoll: &Epoll, id: SocketId, wid: u32, is_alone: &dyn Fn() -> bool) {
         let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
