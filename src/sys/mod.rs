@@ -22,14 +22,13 @@ pub mod signals;
 pub mod socket;
 pub mod spawn;
 pub mod unix;
+#[cfg(all(
+    panic = "abort",
+    target_env = "gnu",
+    not(any(debug_assertions, target_feature = "crt-static"))
+))]
+mod unwind;
 pub mod users;
-
-// The unwinder, which the standard library's backtraces need, as a part of the program: as a shared library it is a tenth
-// of the time from the exec of a manager to its first worker. A linker that looks at libraries in their order alone
-// takes the shared one all the same.
-#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
-#[link(name = "gcc_eh")]
-unsafe extern "C" {}
 
 /// The result of a system call, or why it failed.
 fn check(result: i32) -> std::io::Result<i32> {
