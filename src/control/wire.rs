@@ -498,7 +498,8 @@ fn read_object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Malformed> 
             "it is an array, not an object".into(),
         ));
     }
-    serde_json::from_str(text).map_err(|error| {
+    // By the reader that records are read with, so that there is one.
+    serde_json::from_slice(bytes).map_err(|error| {
         if error.is_data() {
             Malformed::NotAMessage(error.to_string())
         } else {

@@ -7,6 +7,7 @@
 //! with their pairs.
 
 use super::Host;
+use crate::unit::Arrange;
 use crate::unit::{Address, At, Doubts, Family, Finding, Findings, Socket, SocketKind};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -83,7 +84,7 @@ fn crowded_ports(sockets: &[Box<Socket>]) -> Vec<u16> {
     let mut ports: Vec<u16> = (sockets.iter())
         .filter_map(|socket| socket.address.value.port())
         .collect();
-    ports.sort_unstable();
+    ports.arrange();
     let mut crowded: Vec<u16> = (ports.windows(2).filter(|pair| pair[0] == pair[1]))
         .map(|pair| pair[0])
         .collect();

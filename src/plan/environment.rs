@@ -1,5 +1,6 @@
 //! The environment of a worker, and the text of an `env_file`.
 
+use crate::unit::Arrange;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString, NulError, OsStr, OsString};
@@ -169,7 +170,7 @@ impl<'a> Environment<'a> {
 
     /// All of it, as `NAME=VALUE`; the name of a variable that has a NUL byte otherwise.
     pub(super) fn into_assignments(mut self) -> Result<Vec<Rc<CStr>>, String> {
-        self.added.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.added.arrange_by(|(a, _), (b, _)| a.cmp(b));
         let made = |name: &OsStr, value: &OsStr| match assignment(name, value) {
             Ok(assignment) => Ok(Rc::from(assignment)),
             Err(_) => Err(format!("a NUL byte in the variable `{}`", name.display())),

@@ -26,6 +26,7 @@ pub use environment::{Variable, inheritable};
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
+use crate::unit::Arrange;
 use crate::unit::{self, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Units};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
@@ -262,7 +263,7 @@ fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<
     // Collecting reuses the memory of what it consumes, which is a hundred times what the pointers need.
     sockets.shrink_to_fit();
     watchers.shrink_to_fit();
-    watchers.sort_unstable_by(|a, b| start_order(a).cmp(&start_order(b)));
+    watchers.arrange_by(|a, b| start_order(a).cmp(&start_order(b)));
     let plan = Plan {
         manager: units.manager,
         control_gid,

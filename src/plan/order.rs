@@ -1,6 +1,7 @@
 //! In which order watchers start.
 
 use super::nearest::Hints;
+use crate::unit::Arrange;
 use crate::unit::{At, Doubts, Finding, Findings, Name, Watcher};
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with
@@ -118,7 +119,7 @@ fn dependencies<'a>(
 /// The priorities, the highest first: each starts at the level of its index.
 fn priority_classes(watchers: &[Box<Watcher>]) -> Vec<i32> {
     let mut priorities: Vec<i32> = watchers.iter().map(|watcher| watcher.priority).collect();
-    priorities.sort_unstable();
+    priorities.arrange();
     priorities.reverse();
     priorities.dedup();
     priorities

@@ -1,6 +1,7 @@
 //! What would run, for `tentpole plan`.
 
 use super::{Host, Invocation, Moment, Plan, Sink, Source, Variable, Watcher, inheritable};
+use crate::unit::Gather;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -112,7 +113,7 @@ fn shown(watcher: &Watcher, wid: u32, invocation: Invocation) -> PlannedWorker {
             let (name, value) = entry.split_at(equals.map_or(entry.len(), |(at, _)| at));
             (name.into(), value.strip_prefix('=').unwrap_or(value).into())
         })
-        .collect();
+        .gather();
     for (wanted, name, value) in [
         (invocation.listen_pid, "LISTEN_PID", "<pid>"),
         (invocation.listen_pid, "LISTEN_PIDFDID", "<pidfd inode>"),

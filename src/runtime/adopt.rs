@@ -17,6 +17,7 @@ use crate::supervise::{Event, Exit, ProcId, RequestId, Settings, SocketId, Super
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
 use crate::sys::process;
+use crate::unit::Gather;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
@@ -285,7 +286,7 @@ pub fn probe(state: super::ledger::State) -> Result<usize, String> {
     let records = Records::read(state)?;
     let mut records = records.ok_or("there is no state in it")?;
     let supervisor = restore(&mut records, false)?;
-    let known: BTreeSet<SocketId> = records.listeners.keys().copied().collect();
+    let known: BTreeSet<SocketId> = records.listeners.keys().copied().gather();
     match known.iter().find(|id| supervisor.socket(**id).is_none()) {
         Some(id) => Err(format!("its socket {} is of no unit", id.0)),
         None => Ok(count),

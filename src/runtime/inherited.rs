@@ -3,6 +3,7 @@
 use crate::plan;
 use crate::sys::inherit;
 use crate::sys::socket::{self, Bound, Listen};
+use crate::unit::Gather;
 use crate::unit::Inherit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +22,7 @@ impl Inherited {
         let sockets = inherit::listen_fds();
         let mut seen = BTreeSet::new();
         let again = sockets.iter().filter(|(_, name)| !seen.insert(name));
-        let shared = again.map(|(_, name)| name.clone()).collect();
+        let shared = again.map(|(_, name)| name.clone()).gather();
         Inherited { sockets, shared }
     }
 
@@ -77,7 +78,7 @@ impl Inherited {
         let named = marked.into_iter();
         named
             .map(|(fd, name)| (name[mark.len()..].to_owned(), fd))
-            .collect()
+            .gather()
     }
 
     /// Says what nobody wanted, and closes it.

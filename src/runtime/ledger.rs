@@ -18,6 +18,7 @@
 //! than some three times the state.
 
 use crate::sys::memory;
+use crate::unit::Gather;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -334,7 +335,7 @@ fn read(file: &File) -> Result<(Log, State), Unreadable> {
     };
     let (log, state) = replay(start, &bytes)?;
     let own = |(key, value): (&str, &[u8])| (key.to_owned(), value.to_vec());
-    Ok((log, state.into_iter().map(own).collect()))
+    Ok((log, state.into_iter().map(own).gather()))
 }
 
 /// Where the log starts, and its bytes. `None` if there was no commit yet.

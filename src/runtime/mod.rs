@@ -38,6 +38,7 @@ use crate::sys::notify::{Message, NotifySocket};
 use crate::sys::process;
 use crate::sys::signals::SignalFd;
 use crate::sys::spawn;
+use crate::unit::Arrange;
 use crate::unit::Search;
 use leftovers::Leftovers;
 use listeners::Listeners;
@@ -213,7 +214,7 @@ impl Manager {
             .iter()
             .filter_map(|ready| Some((Token::unpack(ready.token)?, *ready)))
             .collect();
-        ready.sort_unstable_by_key(|(token, _)| *token);
+        ready.arrange_by_key(|(token, _)| *token);
         if std::mem::take(&mut self.exits_left) {
             self.take_exits();
         }

@@ -13,6 +13,7 @@ use super::server::ServerRecord;
 use super::vault::Vault;
 use super::{Manager, ledger};
 use crate::supervise::{Key, ProcId, RequestId, SocketId};
+use crate::unit::Gather;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -242,9 +243,9 @@ impl Manager {
     pub(super) fn save_all(&mut self, handover: &Handover) -> io::Result<(Ledger, usize)> {
         let mut ledger = Ledger::create()?;
         let all = Dirty {
-            listeners: self.listeners.ids().into_iter().collect(),
-            processes: self.processes.ids().into_iter().collect(),
-            leftovers: self.leftovers.ids().into_iter().collect(),
+            listeners: self.listeners.ids().into_iter().gather(),
+            processes: self.processes.ids().into_iter().gather(),
+            leftovers: self.leftovers.ids().into_iter().gather(),
         };
         self.supervisor.record_all(&mut |key, value| {
             if let Some(value) = value {

@@ -8,6 +8,7 @@ use crate::control::document::{
 use crate::supervise::{self, SocketView, Supervisor, Time, View, WatcherView};
 use crate::sys::process::Pid;
 use crate::sys::socket::{self, Queue};
+use crate::unit::Arrange;
 use crate::unit::{self, SocketKind};
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
@@ -52,7 +53,7 @@ pub fn document(
         .filter(|watcher| shown(watcher.name))
         .map(|watcher| clock.watcher(watcher))
         .collect();
-    watchers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    watchers.arrange_by(|a, b| a.name.cmp(&b.name));
     Ok(Reply::Status(Box::new(Status {
         manager: ManagerStatus {
             pid: Pid::own().as_raw().unsigned_abs(),

@@ -13,6 +13,7 @@ use crate::supervise::RequestId;
 use crate::sys::process::{self, Exit, Pid};
 use crate::sys::spawn::Spawn;
 use crate::sys::{fork, inherit, memory, output};
+use crate::unit::Gather;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -295,7 +296,7 @@ pub fn inherited() -> Result<Option<State>, String> {
 pub fn handed(records: &Records) -> BTreeMap<String, OwnedFd> {
     let fds = records.handover.iter().flat_map(|handover| &handover.fds);
     fds.filter_map(|(name, number)| Some((name.clone(), inherit::take(*number)?)))
-        .collect()
+        .gather()
 }
 
 /// Whether this program can go on from the state in descriptor `fd`; if not, the reason. The answer is to be said on

@@ -6,6 +6,7 @@ use super::parent;
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
+use crate::unit::Gather;
 use crate::unit::{LogFormat, LogLevel};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -60,7 +61,7 @@ impl Vault {
         }
         match Store::offered() {
             Some(mut store) => {
-                store.held = stored.into_iter().collect();
+                store.held = stored.into_iter().gather();
                 Vault::Systemd(store)
             }
             None => Vault::Nobody,
@@ -92,7 +93,7 @@ impl Vault {
             Vault::Keeper(link) => link.take_over()?,
             Vault::Systemd(store) => {
                 let held = inherited.take_marked(MARK);
-                store.held = held.keys().cloned().collect();
+                store.held = held.keys().cloned().gather();
                 Taken { held, stop: None }
             }
         };
@@ -291,7 +292,7 @@ impl Store {
 
     fn release_all(&mut self) {
         let held = std::mem::take(&mut self.held);
-        self.unsent = held.into_iter().map(|name| (name, None)).collect();
+        self.unsent = held.into_iter().map(|name| (name, None)).gather();
         self.flush();
     }
 

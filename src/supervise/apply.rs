@@ -10,6 +10,7 @@ use super::{
 };
 use crate::plan::{self, Action, Change, Plan, Unit};
 use crate::unit::{self, LogLevel, NameMap, WatcherKind};
+use crate::unit::{Arrange, Gather};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ impl Supervisor {
             .filter(|socket| !socket.retired)
             .map(|socket| Rc::clone(&socket.spec))
             .collect();
-        sockets.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        sockets.arrange_by(|a, b| a.name().cmp(b.name()));
         let watchers = (self.order.iter())
             .map(|id| self.watcher(*id))
             .filter(|watcher| !watcher.retired)
@@ -81,7 +82,7 @@ impl Supervisor {
         (self.sockets.iter())
             .filter(|(_, socket)| socket.retired || gone.contains(socket.spec.name()))
             .map(|(id, _)| id)
-            .collect()
+            .gather()
     }
 
     /// Why there can't be an apply now, if so.
@@ -476,7 +477,7 @@ impl Supervisor {
 
     /// Puts watchers in start order.
     pub(super) fn sort_by_rank(&self, ids: &mut [WatcherId]) {
-        ids.sort_unstable_by_key(|id| (self.watcher(*id).rank, *id));
+        ids.arrange_by_key(|id| (self.watcher(*id).rank, *id));
     }
 
     /// What follows from ranks and dependencies.
@@ -503,7 +504,7 @@ impl Supervisor {
             let sockets = watcher.editions().flat_map(|edition| &*edition.sockets);
             users.extend(sockets.map(|socket| (*socket, watcher.rank, id)));
         }
-        users.sort_unstable();
+        users.arrange();
         users.dedup();
         // As the sockets are, in order of id.
         let mut users = users.into_iter().peekable();

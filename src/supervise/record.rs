@@ -16,6 +16,7 @@ use super::{
 };
 use crate::plan;
 use crate::unit;
+use crate::unit::{Arrange, Gather};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -182,7 +183,7 @@ impl Supervisor {
         };
         let bytes = content(&record);
         self.phase = record.phase;
-        self.pending = record.pending.into_iter().collect();
+        self.pending = record.pending.into_iter().gather();
         bytes
     }
 
@@ -217,7 +218,7 @@ impl Supervisor {
         let Some(manager) = manager else {
             return Err(Unreadable("there is no record of the manager".into()));
         };
-        let known: BTreeSet<WatcherId> = watchers.ids().collect();
+        let known: BTreeSet<WatcherId> = watchers.ids().gather();
         for (id, watcher) in watchers.iter_mut() {
             let mut dependencies = watcher.dependencies.iter();
             if let Some((other, _)) = dependencies.find(|(other, _)| !known.contains(other)) {
@@ -266,7 +267,7 @@ impl Supervisor {
             next_proc: manager.next_proc,
             next_watcher: manager.next_watcher,
             next_socket: manager.next_socket,
-            pending: manager.pending.into_iter().collect(),
+            pending: manager.pending.into_iter().gather(),
             order: Vec::new(),
             startable: BTreeSet::new(),
             procs: HashMap::new(),
@@ -320,7 +321,7 @@ impl Supervisor {
         self.dirty.manager = true;
         self.rebuild_dependents();
         self.rebuild_users();
-        self.touched = self.watchers.ids().collect();
+        self.touched = self.watchers.ids().gather();
         let is_stopping = self.is_stopping();
         let is_new = matches!(self.phase, Phase::New);
         for (id, socket) in self.sockets.iter() {
@@ -465,7 +466,7 @@ impl Supervisor {
             State::Draining { ref worker, .. } => {
                 let (proc, mut sockets) = (worker.proc, self.leaving_shards(post));
                 sockets.extend(self.leaving_sockets(post));
-                sockets.sort_unstable();
+                sockets.arrange();
                 sockets.dedup();
                 turn.effects.push(Effect::Drain { proc, sockets });
             }

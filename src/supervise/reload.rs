@@ -3,6 +3,7 @@
 use super::state::{Edition, Goal, Mishap, Post, State, Why, Worker};
 use super::time::Due;
 use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
+use crate::unit::Gather;
 use crate::unit::{self, LogLevel, Signal, WatcherKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -96,7 +97,7 @@ impl Supervisor {
         let todo = (watcher.numbered())
             .filter(|(_, slot)| !slot.is_vacant())
             .map(|(wid, _)| wid)
-            .collect();
+            .gather();
         watcher.reload = Some(Box::new(Reload {
             serial,
             to,
@@ -278,7 +279,7 @@ impl Supervisor {
         reload.todo = (alive.into_iter())
             .filter(|(_, edition)| failed != old && *edition == Some(failed))
             .map(|(wid, _)| wid)
-            .collect();
+            .gather();
         self.touched.insert(id);
         self.log(turn, LogLevel::Error, id, || {
             format!("the reload has failed and goes back: the replacement of worker {wid} {text}")
@@ -441,7 +442,7 @@ impl Supervisor {
                 | State::Ready { worker, .. } => Some(worker.proc),
                 _ => None,
             })
-            .collect();
+            .gather();
         for proc in &procs {
             turn.effects.push(Effect::Signal {
                 proc: *proc,

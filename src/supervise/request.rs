@@ -2,6 +2,7 @@
 
 use super::state::{Goal, Seat, Socket, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
+use crate::unit::{Arrange, Gather};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -159,7 +160,7 @@ pub(super) struct Begun {
 impl Begun {
     fn of(ids: Vec<WatcherId>, want: Want) -> Begun {
         Begun {
-            awaited: ids.into_iter().map(|id| (id, want)).collect(),
+            awaited: ids.into_iter().map(|id| (id, want)).gather(),
             ..Begun::default()
         }
     }
@@ -287,7 +288,7 @@ impl Supervisor {
                     self.refuse_reload(*id).map_err(Refusal::Refused)?;
                 }
                 let awaited = ids.into_iter();
-                let awaited = awaited.map(|id| (id, self.reload(turn, id))).collect();
+                let awaited = awaited.map(|id| (id, self.reload(turn, id))).gather();
                 Ok(Begun {
                     awaited,
                     ..Begun::default()
@@ -397,7 +398,7 @@ impl Supervisor {
             .filter(|socket| !socket.watchers.iter().any(serves))
             .map(|socket| socket.spec.name())
             .collect();
-        names.sort_unstable();
+        names.arrange();
         names.dedup();
         match names.as_slice() {
             [] => None,

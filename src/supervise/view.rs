@@ -2,6 +2,7 @@
 
 use super::state::{Binding, Goal, Seat, Slot, Socket, State, Watcher, Worker};
 use super::{Pid, ProcId, SocketId, Supervisor, Time, WatcherId, order::Phase};
+use crate::unit::Arrange;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -132,7 +133,7 @@ impl Supervisor {
         let mut sockets: Vec<_> = (self.sockets.iter())
             .map(|(id, socket)| (socket.retired, self.view_socket(id, socket)))
             .collect();
-        sockets.sort_unstable_by(|(a_retired, a), (b_retired, b)| {
+        sockets.arrange_by(|(a_retired, a), (b_retired, b)| {
             (a.name, a_retired, a.id).cmp(&(b.name, b_retired, b.id))
         });
         sockets.into_iter().map(|(_, view)| view).collect()

@@ -13,6 +13,7 @@ use super::{
     Address, At, Finding, Findings, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
     parse_address, parse_duration, parse_signal,
 };
+use super::{Arrange, Gather};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -553,7 +554,7 @@ impl<'v, 'f> Field<'v, 'f> {
         };
         let tables = self.under.iter().copied().chain(own);
         let items = tables.flat_map(Table::iter);
-        items.map(|item| (item.key, item)).collect()
+        items.map(|item| (item.key, item)).gather()
     }
 
     /// Environment variables, in order of name.
@@ -624,7 +625,7 @@ impl<'v, 'f> Field<'v, 'f> {
                 None => is_good = false,
             }
         }
-        limits.sort_unstable_by_key(|(resource, _)| *resource);
+        limits.arrange_by_key(|(resource, _)| *resource);
         is_good.then_some(limits)
     }
 

@@ -1,5 +1,6 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
+use super::Arrange;
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -177,7 +178,7 @@ impl Findings {
 
     /// Brings them in order of place; those of one place stay in the order in which they were found.
     pub fn sort(&mut self) {
-        self.kept.sort_by_key(|finding| finding.place);
+        self.kept.arrange_by_key(|finding| finding.place);
     }
 
     /// All that is to be shown, in order of place. What is not kept is counted at the end of its file.
@@ -201,7 +202,7 @@ impl Findings {
                 message: format!("and {more} more {what} of this file, which are not shown"),
             });
         }
-        self.kept.sort_by_key(|finding| finding.place);
+        self.kept.arrange_by_key(|finding| finding.place);
         self.kept
     }
 }

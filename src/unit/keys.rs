@@ -2,6 +2,7 @@
 //!
 //! A key of the design that is not built yet has its line too, so that it is refused as such.
 
+use super::Arrange;
 use super::address::{unix_path, with_host};
 use super::document::{self, Value};
 use super::doubt::Doubt;
@@ -1187,7 +1188,7 @@ fn cpu_affinity(field: &mut Field<'_, '_>) -> Option<Vec<u32>> {
         field.refuse("is empty; write the CPUs to run on, such as `[0, 2]`");
         return None;
     }
-    cpus.sort_unstable();
+    cpus.arrange();
     cpus.dedup();
     Some(cpus)
 }

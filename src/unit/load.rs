@@ -1,5 +1,6 @@
 //! From paths to units: the search path, drop-ins and masking.
 
+use super::Arrange;
 use super::toml::Reader;
 use super::value::clipped;
 use super::{Doubts, Finding, Findings, Place, Sources, Units};
@@ -306,8 +307,8 @@ impl Loader {
                     .push(OsStr::from_bytes(stem).to_os_string());
             }
         }
-        listing.files.sort_unstable();
-        listing.drop_ins.sort_unstable();
+        listing.files.arrange();
+        listing.drop_ins.arrange();
         Some(listing)
     }
 

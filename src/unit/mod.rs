@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod address;
+mod arrange;
 mod document;
 mod doubt;
 mod field;
@@ -18,6 +19,7 @@ mod toml;
 mod value;
 
 pub use address::parse_address;
+pub use arrange::{Arrange, Gather};
 pub use doubt::{Doubt, Doubts};
 pub use finding::{Finding, Findings, Place, Severity, Sources};
 pub use hash::NameMap;
@@ -25,8 +27,10 @@ pub use load::{Loaded, Search, load, read_text};
 pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,8 +44,7 @@ macro_rules! table {
         }
     ) => {
         $(#[$about])*
-        #[derive(Clone, Debug, PartialEq, Deserialize)]
-        #[serde(default)]
+        #[derive(Clone, Debug, PartialEq)]
         pub struct $table {
             $($(#[$what])* pub $field: $type,)*
         }
@@ -60,6 +63,39 @@ macro_rules! table {
                     fields.serialize_entry(stringify!($field), &self.$field)?;
                 })*
                 fields.end()
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $table {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                #[derive(Deserialize)]
+                #[serde(field_identifier)]
+                #[allow(non_camel_case_types)]
+                enum Key {
+                    $($field,)*
+                    #[serde(other)]
+                    other,
+                }
+                struct Fields;
+                impl<'de> Visitor<'de> for Fields {
+                    type Value = $table;
+                    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                        f.write_str(concat!("the fields of a ", stringify!($table)))
+                    }
+                    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<$table, A::Error> {
+                        let mut table = $table::default();
+                        while let Some(key) = fields.next_key()? {
+                            match key {
+                                $(Key::$field => table.$field = fields.next_value()?,)*
+                                Key::other => {
+                                    fields.next_value::<IgnoredAny>()?;
+                                }
+                            }
+                        }
+                        Ok(table)
+                    }
+                }
+                deserializer.deserialize_map(Fields)
             }
         }
     };
@@ -107,8 +143,8 @@ impl Units {
     /// Puts them in order of name.
     pub fn sort(&mut self) {
         let (sockets, watchers) = (&mut self.sockets, &mut self.watchers);
-        sockets.sort_unstable_by(|a, b| a.name.value.cmp(&b.name.value));
-        watchers.sort_unstable_by(|a, b| a.name.value.cmp(&b.name.value));
+        sockets.arrange_by(|a, b| a.name.value.cmp(&b.name.value));
+        watchers.arrange_by(|a, b| a.name.value.cmp(&b.name.value));
     }
 }
 
@@ -442,7 +478,7 @@ impl Watcher {
 
 /// A command as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(rename_all = "lowercase")]
 pub enum Words {
     /// One text, split as a POSIX shell splits words.
     Text(String),

@@ -3,6 +3,7 @@
 //! Drop-ins are laid over the main file key by key before anything is typed, so that a mistake which a drop-in puts
 //! right is none, and each value still knows its own file.
 
+use super::Arrange;
 use super::document::{self, Item, Value};
 use super::doubt::{Doubt, Doubts, Unsure};
 use super::field::check_name;
@@ -65,7 +66,7 @@ impl Reader {
         self.units.sockets.reserve(sockets);
         self.units.watchers.reserve(watchers);
         // Stable, so that a drop-in stays behind what it is laid over.
-        layers.sort_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
+        layers.arrange_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
         for same in layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name)) {
             let table = merge(same, folder, is_partial);
             self.read_table(&table, sources);
@@ -392,7 +393,7 @@ fn parse(file: u32, text: &str) -> Document<'_> {
             explain(message, text, start..end)
         })
         .collect();
-    errors.sort_by_key(|(span, _)| span.start);
+    errors.arrange_by_key(|(span, _)| span.start);
     // The keys of a duplicate table are duplicates for that reason alone.
     errors.dedup_by(|next, kept| {
         next.1.starts_with(DUPLICATE_KEY)

@@ -14,6 +14,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::lookup::Found;
 use crate::sys::socket::{self, BindError, Cause, FileId, Local, Queue};
 use crate::unit;
+use crate::unit::{Arrange, Gather};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -154,9 +155,9 @@ impl Listeners {
             all.push((id, listener));
         }
         let listeners = Listeners {
-            dirty: all.iter().map(|(id, _)| *id).collect(),
+            dirty: all.iter().map(|(id, _)| *id).gather(),
             // When all are bound, and in one go: their clients wait, and a map that grows moves what it has.
-            all: all.into_iter().collect(),
+            all: all.into_iter().gather(),
             prepared: HashMap::new(),
             control,
             groups,
@@ -250,7 +251,7 @@ impl Listeners {
         let added = added.filter(|it| !leaving.iter().any(|(_, other)| it.is_same_as(other)));
         added
             .filter_map(|it| name_to_look_up(&it.spec.unit).map(str::to_owned))
-            .collect()
+            .gather()
     }
 
     /// Undoes [`Listeners::prepare`].
@@ -624,7 +625,7 @@ impl Listeners {
         }
         listeners.find_shared();
         listeners.find_successors();
-        places.sort_unstable();
+        places.arrange();
         for (_, id, index) in places {
             listeners.rejoin(id, index);
         }
@@ -734,7 +735,7 @@ fn those<'a>(
     (all.iter())
         .filter(|(id, _)| ids.contains(id))
         .map(|(id, listener)| (*id, listener))
-        .collect()
+        .gather()
 }
 
 /// The host names of a plan that must be looked up: those that it needs, and those of optional sockets.
