@@ -21,8 +21,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// While a shard is drained, its queue is looked at this often: the kernel has no event for "empty".
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// While a shard is drained, its queue is looked at this often at first: the kernel has no event for "empty".
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// And this often at least, where no worker takes what is in it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A shard counts as drained after so many looks at an empty queue: a handshake may still be under way at the first.
 const EMPTY_LOOKS: u32 = 3;
@@ -38,6 +41,8 @@ pub struct Listeners {
     draining: Vec<Draining>,
     closing: Vec<Closing>,
     next_look: Option<Time>,
+    /// Between two looks. Grows for as long as no queue is found empty.
+    pause: Duration,
     /// Those that are not recorded as they are.
     dirty: BTreeSet<SocketId>,
 }
@@ -164,6 +169,7 @@ impl Listeners {
             draining: Vec::new(),
             closing: Vec::new(),
             next_look: None,
+            pause: FIRST_PAUSE,
         };
         if failed.is_empty() {
             Ok((listeners, optional))
@@ -393,6 +399,7 @@ impl Listeners {
             sockets,
             empty_looks: 0,
         });
+        self.pause = FIRST_PAUSE;
         self.look_soon(now);
     }
 
@@ -423,6 +430,7 @@ impl Listeners {
             empty_looks,
         });
         let event = self.look_at_closing(epoll, self.closing.len() - 1);
+        self.pause = FIRST_PAUSE;
         self.look_soon(now);
         event
     }
@@ -443,7 +451,8 @@ impl Listeners {
 
     fn look_soon(&mut self, now: Time) {
         let is_idle = self.draining.is_empty() && self.closing.is_empty();
-        let next = self.next_look.unwrap_or(now + LOOK_EVERY);
+        let soon = now + self.pause;
+        let next = self.next_look.map_or(soon, |next| next.min(soon));
         self.next_look = (!is_idle).then_some(next);
     }
 
@@ -480,6 +489,12 @@ impl Listeners {
         for index in (0..self.closing.len()).rev() {
             events.extend(self.look_at_closing(epoll, index));
         }
+        let all_full = (self.draining.iter()).all(|draining| draining.empty_looks == 0);
+        self.pause = if all_full && self.closing.is_empty() {
+            LONGEST_PAUSE.min(self.pause + self.pause / 4)
+        } else {
+            FIRST_PAUSE
+        };
         self.next_look = None;
         self.look_soon(now);
         events
@@ -568,6 +583,7 @@ impl Listeners {
             draining: Vec::new(),
             closing: Vec::new(),
             next_look: None,
+            pause: FIRST_PAUSE,
             dirty: BTreeSet::new(),
         };
         let mut places: Vec<(u32, SocketId, usize)> = Vec::new();
