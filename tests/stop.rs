@@ -381,6 +381,18 @@ mod the_manager {
     }
 
     #[test]
+    fn stop_and_restart_of_all_go_in_order_too() {
+        let manager = Manager::start(LEVELS);
+        manager.ok(&["stop", "--all"]);
+        let down = ["web-begins", "web-ends", "app-begins", "app-ends", "db"];
+        assert_eq!(manager.lines("order"), down);
+        manager.ok(&["start", "--all"]);
+        manager.ok(&["restart", "--all"]);
+        assert_eq!(manager.lines("order"), [down, down].concat());
+        manager.wait_for("web", "runs again", |web| web["state"] == "running");
+    }
+
+    #[test]
     fn at_the_end_nothing_is_left_however_it_hides() {
         for alone in [false, true] {
             let mut manager = Manager::spawn_with(

@@ -459,7 +459,7 @@ mod tests {
         waiting.requires = vec![at("d")];
         let plan = planned(units([], [last, watcher("b", "x"), waiting, eager]));
         let order: Vec<_> = plan.watchers.iter().map(|w| (w.name(), w.level)).collect();
-        assert_eq!(order, [("d", 0), ("c", 1), ("a", 1), ("b", 1)]);
+        assert_eq!(order, [("d", 0), ("c", 1), ("a", 2), ("b", 2)]);
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use super::nearest::Hints;
 use crate::unit::Arrange;
 use crate::unit::{At, Doubts, Finding, Findings, Name, Watcher};
+use std::cmp::Reverse;
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with
 /// them is added to `findings`. They are in order of name.
 ///
-/// A watcher is above everything it is `after`, and not below the watchers of a higher priority class; what a watcher of
-/// high priority waits for may make it later than its class.
+/// A watcher is above everything it is `after`, and above all watchers of a higher priority; what a watcher waits for
+/// that has a lower priority makes it later than its own, and holds up no others of that.
 pub(super) fn start_levels(
     watchers: &[Box<Watcher>],
     doubts: &Doubts,
@@ -17,12 +18,7 @@ pub(super) fn start_levels(
 ) -> Option<Vec<u32>> {
     let errors = findings.errors();
     let waits = dependencies(watchers, doubts, hints, findings);
-    let classes = priority_classes(watchers);
-    let level = |priority: i32| classes.partition_point(|class| *class > priority);
-    let levels = watchers
-        .iter()
-        .map(|watcher| level(watcher.priority) as u32);
-    let mut levels: Vec<u32> = levels.collect();
+    let mut deepest_first = Vec::with_capacity(watchers.len());
 
     // A walk to the depth of each chain, on a stack of our own: a chain may be as long as there are watchers.
     let mut seen = vec![Seen::No; watchers.len()];
@@ -38,9 +34,7 @@ pub(super) fn start_levels(
             let at = *at;
             let Some(&(target, _)) = waits[at].get(*next) else {
                 seen[at] = Seen::Done;
-                for &(target, _) in &waits[at] {
-                    levels[at] = levels[at].max(levels[target].saturating_add(1));
-                }
+                deepest_first.push(at);
                 path.pop();
                 continue;
             };
@@ -58,7 +52,32 @@ pub(super) fn start_levels(
             }
         }
     }
-    (findings.errors() == errors).then_some(levels)
+    (findings.errors() == errors).then(|| levels(watchers, &waits, deepest_first))
+}
+
+/// The levels of watchers that wait for each other in no circle; in `deepest_first`, what a watcher waits for stands before it.
+fn levels(watchers: &[Box<Watcher>], waits: &[Waits<'_>], deepest_first: Vec<usize>) -> Vec<u32> {
+    let priority = |at: usize| watchers[at].priority;
+    let mut by_priority = deepest_first.clone();
+    by_priority.arrange_by_key(|at| Reverse(priority(*at)));
+    let mut levels = vec![0; watchers.len()];
+    // First as if nobody waited for a lower priority.
+    let mut free = 0;
+    for class in by_priority.chunk_by(|a, b| priority(*a) == priority(*b)) {
+        let base = free;
+        for &at in class {
+            let waits = waits[at].iter().map(|(target, _)| *target);
+            let below = waits.filter(|target| priority(*target) >= priority(at));
+            let level = below.map(|target| levels[target] + 1).max();
+            levels[at] = level.unwrap_or(0).max(base);
+            free = free.max(levels[at] + 1);
+        }
+    }
+    for at in deepest_first {
+        let waits = waits[at].iter().map(|(target, _)| levels[*target] + 1);
+        levels[at] = waits.max().unwrap_or(0).max(levels[at]);
+    }
+    levels
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -114,15 +133,6 @@ fn dependencies<'a>(
         all.push(waits);
     }
     all
-}
-
-/// The priorities, the highest first: each starts at the level of its index.
-fn priority_classes(watchers: &[Box<Watcher>]) -> Vec<i32> {
-    let mut priorities: Vec<i32> = watchers.iter().map(|watcher| watcher.priority).collect();
-    priorities.arrange();
-    priorities.reverse();
-    priorities.dedup();
-    priorities
 }
 
 /// The error for the cycle that closes at `target`, which is on `path`.
@@ -204,7 +214,7 @@ mod tests {
             late,
             eager,
         ];
-        assert_eq!(levels(&watchers), Ok(vec![3, 2, 1, 0, 2, 3]));
+        assert_eq!(levels(&watchers), Ok(vec![3, 2, 1, 0, 4, 5]));
     }
 
     #[test]

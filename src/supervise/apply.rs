@@ -346,7 +346,7 @@ impl Supervisor {
                 self.start_watcher(turn, id);
                 Some(Want::Up)
             }
-            Goal::Queued => Some(Want::Up),
+            Goal::Queued | Goal::Stopped { again: true, .. } => Some(Want::Up),
             // None of its workers would ever end, and a replacement that ends is none.
             Goal::Up { .. } if !was_oneshot => {
                 self.restart_watcher(turn, id);
@@ -406,6 +406,9 @@ impl Supervisor {
         self.names.retain(|_, other| *other != id);
         self.order.retain(|other| *other != id);
         self.touched.remove(&id);
+        if let Some(number) = watcher.descent {
+            self.descend(number, watcher.level, id);
+        }
         for (other, _) in &watcher.dependencies {
             if let Some(other) = self.watchers.get_mut(*other) {
                 other.dependents.retain(|(dependent, _)| *dependent != id);
@@ -473,6 +476,12 @@ impl Supervisor {
             watcher.dependencies = dependencies;
         }
         self.rebuild_dependents();
+        // Those that are stopped together are at other levels now.
+        self.descents = (self.watchers.iter())
+            .filter_map(|(id, watcher)| Some((watcher.descent?, watcher.level, id)))
+            .gather();
+        self.touched
+            .extend(self.descents.iter().map(|(.., id)| *id));
     }
 
     /// Puts watchers in start order.

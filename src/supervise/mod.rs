@@ -529,6 +529,8 @@ pub struct Supervisor {
     names: HashMap<String, WatcherId>,
     procs: HashMap<ProcId, Post>,
     timers: Timers,
+    /// Watchers that are alive and stopped together with others, by the number of the stop and their level in it.
+    descents: BTreeSet<(u64, u32, WatcherId)>,
     /// Watchers in each state.
     census: BTreeMap<WatcherState, u32>,
     /// Watchers whose state may have changed in this turn.
@@ -573,6 +575,7 @@ impl Supervisor {
             names: HashMap::new(),
             procs: HashMap::new(),
             timers: Timers::default(),
+            descents: BTreeSet::new(),
             census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
@@ -825,6 +828,9 @@ impl Supervisor {
         if goal != Goal::Queued {
             self.startable.remove(&(rank, id));
         }
+        if !matches!(goal, Goal::Stopped { .. }) && !self.is_stopping() {
+            self.leave_descent(id);
+        }
     }
 
     fn log(
@@ -912,7 +918,8 @@ fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
         retired: false,
         dependencies: Vec::new(),
         dependents: Vec::new(),
-        goal: Goal::Stopped { held: false },
+        goal: Goal::STOPPED,
+        descent: None,
         booting: false,
         wanted: spec.unit.numprocesses.value,
         slots: Vec::new(),

@@ -5,7 +5,6 @@ use super::time::{Due, Time};
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
 use crate::unit::LogLevel;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How long killed processes may take to vanish before the manager ends without them: the kernel keeps some (in disk
@@ -29,10 +28,8 @@ pub(super) enum Phase {
     },
     /// Everything has started.
     Running,
-    /// All watchers are stopped, a level at a time from the highest; those that are still alive are in here by level.
+    /// All watchers are stopped, a level at a time from the highest.
     Stopping {
-        #[serde(skip)]
-        remaining: BTreeMap<u32, BTreeSet<WatcherId>>,
         /// When it is forced; and when it was, given up.
         until: Option<Time>,
         forced: bool,
@@ -122,15 +119,12 @@ impl Supervisor {
                     }
                 }
             }
-            Goal::Queued => {}
+            Goal::Queued | Goal::Stopped { again: true, .. } => {}
             Goal::Stopped { .. } | Goal::Waiting | Goal::Ended | Goal::Failed => {
                 self.set_goal(id, Goal::Queued);
                 for (required, requires) in self.watcher(id).dependencies.clone() {
                     let goal = self.watcher(required).goal;
-                    let fulfilled = matches!(
-                        goal,
-                        Goal::Up { .. } | Goal::Queued | Goal::Waiting | Goal::Ended
-                    );
+                    let fulfilled = goal.is_up() || matches!(goal, Goal::Waiting | Goal::Ended);
                     if requires && !fulfilled {
                         self.start_watcher(turn, required);
                     }
@@ -156,7 +150,9 @@ impl Supervisor {
             let name = self.watcher(other).name();
             match self.watcher(other).goal {
                 // Another may still be a reason to give up.
-                Goal::Queued | Goal::Up { complete: false } => waits = true,
+                Goal::Queued | Goal::Up { complete: false } | Goal::Stopped { again: true, .. } => {
+                    waits = true
+                }
                 Goal::Up { complete: true } | Goal::Ended => {}
                 // Traffic starts it when somebody needs it.
                 Goal::Waiting => {}
@@ -267,18 +263,86 @@ impl Supervisor {
     /// Wants a watcher down, and first what requires it. Its workers keep their stop until those of the watchers that
     /// are `after` it, and are being stopped too, have ended.
     pub(super) fn stop_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
-        if matches!(self.watcher(id).goal, Goal::Stopped { .. }) {
-            return;
-        }
-        self.set_goal(id, Goal::Stopped { held: true });
+        let held = match self.watcher(id).goal {
+            Goal::Stopped { again: false, .. } => return,
+            Goal::Stopped { held, .. } => held,
+            _ => true,
+        };
+        self.set_goal(id, Goal::Stopped { held, again: false });
         self.watcher_mut(id).returns = 0;
         self.cancel_reload(turn, id);
         for (dependent, requires) in self.watcher(id).dependents.clone() {
-            let goal = self.watcher(dependent).goal;
-            if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
+            if requires && self.watcher(dependent).goal.is_up() {
                 self.stop_watcher(turn, dependent);
             }
         }
+        self.stop_what_does_not_run(turn, id);
+    }
+
+    /// Stops watchers that are named together, the last that started first: the workers of one level keep their stop until
+    /// those of the levels above have ended.
+    pub(super) fn stop_watchers(&mut self, turn: &mut Turn<'_>, ids: &[WatcherId]) {
+        let is_free = |id: &WatcherId| !matches!(self.watcher(*id).goal, Goal::Stopped { .. });
+        let free: Vec<WatcherId> = ids.iter().copied().filter(is_free).collect();
+        for id in ids {
+            self.stop_watcher(turn, *id);
+        }
+        let mut levels = free.iter().map(|id| self.watcher(*id).level);
+        let first = levels.next();
+        if levels.any(|level| Some(level) != first) {
+            self.begin_descent(&free);
+        }
+    }
+
+    /// Those of these that are alive are stopped a level at a time from here on, apart from what else is being stopped.
+    fn begin_descent(&mut self, ids: &[WatcherId]) {
+        let number = self.descents.last().map_or(0, |(last, ..)| last + 1);
+        for id in ids {
+            self.leave_descent(*id);
+            let watcher = self.watcher_mut(*id);
+            if watcher.tally.live() > 0 {
+                let level = watcher.level;
+                watcher.descent = Some(number);
+                self.descents.insert((number, level, *id));
+                // It may be held no longer.
+                self.touched.insert(*id);
+            }
+        }
+    }
+
+    /// A watcher that was stopped together with others has ended, or is not stopped any more.
+    pub(super) fn leave_descent(&mut self, id: WatcherId) {
+        let watcher = self.watcher(id);
+        if let (Some(number), level) = (watcher.descent, watcher.level) {
+            self.watcher_mut(id).descent = None;
+            self.descend(number, level, id);
+        }
+    }
+
+    /// Lets the next level of a stop have its turn, if this watcher was the last of the one above.
+    pub(super) fn descend(&mut self, number: u64, level: u32, id: WatcherId) {
+        self.descents.remove(&(number, level, id));
+        if let Some(next) = self.level_of_turn(number).filter(|next| *next < level) {
+            let all = (number, next, WatcherId(0))..=(number, next, WatcherId(u32::MAX));
+            let its_turn = self.descents.range(all).map(|(.., id)| *id);
+            self.touched.extend(its_turn);
+        }
+    }
+
+    /// The level of a stop whose turn it is.
+    fn level_of_turn(&self, number: u64) -> Option<u32> {
+        let all = (number, 0, WatcherId(0))..=(number, u32::MAX, WatcherId(u32::MAX));
+        self.descents
+            .range(all)
+            .next_back()
+            .map(|(_, level, _)| *level)
+    }
+
+    /// Stops a watcher that is up, in its turn, to start it when it and all that it is `after` allow it.
+    pub(super) fn stop_to_start_again(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let (held, again) = (true, true);
+        self.set_goal(id, Goal::Stopped { held, again });
+        self.cancel_reload(turn, id);
         self.stop_what_does_not_run(turn, id);
     }
 
@@ -298,9 +362,19 @@ impl Supervisor {
         if !self.watchers.contains(id) {
             return;
         }
-        if self.watcher(id).goal == (Goal::Stopped { held: true }) && !self.is_held(id) {
-            self.set_goal(id, Goal::Stopped { held: false });
+        if let Goal::Stopped { held: true, again } = self.watcher(id).goal
+            && !self.is_held(id)
+        {
+            let held = false;
+            self.set_goal(id, Goal::Stopped { held, again });
             self.stop_posts(turn, id);
+        }
+        if self.watcher(id).tally.live() == 0 {
+            self.leave_descent(id);
+            if matches!(self.watcher(id).goal, Goal::Stopped { again: true, .. }) {
+                self.set_goal(id, Goal::Queued);
+                self.queue_if_startable(turn, id);
+            }
         }
         if matches!(self.watcher(id).goal, Goal::Up { .. }) {
             let watcher = self.watcher(id);
@@ -328,11 +402,16 @@ impl Supervisor {
 
     /// Whether something is alive that must have ended before its workers are asked to.
     fn is_held(&self, id: WatcherId) -> bool {
-        if let Phase::Stopping { remaining, .. } = &self.phase {
-            let level = self.watcher(id).level;
-            return remaining
-                .last_key_value()
-                .is_some_and(|(top, _)| *top > level);
+        let watcher = self.watcher(id);
+        let turn = watcher
+            .descent
+            .and_then(|number| self.level_of_turn(number));
+        if turn.is_some_and(|turn| turn > watcher.level) {
+            return true;
+        }
+        // Whose turn it is has been decided then.
+        if self.is_stopping() {
+            return false;
         }
         self.watcher(id).dependents.iter().any(|(dependent, _)| {
             let watcher = self.watcher(*dependent);
@@ -377,13 +456,14 @@ impl Supervisor {
         }
         if self.watcher(id).tally.live() == 0 {
             for (dependency, _) in self.watcher(id).dependencies.clone() {
-                if self.watcher(dependency).goal == (Goal::Stopped { held: true }) {
+                if matches!(
+                    self.watcher(dependency).goal,
+                    Goal::Stopped { held: true, .. }
+                ) {
                     self.touched.insert(dependency);
                 }
             }
         }
-        let idle = self.watcher(id).tally.live() == 0;
-        let level = self.watcher(id).level;
         let is_settled = match state {
             WatcherState::Starting | WatcherState::Backoff | WatcherState::Stopping => false,
             // It may be one of workers that have never been ready.
@@ -398,21 +478,6 @@ impl Supervisor {
             if let Phase::Booting { unsettled } = &mut self.phase {
                 *unsettled -= 1;
             }
-        }
-        match &mut self.phase {
-            Phase::Stopping { remaining, .. } => {
-                if let Some(watchers) = remaining.get_mut(&level).filter(|_| idle) {
-                    watchers.remove(&id);
-                    if watchers.is_empty() {
-                        remaining.remove(&level);
-                        // It is the turn of the next level.
-                        let next = remaining.last_key_value();
-                        self.touched
-                            .extend(next.iter().flat_map(|(_, watchers)| watchers.iter()));
-                    }
-                }
-            }
-            Phase::New | Phase::Booting { .. } | Phase::Running | Phase::Over => {}
         }
     }
 
@@ -439,9 +504,7 @@ impl Supervisor {
                 turn.effects.push(Effect::Parent(ParentNotice::Ready));
                 true
             }
-            Phase::Stopping {
-                remaining, code, ..
-            } if remaining.is_empty() => {
+            Phase::Stopping { code, .. } if self.descents.is_empty() => {
                 let code = *code;
                 self.finish(turn, code);
                 true
@@ -484,24 +547,21 @@ impl Supervisor {
         }
         self.timers.set(Due::Shutdown, until);
         self.timers.set(Due::Extension, None);
-        let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
         for id in self.watcher_ids() {
             // Nothing is started or restarted from here on; each level keeps its stop until those above have ended.
             if matches!(
                 self.watcher(id).goal,
                 Goal::Up { .. } | Goal::Queued | Goal::Waiting
             ) {
-                self.set_goal(id, Goal::Stopped { held: true });
+                self.set_goal(id, Goal::HELD);
                 self.cancel_reload(turn, id);
                 self.stop_what_does_not_run(turn, id);
-            }
-            if self.watcher(id).tally.live() > 0 {
-                let level = self.watcher(id).level;
-                remaining.entry(level).or_default().insert(id);
+            } else if let Goal::Stopped { held, again: true } = self.watcher(id).goal {
+                self.set_goal(id, Goal::Stopped { held, again: false });
             }
         }
+        self.begin_descent(&self.watcher_ids());
         self.set_phase(Phase::Stopping {
-            remaining,
             until,
             forced: false,
             code,
@@ -551,7 +611,7 @@ impl Supervisor {
         });
         self.timers.set(Due::Shutdown, Some(turn.now + AFTER_FORCE));
         for id in self.watcher_ids() {
-            self.set_goal(id, Goal::Stopped { held: false });
+            self.set_goal(id, Goal::STOPPED);
             for wid in 1..=self.watcher(id).slots.len() as u32 {
                 for post in Post::both(id, wid) {
                     self.kill_post(turn, post);

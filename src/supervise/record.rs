@@ -272,6 +272,7 @@ impl Supervisor {
             startable: BTreeSet::new(),
             procs: HashMap::new(),
             timers: Timers::default(),
+            descents: BTreeSet::new(),
             census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
@@ -373,20 +374,16 @@ impl Supervisor {
                     }
                 }
             }
+            if let Some(number) = watcher.descent {
+                self.descents.insert((number, watcher.level, id));
+            }
             let state = watcher.state();
             watcher.told = Some(state);
             *self.census.entry(state).or_default() += 1;
         }
         match &mut self.phase {
             Phase::Booting { unsettled: count } => *count = unsettled,
-            Phase::Stopping {
-                remaining, until, ..
-            } => {
-                for (id, watcher) in self.watchers.iter() {
-                    if watcher.tally.live() > 0 {
-                        remaining.entry(watcher.level).or_default().insert(id);
-                    }
-                }
+            Phase::Stopping { until, .. } => {
                 self.timers.set(Due::Shutdown, *until);
             }
             Phase::New | Phase::Running | Phase::Over => {}

@@ -541,7 +541,9 @@ impl Supervisor {
             Goal::Up { .. } if watcher.unit().kind == WatcherKind::Oneshot => Err(format!(
                 "watcher `{name}` is a oneshot, whose workers are not replaced; `tentpole restart {name}` runs it again"
             )),
-            Goal::Up { .. } | Goal::Queued | Goal::Waiting => Ok(()),
+            Goal::Up { .. } | Goal::Queued | Goal::Waiting | Goal::Stopped { again: true, .. } => {
+                Ok(())
+            }
             Goal::Stopped { .. } | Goal::Ended | Goal::Failed => Err(format!(
                 "watcher `{name}` is {}, so there is nothing to reload; `tentpole start {name}` starts it",
                 watcher.state()

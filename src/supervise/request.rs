@@ -5,7 +5,7 @@ use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
 use crate::unit::{Arrange, Gather};
 use crate::unit::{LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -257,9 +257,7 @@ impl Supervisor {
             }
             Command::Stop(names) => {
                 let ids = self.select(&names, |_, _| true)?;
-                for id in &ids {
-                    self.stop_watcher(turn, *id);
-                }
+                self.stop_watchers(turn, &ids);
                 let message = self.open_sockets(&ids);
                 Ok(Begun {
                     message,
@@ -267,14 +265,18 @@ impl Supervisor {
                 })
             }
             Command::Restart(names) => {
-                let ids = self.select(&names, |supervisor, id| {
-                    matches!(supervisor.watcher(id).goal, Goal::Up { .. } | Goal::Queued)
-                })?;
+                let ids =
+                    self.select(&names, |supervisor, id| supervisor.watcher(id).goal.is_up())?;
                 self.refuse_when_stopping()?;
                 self.refuse_removed(&ids)?;
+                let in_order = self.depend_on_each_other(&ids);
                 for id in &ids {
                     self.supersede_reloads(turn, *id, Later::Restart);
-                    self.restart_watcher(turn, *id);
+                    if in_order.contains(id) {
+                        self.stop_to_start_again(turn, *id);
+                    } else {
+                        self.restart_watcher(turn, *id);
+                    }
                 }
                 Ok(Begun::of(ids, Want::Up))
             }
@@ -390,7 +392,7 @@ impl Supervisor {
     fn open_sockets(&self, ids: &[WatcherId]) -> Option<String> {
         let serves = |id: &WatcherId| {
             let goal = self.watcher(*id).goal;
-            matches!(goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting)
+            goal.is_up() || goal == Goal::Waiting
         };
         let mut names: Vec<&str> = (ids.iter())
             .flat_map(|id| &*self.watcher(*id).edition.sockets)
@@ -410,6 +412,21 @@ impl Supervisor {
                 names.join("`, `")
             )),
         }
+    }
+
+    /// Those that are up and are `after` another of these that is up, or that such a one is after.
+    fn depend_on_each_other(&self, ids: &[WatcherId]) -> BTreeSet<WatcherId> {
+        let is_up = |id: &WatcherId| matches!(self.watcher(*id).goal, Goal::Up { .. });
+        let up: BTreeSet<WatcherId> = ids.iter().copied().filter(is_up).gather();
+        let mut found = BTreeSet::new();
+        for id in &up {
+            for (other, _) in &self.watcher(*id).dependencies {
+                if up.contains(other) {
+                    found.extend([*id, *other]);
+                }
+            }
+        }
+        found
     }
 
     pub(super) fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
@@ -434,7 +451,7 @@ impl Supervisor {
             (Goal::Up { .. }, Reload::Signal(signal)) => {
                 Want::Reloaded(self.signal_reload(turn, id, signal))
             }
-            (Goal::Queued, _) => Want::Up,
+            (Goal::Queued | Goal::Stopped { again: true, .. }, _) => Want::Up,
             _ => Want::Scaled,
         }
     }
@@ -660,6 +677,7 @@ impl Supervisor {
             (Want::Stopped, Goal::Up { .. } | Goal::Queued) => Verdict::Superseded(Later::Start),
             (Want::Stopped, _) if watcher.tally.live() == 0 => Verdict::Done,
             (Want::Stopped, _) => Verdict::Open,
+            (Want::Up, Goal::Stopped { again: true, .. }) => Verdict::Open,
             (Want::Up, Goal::Stopped { .. }) => Verdict::Superseded(Later::Stop),
             (_, Goal::Failed | Goal::Waiting | Goal::Ended) if watcher.failures_ever > mark => {
                 Verdict::Failed(failure())

@@ -103,6 +103,9 @@ pub(super) struct Watcher {
     #[serde(skip)]
     pub dependents: Vec<(WatcherId, bool)>,
     pub goal: Goal,
+    /// It is alive, and stopped together with others, those of the highest level first: the number of the stop.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub descent: Option<u64>,
     /// It starts with the manager, and has neither come up nor failed since.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub booting: bool,
@@ -272,8 +275,13 @@ pub(super) struct LastEnd {
 /// What a watcher is meant to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Goal {
-    /// Nothing is wanted; `held` workers wait with their stop until those that depend on them have ended.
-    Stopped { held: bool },
+    /// Nothing is wanted; `held` workers wait with their stop until those that go before them have ended. With `again` it
+    /// is a restart: when all have ended, it is started.
+    Stopped {
+        held: bool,
+        #[serde(default)]
+        again: bool,
+    },
     /// It waits for its turn to start.
     Queued,
     /// Traffic starts it.
@@ -285,6 +293,28 @@ pub(super) enum Goal {
     Ended,
     /// It was given up.
     Failed,
+}
+
+impl Goal {
+    /// For good, and now.
+    pub const STOPPED: Goal = Goal::Stopped {
+        held: false,
+        again: false,
+    };
+
+    /// For good, and in its turn.
+    pub const HELD: Goal = Goal::Stopped {
+        held: true,
+        again: false,
+    };
+
+    /// Its workers are wanted, now or as soon as what it is `after` allows it.
+    pub fn is_up(self) -> bool {
+        matches!(
+            self,
+            Goal::Up { .. } | Goal::Queued | Goal::Stopped { again: true, .. }
+        )
+    }
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -1103,8 +1103,7 @@ impl Supervisor {
             self.end_with(turn, code, reason);
         }
         for (dependent, requires) in self.watcher(id).dependents.clone() {
-            let goal = self.watcher(dependent).goal;
-            if requires && matches!(goal, Goal::Up { .. } | Goal::Queued) {
+            if requires && self.watcher(dependent).goal.is_up() {
                 let text = format!("it requires `{name}`, which failed");
                 self.give_up(
                     turn,

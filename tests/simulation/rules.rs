@@ -42,6 +42,8 @@ pub struct Rules {
     procs: HashMap<ProcId, (usize, u32, u64)>,
     /// Processes that were ordered so far.
     orders: u64,
+    /// Stops of several levels that were begun so far.
+    stops: u64,
     now: Time,
     expected: Vec<Expected>,
     /// How often each rule had its say, so that a test can tell that all of them had.
@@ -59,6 +61,8 @@ struct Watcher {
     /// Those it is after; true where it requires them.
     needs: BTreeMap<usize, bool>,
     goal: Goal,
+    /// It is being stopped together with others: which stop that is.
+    together: Option<u64>,
     wanted: u32,
     slots: BTreeMap<u32, Slot>,
     restarts: u64,
@@ -97,12 +101,28 @@ enum Mishap {
     Return,
 }
 
+const DOWN: Goal = Goal::Down {
+    held: false,
+    again: false,
+};
+
+const DOWN_IN_TURN: Goal = Goal::Down {
+    held: true,
+    again: false,
+};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
-    Down { held: bool },
+    /// With `again` it is a restart.
+    Down {
+        held: bool,
+        again: bool,
+    },
     Queued,
     Waiting,
-    Up { complete: bool },
+    Up {
+        complete: bool,
+    },
     Ended,
     Failed,
 }
@@ -350,6 +370,7 @@ impl Rules {
             pending: BTreeMap::new(),
             procs: HashMap::new(),
             orders: 0,
+            stops: 0,
             now: Time::ZERO,
             expected: Vec::new(),
             said: BTreeMap::new(),
@@ -495,9 +516,12 @@ impl Rules {
         };
         for id in self.ids() {
             if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[&id].goal {
-                self.watcher(id).goal = Goal::Down { held: true };
+                self.watcher(id).goal = DOWN_IN_TURN;
                 self.cancel_reload(id);
                 self.stop_what_does_not_run(id);
+            }
+            if let Goal::Down { again, .. } = &mut self.watcher(id).goal {
+                *again = false;
             }
         }
     }
@@ -516,7 +540,7 @@ impl Rules {
         *force_at = Some(now + Duration::from_secs(10));
         self.say("forced shutdown");
         for id in self.ids() {
-            self.watcher(id).goal = Goal::Down { held: false };
+            self.watcher(id).goal = DOWN;
             for at in self.places(id) {
                 self.kill_worker(at);
             }
@@ -550,7 +574,7 @@ impl Rules {
                     }
                 }
             }
-            Goal::Queued => {}
+            Goal::Queued | Goal::Down { again: true, .. } => {}
             _ => {
                 self.watcher(id).goal = Goal::Queued;
                 for (other, requires) in self.watchers[&id].needs.clone() {
@@ -564,10 +588,12 @@ impl Rules {
     }
 
     fn stop(&mut self, id: usize) {
-        if matches!(self.watchers[&id].goal, Goal::Down { .. }) {
-            return;
-        }
-        self.watcher(id).goal = Goal::Down { held: true };
+        let held = match self.watchers[&id].goal {
+            Goal::Down { again: false, .. } => return,
+            Goal::Down { held, .. } => held,
+            _ => true,
+        };
+        self.watcher(id).goal = Goal::Down { held, again: false };
         self.watcher(id).returns = 0;
         self.cancel_reload(id);
         for other in self.requirers(id) {
@@ -589,18 +615,27 @@ impl Rules {
     fn requirers(&self, id: usize) -> Vec<usize> {
         (self.ids().into_iter())
             .filter(|other| self.watchers[other].needs.get(&id) == Some(&true))
-            .filter(|other| matches!(self.watchers[other].goal, Goal::Up { .. } | Goal::Queued))
+            .filter(|other| {
+                let goal = self.watchers[other].goal;
+                let is_restarted = matches!(goal, Goal::Down { again: true, .. });
+                is_restarted || matches!(goal, Goal::Up { .. } | Goal::Queued)
+            })
             .collect()
     }
 
     /// A stop goes in reverse order: whether something that is being stopped, and started after this, is alive.
     fn is_held(&self, id: usize) -> bool {
+        let own = self.watchers[&id].together;
         self.watchers.values().any(|watcher| {
+            let is_together = watcher.together.is_some() && watcher.together == own;
+            let is_above = watcher.level > self.watchers[&id].level;
             let is_before = match self.phase {
-                Phase::Stopping { .. } => watcher.level > self.watchers[&id].level,
-                _ => watcher.needs.contains_key(&id) && matches!(watcher.goal, Goal::Down { .. }),
+                Phase::Stopping { .. } => is_above,
+                _ => is_together && is_above || watcher.needs.contains_key(&id),
             };
-            is_before && watcher.lives()
+            let is_asked = matches!(self.phase, Phase::Stopping { .. })
+                || matches!(watcher.goal, Goal::Down { .. });
+            is_before && is_asked && watcher.lives()
         })
     }
 
@@ -629,7 +664,9 @@ impl Rules {
         let mut may = !self.lacks(id);
         for (other, requires) in &self.watchers[&id].needs {
             match self.watchers[other].goal {
-                Goal::Queued | Goal::Up { complete: false } => may = false,
+                Goal::Queued | Goal::Up { complete: false } | Goal::Down { again: true, .. } => {
+                    may = false;
+                }
                 Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => {}
                 Goal::Down { .. } | Goal::Failed if *requires => return None,
                 Goal::Down { .. } | Goal::Failed => {}
@@ -1280,20 +1317,46 @@ impl Rules {
             }
             Command::Stop(names) => {
                 let ids = self.select(names, |_| true)?;
+                let is_up = |id: &&usize| !matches!(self.watchers[id].goal, Goal::Down { .. });
+                let stopped: Vec<usize> = ids.iter().filter(is_up).copied().collect();
                 for id in &ids {
                     self.stop(*id);
+                }
+                let levels: BTreeSet<u32> =
+                    (stopped.iter()).map(|id| self.watchers[id].level).collect();
+                if levels.len() > 1 {
+                    self.say("stopped by level");
+                    self.stops += 1;
+                    for id in stopped {
+                        self.watcher(id).together = Some(self.stops);
+                    }
                 }
                 Ok(Some(ids.into_iter().map(all(Want::Stopped)).collect()))
             }
             Command::Restart(names) => {
                 let ids = self.select(names, |watcher| {
-                    matches!(watcher.goal, Goal::Up { .. } | Goal::Queued)
+                    let is_restarted = matches!(watcher.goal, Goal::Down { again: true, .. });
+                    is_restarted || matches!(watcher.goal, Goal::Up { .. } | Goal::Queued)
                 })?;
                 self.refuse_when_stopping()?;
                 self.refuse_removed(&ids)?;
+                let is_up = |id: &usize| matches!(self.watchers[id].goal, Goal::Up { .. });
+                let up: Vec<usize> = ids.iter().copied().filter(is_up).collect();
+                let needs = |id: &usize, other: &usize| self.watchers[id].needs.contains_key(other);
+                let is_tied =
+                    |id: &&usize| (up.iter()).any(|other| needs(id, other) || needs(other, id));
+                let tied: Vec<usize> = up.iter().filter(is_tied).copied().collect();
                 for id in &ids {
                     self.supersede_reloads(*id, "restart");
-                    self.restart(*id);
+                    if tied.contains(id) {
+                        self.say("restarted in order");
+                        let (held, again) = (true, true);
+                        self.watcher(*id).goal = Goal::Down { held, again };
+                        self.cancel_reload(*id);
+                        self.stop_what_does_not_run(*id);
+                    } else {
+                        self.restart(*id);
+                    }
                 }
                 Ok(Some(ids.into_iter().map(all(Want::Up)).collect()))
             }
@@ -1600,6 +1663,7 @@ impl Rules {
                 true
             }
             (Want::Stopped, _) => !watcher.lives(),
+            (Want::Up, Goal::Down { again: true, .. }) => false,
             (Want::Up, Goal::Down { .. }) => {
                 pending.superseded.push((name, "stop"));
                 true
@@ -1771,12 +1835,25 @@ impl Rules {
 
     fn settle_watcher(&mut self, id: usize) -> bool {
         let mut moved = false;
-        if self.watchers[&id].goal == (Goal::Down { held: true }) && !self.is_held(id) {
-            self.watcher(id).goal = Goal::Down { held: false };
+        if let Goal::Down { held: true, again } = self.watchers[&id].goal
+            && !self.is_held(id)
+        {
+            let held = false;
+            self.watcher(id).goal = Goal::Down { held, again };
             for at in self.places(id) {
                 self.stop_worker(at, Why::Asked, None);
             }
             moved = true;
+        }
+        if !self.watchers[&id].lives() {
+            self.watcher(id).together = None;
+            if let Goal::Down { again: true, .. } = self.watchers[&id].goal {
+                self.watcher(id).goal = Goal::Queued;
+                moved = true;
+            }
+        }
+        if !matches!(self.watchers[&id].goal, Goal::Down { .. }) {
+            self.watcher(id).together = None;
         }
         if self.watchers[&id].goal == Goal::Queued && self.may_start(id).is_none() {
             self.say("failed with what it requires");

@@ -31,10 +31,16 @@ fn socket(lines: &str) -> String {
 
 /// One watcher `a`, begun, and its workers spawned.
 fn running(lines: &str) -> Scenario {
-    let mut run = Scenario::of(&watcher("a", lines));
-    for word in run.begin() {
+    run_of(&watcher("a", lines))
+}
+
+/// Of these units, what starts by itself has been spawned.
+fn run_of(text: &str) -> Scenario {
+    let mut run = Scenario::of(text);
+    let mut words = run.begin();
+    while let Some(word) = words.pop() {
         if let Some(slot) = word.strip_prefix("spawn ") {
-            run.spawned(slot);
+            words.extend(run.spawned(slot));
         }
     }
     run
@@ -523,6 +529,90 @@ fn a_stop_goes_in_reverse_order_and_a_start_in_order() {
         ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
     );
     assert_eq!(run.ends("db/1"), ["kill leftovers of db/1", "finish 0"]);
+}
+
+#[test]
+fn those_that_one_stop_names_end_by_level_and_hold_up_nobody_else() {
+    let text = watcher("high", "priority = 10")
+        + &watcher("low", "")
+        + &watcher("other", "priority = 10")
+        + &watcher("lower", "priority = -1");
+    let mut run = run_of(&text);
+    assert_eq!(
+        run.stop(&["high", "low"]),
+        ["TERM to low/1", "CONT to low/1"]
+    );
+    assert_eq!(run.state("high"), "stopping");
+    assert_eq!(run.stop(&["other"]), ["TERM to other/1", "CONT to other/1"]);
+    assert_eq!(run.stop(&["lower"]), ["TERM to lower/1", "CONT to lower/1"]);
+    assert_eq!(
+        run.ends("low/1"),
+        [
+            "kill leftovers of low/1",
+            "TERM to high/1",
+            "CONT to high/1"
+        ]
+    );
+
+    // One that is wanted again is out of the order.
+    let mut run = run_of(&text);
+    assert_eq!(
+        run.stop(&["high", "low"]),
+        ["TERM to low/1", "CONT to low/1"]
+    );
+    run.start(&["low"]);
+    assert_eq!(run.state("high"), "stopping");
+    assert!(run.stop(&[]).contains(&"TERM to lower/1".to_owned()));
+}
+
+#[test]
+fn a_restart_of_watchers_that_depend_on_each_other_goes_down_and_up_in_order() {
+    let text = watcher("db", "type = \"notify\"")
+        + &watcher("app", "requires = [\"db\"]")
+        + &watcher("web", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    for slot in ["db/1", "web/1"] {
+        run.spawned(slot);
+    }
+    run.says_ready("db/1");
+    run.spawned("app/1");
+    let words = run.restart(&[]);
+    assert_eq!(
+        words,
+        [
+            "TERM to web/1",
+            "CONT to web/1",
+            "TERM to app/1",
+            "CONT to app/1"
+        ]
+    );
+    assert_eq!(
+        run.ends("web/1"),
+        ["kill leftovers of web/1", "spawn web/1"]
+    );
+    run.spawned("web/1");
+    assert_eq!(
+        run.ends("app/1"),
+        ["kill leftovers of app/1", "TERM to db/1", "CONT to db/1"]
+    );
+    assert_eq!(run.ends("db/1"), ["kill leftovers of db/1", "spawn db/1"]);
+    assert_eq!(run.state("app"), "starting");
+    run.spawned("db/1");
+    assert_eq!(run.says_ready("db/1"), ["spawn app/1"]);
+    assert_eq!(run.spawned("app/1"), ["answer 1: done"]);
+    assert_eq!(run.watcher("app").restarts, 0);
+
+    // Who stops it in the middle is obeyed.
+    run.restart(&["db", "app"]);
+    let words = run.stop(&["db"]);
+    assert!(
+        words.contains(&"answer 2: app superseded by stop".to_owned()),
+        "{words:?}"
+    );
+    run.ends("app/1");
+    run.ends("db/1");
+    assert_eq!(run.state("db"), "stopped");
 }
 
 #[test]

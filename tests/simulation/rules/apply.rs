@@ -49,7 +49,8 @@ impl Rules {
             level: 0,
             retired: false,
             needs: BTreeMap::new(),
-            goal: Goal::Down { held: false },
+            goal: DOWN,
+            together: None,
             wanted,
             slots: (1..=wanted).map(|wid| (wid, Slot::default())).collect(),
             restarts: 0,
@@ -272,6 +273,7 @@ impl Rules {
                 Some(Want::Up)
             }
             Goal::Queued => Some(Want::Up),
+            Goal::Down { again: true, .. } => Some(Want::Up),
             Goal::Up { .. } | Goal::Down { .. } | Goal::Ended => None,
         }
     }

@@ -327,8 +327,8 @@ impl Rules {
                     complete && watcher.is_quiet() && is_over
                 }
                 Goal::Queued => self.is_kept_waiting(*id),
-                Goal::Down { held: true } => false,
-                Goal::Down { held: false } | Goal::Waiting | Goal::Ended | Goal::Failed => {
+                Goal::Down { held: true, .. } => false,
+                Goal::Down { held: false, .. } | Goal::Waiting | Goal::Ended | Goal::Failed => {
                     !watcher.lives()
                 }
             };

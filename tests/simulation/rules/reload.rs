@@ -40,7 +40,7 @@ impl Rules {
             (Goal::Up { .. }, Way::Signal(signal)) => {
                 Want::Reloaded(self.signal_reload(id, signal))
             }
-            (Goal::Queued, _) => Want::Up,
+            (Goal::Queued | Goal::Down { again: true, .. }, _) => Want::Up,
             _ => Want::Scaled,
         }
     }
@@ -465,6 +465,7 @@ impl Watcher {
         match self.goal {
             Goal::Up { .. } => self.own.spec.unit.kind != WatcherKind::Oneshot,
             Goal::Queued | Goal::Waiting => true,
+            Goal::Down { again: true, .. } => true,
             Goal::Down { .. } | Goal::Ended | Goal::Failed => false,
         }
     }

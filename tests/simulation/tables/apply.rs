@@ -7,18 +7,6 @@ fn a(number: u32, lines: &str) -> String {
     format!("[watcher.a]\ncmd = \"program {number}\"\n{lines}\n")
 }
 
-/// Begun, and its first workers spawned.
-fn run_of(text: &str) -> Scenario {
-    let mut run = Scenario::of(text);
-    let mut words = run.begin();
-    while let Some(word) = words.pop() {
-        if let Some(slot) = word.strip_prefix("spawn ") {
-            words.extend(run.spawned(slot));
-        }
-    }
-    run
-}
-
 fn port(number: u32, lines: &str) -> String {
     format!("[socket.s]\nlisten = \"127.0.0.1:{number}\"\n{lines}\n")
 }
