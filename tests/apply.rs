@@ -714,6 +714,65 @@ fn a_new_optional_socket_that_cannot_be_bound_yet_is_tried_again() {
 }
 
 #[test]
+fn a_socket_that_is_optional_no_more_must_be_bound() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("an address").port();
+    let units = |line: &str| {
+        format!(
+            "[socket.late]\nlisten = \"127.0.0.1:{port}\"\n{line}\n[watcher.late]\ncmd = \"PROBE serve $(circus.socket.late)\""
+        )
+    };
+    let manager = Manager::start(&units("optional = true"));
+    assert_eq!(manager.socket("late")["state"], "failed");
+    let text = refused(&manager, &units(""));
+    assert!(
+        text.contains("socket `late`") && text.contains("in use"),
+        "{text}"
+    );
+    assert!(text.contains("nothing was changed"), "{text}");
+    drop(taken);
+    manager.ok(&["apply"]);
+    manager.wait_for_state("late", "running");
+    assert_eq!(
+        ask(&manager.address("late"), "pid"),
+        manager.pids("late")[0].to_string()
+    );
+}
+
+#[test]
+fn the_file_of_a_unix_socket_is_as_a_new_one_would_be_and_that_of_another_is_left_alone() {
+    use std::os::unix::fs::MetadataExt;
+    let units = |lines: &str| format!("[socket.web]\nlisten = \"DIR/web\"\n{lines}");
+    if !support::needs_root() {
+        return;
+    }
+    let manager = Manager::start(&units("mode = \"0600\"\nuser = 12\ngroup = 34"));
+    let path = manager.path("web");
+    let access = || {
+        let data = std::fs::symlink_metadata(&path).expect("the socket's file");
+        (data.uid(), data.gid(), data.mode() & 0o777)
+    };
+    assert_eq!(access(), (12, 34, 0o600));
+    manager.apply(&units("mode = \"0620\""));
+    let own = (
+        nix::unistd::geteuid().as_raw(),
+        nix::unistd::getegid().as_raw(),
+    );
+    assert_eq!(access(), (own.0, own.1, 0o620));
+
+    std::fs::remove_file(&path).expect("remove");
+    let _another = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let before = access();
+    manager.apply(&units("mode = \"0666\"\nuser = 12"));
+    assert_eq!(access(), before);
+    let log = manager.log();
+    assert!(
+        log.contains("somebody has put another file in its place"),
+        "{log}"
+    );
+}
+
+#[test]
 fn a_stopped_watcher_stays_stopped_and_an_on_demand_one_waits() {
     let units = |mark: &str| {
         format!(

@@ -4,7 +4,7 @@ use super::listeners::Names;
 use super::{Manager, System, clock, logger, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::supervise::{Event, Refusal, RequestId, Supervisor};
+use crate::supervise::{Event, Refusal, RequestId, SocketId, Supervisor};
 use crate::sys::lookup::Found;
 use crate::unit::{self, Finding, Severity, Sources};
 use std::collections::BTreeSet;
@@ -72,7 +72,10 @@ impl Manager {
         self.check_apply(self.applying.is_some())?;
         let News { plan, changes } = self.read_anew()?;
         let leaving = self.supervisor.leaving(&changes);
-        let missing = self.listeners.names_to_prepare(&plan, &changes, &leaving);
+        let mut missing = self.listeners.names_to_prepare(&plan, &changes, &leaving);
+        let to_be_bound = self.supervisor.to_be_bound(&plan, &changes).into_iter();
+        let names = to_be_bound.filter_map(|(id, _)| self.listeners.name_of(id));
+        missing.extend(names.map(str::to_owned));
         for name in &missing {
             self.lookups.ask(&self.epoll, name);
         }
@@ -147,6 +150,9 @@ impl Manager {
             missing: _,
         } = applying;
         self.check_apply(false)?;
+        for (socket, name) in self.supervisor.to_be_bound(&plan, &changes) {
+            self.bind_now(socket, &name, &names)?;
+        }
         let leaving = self.supervisor.leaving(&changes);
         let unbound = self
             .listeners
@@ -171,6 +177,22 @@ impl Manager {
         // Nothing of it is left but where the supervisor did not ask for it.
         self.listeners.forget_prepared();
         Ok(())
+    }
+
+    /// Binds a socket that was optional when it could not be bound, and is so no more.
+    fn bind_now(&mut self, socket: SocketId, name: &str, names: &Names) -> Result<(), Failure> {
+        let host = self.listeners.name_of(socket);
+        let found = host.and_then(|host| names.get(host).cloned());
+        match self.bind(socket, &found.unwrap_or_else(|| Ok(Vec::new()))) {
+            Event::BindFailed { error, .. } => {
+                let reason = format!("socket `{name}`: {error}; nothing was changed");
+                Err(Failure::Refused { reason })
+            }
+            bound => {
+                self.dispatch(bound);
+                Ok(())
+            }
+        }
     }
 
     fn read_anew(&self) -> Result<News, Failure> {

@@ -2,7 +2,7 @@
 
 use super::order::Phase;
 use super::request::{Begun, Later, Want};
-use super::state::{Binding, Edition, Goal, Watcher};
+use super::state::{Binding, Edition, Goal, Socket, Watcher};
 use super::time::Due;
 use super::{
     Effect, ParentNotice, Refusal, SocketId, Supervisor, Turn, WatcherId, WatcherState, new_socket,
@@ -83,6 +83,24 @@ impl Supervisor {
             .filter(|(_, socket)| socket.retired || gone.contains(socket.spec.name()))
             .map(|(id, _)| id)
             .gather()
+    }
+
+    /// Sockets that are not bound, and have to be before these changes are made: they are optional no more.
+    pub fn to_be_bound(&self, plan: &Plan, changes: &[Change]) -> Vec<(SocketId, String)> {
+        let is_set = |socket: &Socket| {
+            let unit = Unit::Socket(socket.spec.name().to_owned());
+            (changes.iter()).any(|change| change.action == Action::Set && change.unit == unit)
+        };
+        let is_needed = |socket: &Socket| {
+            let mut specs = plan.sockets.iter();
+            let spec = specs.find(|spec| spec.name() == socket.spec.name());
+            spec.is_some_and(|spec| !spec.unit.optional)
+        };
+        (self.sockets.iter())
+            .filter(|(_, socket)| !matches!(socket.binding, Binding::Bound) && !socket.retired)
+            .filter(|(_, socket)| is_set(socket) && is_needed(socket))
+            .map(|(id, socket)| (id, socket.spec.name().to_owned()))
+            .collect()
     }
 
     /// Why there can't be an apply now, if so.

@@ -190,6 +190,8 @@ impl Supervisor {
             return;
         }
         socket.binding = Binding::Bound;
+        // It may have been bound before its next try was due.
+        self.timers.set(Due::Socket(id), None);
         self.log_socket(turn, LogLevel::Info, id, || "is bound now".into());
         self.stirred.insert(id);
         if self.sockets.get(id).is_some_and(|socket| socket.retired) {

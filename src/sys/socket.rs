@@ -9,14 +9,14 @@ use super::process::{is_zombie, name_of};
 use super::{reason, unix};
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
-use nix::unistd::fchownat;
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
+use nix::unistd::{fchownat, getegid, geteuid};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -630,17 +630,28 @@ fn finish_node(listen: &Listen<'_>, socket: &Socket, path: &Path) -> Result<(), 
 
 /// Changes the owner of a socket's node, and of nothing that somebody may have put in its place.
 fn chown_node(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    let (node, _) = open_node(path)?;
+    chown_opened(&node, uid, gid)
+}
+
+/// The node of a socket, to be changed and not to be used.
+fn open_node(path: &Path) -> io::Result<(OwnedFd, FileStat)> {
     let node = open(
         path,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
-    let kind = SFlag::from_bits_truncate(fstat(&node)?.st_mode) & SFlag::S_IFMT;
+    let found = fstat(&node)?;
+    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
     if kind != SFlag::S_IFSOCK {
         return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
     }
+    Ok((node, found))
+}
+
+fn chown_opened(node: &OwnedFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     Ok(fchownat(
-        &node,
+        node,
         "",
         uid.map(Into::into),
         gid.map(Into::into),
@@ -785,8 +796,9 @@ pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets on a socket that is bound whatever can be set there: backlog, O_NONBLOCK, interface, owner and mode of its file.
-pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
+/// Sets on a socket that is bound whatever can be set there: backlog, O_NONBLOCK, interface, owner and mode of its file,
+/// which is `file` if we have made it. Whatever else stands at its path is left alone, and is an error.
+pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>, file: Option<FileId>) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_nonblocking(!listen.blocking)?;
     let interface = listen.interface.map(str::as_bytes);
@@ -798,19 +810,52 @@ pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     {
         socket.bind_device(interface)?;
     }
-    if let Address::Path(path) = listen.address {
-        if listen.uid.is_some() || listen.gid.is_some() {
-            chown_node(path, listen.uid, listen.gid)?;
-        }
-        let mode = listen.mode.unwrap_or(0o666 & !listen.umask.unwrap_or(0)) & 0o777;
-        if fs::symlink_metadata(path)?.file_type().is_socket() {
-            fs::set_permissions(path, Permissions::from_mode(mode))?;
-        }
-    }
     if listen.kind.has_connections() {
         socket.listen(backlog(listen))?;
     }
-    Ok(())
+    match listen.address {
+        Address::Path(path) => adjust_node(path, listen, file),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the file of a unix socket the owner and the mode that a new one would have; one that we have not made keeps its
+/// owner where none is asked for.
+fn adjust_node(path: &Path, listen: &Listen<'_>, file: Option<FileId>) -> io::Result<()> {
+    let (node, found) = open_node(path)?;
+    let (mut uid, mut gid) = (listen.uid, listen.gid);
+    if let Some(file) = file {
+        if file != (found.st_dev, found.st_ino) {
+            return Err(io::Error::other(
+                "somebody has put another file in its place",
+            ));
+        }
+        uid = uid.or_else(|| Some(geteuid().as_raw()));
+        gid = gid.or_else(|| group_of_new_files(path));
+    }
+    let is = |wanted: Option<u32>, found: u32| wanted.is_none_or(|wanted| wanted == found);
+    if !is(uid, found.st_uid) || !is(gid, found.st_gid) {
+        chown_opened(&node, uid, gid)?;
+    }
+    let mode = listen.mode.unwrap_or(0o666 & !listen.umask.unwrap_or(0)) & 0o777;
+    let mode = Permissions::from_mode(mode);
+    // chmod(2) takes no such descriptor, and the path may lead to another file by now.
+    match fs::set_permissions(format!("/proc/self/fd/{}", node.as_raw_fd()), mode.clone()) {
+        // There is no /proc.
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::set_permissions(path, mode),
+        result => result,
+    }
+}
+
+/// The group of what this process makes in the folder of `path`.
+fn group_of_new_files(path: &Path) -> Option<u32> {
+    let folder = path.parent()?.metadata().ok()?;
+    let is_inherited = folder.mode() & libc::S_ISGID != 0;
+    Some(if is_inherited {
+        folder.gid()
+    } else {
+        getegid().as_raw()
+    })
 }
 
 /// Ends a listener at once, whoever else has a descriptor of it: what waits is reset, and nothing new comes. A datagram

@@ -214,8 +214,9 @@ impl Listener {
 
     pub(super) fn adjust(&self) {
         let address = address_of(&self.spec.unit);
+        let file = self.node.as_ref().map(Node::id);
         for fd in self.fds.iter() {
-            if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address)) {
+            if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address), file) {
                 log::warn!(target: &format!("socket.{}", self.spec.name()), "could not be changed: {error}");
             }
         }
