@@ -246,12 +246,6 @@ fn find_contradictions(watcher: &unit::Watcher, findings: &mut Findings) {
     let mut warn = |place: Place, what: &str| {
         findings.push(Finding::warning(place, format!("watcher `{name}`: {what}")));
     };
-    if let (Some(args), false) = (&watcher.shell_args, watcher.shell) {
-        warn(
-            args.place,
-            "`shell_args` does nothing without `shell = true`",
-        );
-    }
     if watcher.restart_delay > watcher.restart_max_delay {
         warn(
             own_place,
@@ -1623,11 +1617,18 @@ mod tests {
     #[test]
     fn useless_options_are_warned_of() {
         let found = warned("x $(circus.socket.web)", |w| {
-            w.shell_args = Some(text("a"));
             w.restart_delay = Duration::from_secs(60);
             w.ready_delay = Duration::from_secs(90);
         });
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn one_mistake_is_told_once() {
+        assert_eq!(
+            found("[watcher.w]\ncmd = \"x\"\nshell_args = \"a\"\n"),
+            ["3:1: warning: `shell_args` of `watcher.w` has no effect without `shell = true`"]
+        );
     }
 
     #[test]
