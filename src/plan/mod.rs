@@ -165,6 +165,10 @@ pub struct Examined {
     pub plan: Option<Plan>,
     /// All errors and warnings, in order of file and place; of very many in one file only the first.
     pub findings: Vec<Finding>,
+    /// How many errors there are, whether they are among the findings or not.
+    pub errors: usize,
+    /// The same of warnings.
+    pub warnings: usize,
     /// The texts the findings point into.
     pub sources: unit::Sources,
 }
@@ -200,6 +204,8 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
     Examined {
         units: count,
         plan,
+        errors: findings.errors(),
+        warnings: findings.warnings(),
         findings: findings.finish(&sources),
         sources,
     }

@@ -447,7 +447,7 @@ impl<'v> Table<'v> {
             |key: &Key<D>| [key.name].into_iter().chain(key.instead_of.iter().copied());
         for entry in &self.entries {
             let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
-                if findings.is_full(entry.key_place.file) {
+                if findings.is_beyond(entry.key_place) {
                     // What it was meant to be is not looked for.
                     doubt = Doubt::of_everything();
                     findings.error_with(entry.key_place, String::new);

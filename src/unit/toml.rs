@@ -44,7 +44,6 @@ impl Reader {
     /// Reads a main file of `folder` with its drop-ins, the main file first. What they say is not all that the group
     /// has if it `is_partial`.
     pub fn read(&mut self, sources: &Sources, folder: &Path, files: &[u32], is_partial: bool) {
-        let before = self.findings.len();
         let documents: Vec<Document<'_>> = files
             .iter()
             .map(|&file| parse(file, sources.text(file)))
@@ -67,12 +66,16 @@ impl Reader {
         self.units.watchers.reserve(watchers);
         // Stable, so that a drop-in stays behind what it is laid over.
         layers.arrange_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
-        for same in layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name)) {
+        let same = layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name));
+        let mut same: Vec<_> = same.collect();
+        // As they were written: of very many mistakes the first are told, and little work is put into the others.
+        same.arrange_by_key(|same| same[0].header);
+        for same in same {
             let table = merge(same, folder, is_partial);
             self.read_table(&table, sources);
         }
         for document in documents.into_iter().filter(Document::is_broken) {
-            self.take_back(before, document.file);
+            self.take_back(document.file);
             document.report(&mut self.findings);
         }
     }
@@ -83,14 +86,11 @@ impl Reader {
         self.findings.sort();
     }
 
-    /// Takes out of the findings from `since` on what may only follow from the mistakes of syntax of `file`.
-    fn take_back(&mut self, since: usize, file: u32) {
+    /// Takes out of the findings what may only follow from the mistakes of syntax of `file`.
+    fn take_back(&mut self, file: u32) {
         let doubts = &self.doubts;
-        let mut index = 0;
-        self.findings.retain(|finding| {
-            index += 1;
-            index <= since || finding.place.file != file || !doubts.cover(finding)
-        });
+        self.findings
+            .retain(|finding| finding.place.file != file || !doubts.cover(finding));
     }
 
     /// The tables of a document; what is none of ours is reported.
@@ -362,6 +362,7 @@ fn merge<'v>(layers: &[Layer<'v>], folder: &'v Path, is_partial: bool) -> Table<
         }
     }
     table.entries = merged.into_values().collect();
+    table.entries.arrange_by_key(|entry| entry.key_place);
     table
 }
 
@@ -694,7 +695,7 @@ mod tests {
             findings(
                 "[socket.web]\nlisten = 1\n[socket.Web]\nlisten = 2\n[watcher.WEB]\ncmd = \"x\""
             ),
-            ["/u/t:1:1: socket `web` differs from `Web` at /u/t:3:1 by case alone; rename one"]
+            ["/u/t:3:1: socket `Web` differs from `web` at /u/t:1:1 by case alone; rename one"]
         );
     }
 
