@@ -10,7 +10,7 @@ use super::field::check_name;
 use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Reading, Table, header_of, home_of};
 use super::nearest::nearest;
-use super::value::clipped;
+use super::value::{clipped, parse_mode};
 use super::{Finding, Findings, Name, NameMap, Place, Sources, Units};
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
@@ -120,8 +120,19 @@ impl Reader {
             let mut is_named = true;
             for unit in table.iter() {
                 let Value::Table(table) = unit.value else {
-                    is_named = false;
                     self.doubts.names.insert(unit.key.to_lowercase());
+                    // Of a header the key is a part.
+                    if matches!(unit.value, Value::List(_))
+                        && unit.place.start < unit.key_place.start
+                    {
+                        let message = format!(
+                            "double brackets make a list of tables; write {} in single ones",
+                            header_of(kind)
+                        );
+                        self.error(unit.key_place, message);
+                    } else {
+                        is_named = false;
+                    }
                     continue;
                 };
                 layers.push(Layer::new(kind, unit.key, document.header(&unit), table));
@@ -518,12 +529,10 @@ fn explain(message: &str, text: &str, span: Range<usize>) -> (Range<usize>, Stri
     let message = match value {
         "" if message.starts_with("string values must be quoted") => "missing value".to_string(),
         _ if value.starts_with(['"', '\'', '[', '{']) => return (span, message.to_string()),
-        _ if message == "unexpected leading zero" => {
-            format!(
-                "a number with a leading zero; write a mode as `\"{}\"`",
-                clipped(value)
-            )
-        }
+        _ if message == "unexpected leading zero" => match parse_mode(value, 0o7777) {
+            Ok(_) => format!("a number with a leading zero; write a mode as `\"{value}\"`"),
+            Err(_) => "a number with a leading zero".to_string(),
+        },
         _ if !is_about_a_value(message) => return (span, message.to_string()),
         "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "True" | "TRUE" => {
             "not a TOML value; write `true`".to_string()
@@ -644,7 +653,11 @@ mod tests {
             ),
             (
                 "[[socket.a]]\nlisten = 1",
-                "/u/t:1:3: `[socket]` needs a name; write `[socket.NAME]`",
+                "/u/t:1:10: double brackets make a list of tables; write `[socket.NAME]` in single ones",
+            ),
+            (
+                "[socket]\na = [[1]]",
+                "/u/t:1:2: `[socket]` needs a name; write `[socket.NAME]`",
             ),
         ] {
             assert_eq!(findings(text), [wanted], "{text}");
