@@ -723,9 +723,17 @@ impl<'a, 'f> Compiler<'a, 'f> {
                 },
             ),
             Value::Unknown => {
-                let hint = match name.split_once('.') {
-                    None => self.world.hints.nearest(name, option::NAMES),
-                    Some((kind, _)) => {
+                let lacks = match () {
+                    () if self.world.socket_in_any_case(name).is_some() => Some("socket"),
+                    () if self.has_variable(name, text.sees) => Some("env"),
+                    () => None,
+                };
+                let hint = match (lacks, name.split_once('.')) {
+                    (Some(kind), _) => {
+                        format!("; did you mean `$(circus.{kind}.{})`?", shorten(name))
+                    }
+                    (None, None) => self.world.hints.nearest(name, option::NAMES),
+                    (None, Some((kind, _))) => {
                         let kinds = ["socket", "sockets", "env", "rlimits"];
                         self.world.hints.nearest(kind, kinds)
                     }
@@ -1343,6 +1351,26 @@ mod tests {
             (
                 "x $(circus.sokcet.web)",
                 "unknown substitution `$(circus.sokcet.web)`; did you mean `socket`? (in `cmd`)",
+            ),
+            (
+                "x $(circus.web)",
+                "unknown substitution `$(circus.web)`; did you mean `$(circus.socket.web)`? (in `cmd`)",
+            ),
+            (
+                "x $(circus.home)",
+                "unknown substitution `$(circus.home)`; did you mean `$(circus.env.home)`? (in `cmd`)",
+            ),
+            (
+                "x $(circus.numproc)",
+                "unknown substitution `$(circus.numproc)`; did you mean `numprocesses`? (in `cmd`)",
+            ),
+            (
+                "x $(circus.working)",
+                "unknown substitution `$(circus.working)`; did you mean `working_dir`? (in `cmd`)",
+            ),
+            (
+                "x $(circus.environ.HOME)",
+                "unknown substitution `$(circus.environ.HOME)`; did you mean `env`? (in `cmd`)",
             ),
             (
                 "x $(circus.)",

@@ -2077,6 +2077,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_were_shortened_are_recognized() {
+        for (header, key, meant) in [
+            ("watcher.w", "numproc", "numprocesses"),
+            ("watcher.w", "sock", "sockets"),
+            ("watcher.w", "stop_sig", "stop_signal"),
+            ("watcher.w", "graceful", "graceful_timeout"),
+            ("watcher.w", "proc", "numprocesses"),
+            ("socket.s", "sock_type", "type"),
+            ("socket.s", "reuse", "so_reuseport"),
+        ] {
+            let wanted = format!("; did you mean `{meant}`?");
+            let found = findings(&format!("[{header}]\n{key} = 1\n"));
+            assert!(found.iter().any(|it| it.ends_with(&wanted)), "{found:?}");
+        }
+    }
+
+    #[test]
     fn keys_that_contradict_each_other_are_refused() {
         for (keys, wanted) in [
             (
