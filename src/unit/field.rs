@@ -210,6 +210,12 @@ impl<'v, 'f> Field<'v, 'f> {
         Some(text.to_string())
     }
 
+    /// The same and where it stands.
+    pub fn filled_text_here(&mut self) -> Option<At<String>> {
+        let (value, place) = (self.filled_text()?, self.place);
+        Some(At { value, place })
+    }
+
     /// An integer of `range`.
     pub fn integer<T>(&mut self, range: RangeInclusive<T>) -> Option<T>
     where
@@ -427,10 +433,8 @@ impl<'v, 'f> Field<'v, 'f> {
         match self.raw {
             Value::Text(_) => self.text().map(|text| Words::Text(text.to_string())),
             Value::List(_) => {
-                let words = self.list("text in quotes", |word| word.text().map(str::to_string))?;
-                Some(Words::List(
-                    words.into_iter().map(|word| word.value).collect(),
-                ))
+                let words = self.list("text in quotes", |word| word.text().map(str::to_string));
+                words.map(Words::List)
             }
             _ => {
                 self.mismatch(

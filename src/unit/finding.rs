@@ -1,6 +1,7 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
 use super::Arrange;
+use super::document::place_in_string;
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -142,7 +143,7 @@ impl Findings {
     }
 
     /// Whether an error at `place` is not kept any more.
-    pub(super) fn is_beyond(&self, place: Place) -> bool {
+    pub fn is_beyond(&self, place: Place) -> bool {
         let rest = self.rests.get(&(place.file, Severity::Error));
         rest.is_some_and(|rest| place >= rest.from)
     }
@@ -307,6 +308,23 @@ impl Sources {
         self.files
             .get(file as usize)
             .map_or("", |source| &source.text)
+    }
+
+    /// Where in the string that stands at `place` its byte `offset` and `length` more are written; `place` where that can't be
+    /// told.
+    pub fn within(&self, place: Place, offset: usize, length: usize) -> Place {
+        let written = place.start as usize..place.end as usize;
+        let raw = self.text(place.file).get(written);
+        let Some(start) = raw.and_then(|raw| place_in_string(raw, offset)) else {
+            return place;
+        };
+        // Both are within a file, whose bytes are counted in 32 bits.
+        let start = place.start + start as u32;
+        Place {
+            start,
+            end: place.end.min(start + length as u32),
+            ..place
+        }
     }
 
     /// The path that `file` was added with.

@@ -812,7 +812,7 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Findings) -> Reading<Wat
     }
     draft.watcher.cmd = draft.cmd.unwrap_or_else(|| {
         doubt.add(["cmd"]);
-        At::nowhere(Words::List(vec!["unknown".to_string()]))
+        At::nowhere(Words::List(vec![At::nowhere("unknown".to_string())]))
     });
     Reading::new(draft.watcher, doubt, table, findings.errors() > before)
 }
@@ -838,9 +838,9 @@ fn check_command(
         }
         Words::Text(text) => match split_words(text) {
             Err(why) => Some(format!("cannot be split into words: {why}")),
-            Ok(words) => fault_of_words(&words),
+            Ok(words) => fault_of_words(words.first()),
         },
-        Words::List(words) => fault_of_words(words),
+        Words::List(words) => fault_of_words(words.first().map(|word| &word.value)),
     };
     if let Some(fault) = fault {
         findings.push(Finding::error(
@@ -852,8 +852,8 @@ fn check_command(
     true
 }
 
-fn fault_of_words(words: &[String]) -> Option<String> {
-    match words.first() {
+fn fault_of_words(first: Option<&String>) -> Option<String> {
+    match first {
         None => Some("is empty; write a program and its arguments".to_string()),
         Some(first) if first.trim().is_empty() => {
             Some("has an empty first word; write a program there".to_string())
@@ -1102,7 +1102,7 @@ fn stdin(field: &mut Field<'_, '_>) -> Option<Stdin> {
             None
         }
         text if text.contains('/') || text.contains('.') || text.trim().is_empty() => {
-            field.filled_text().map(Stdin::File)
+            field.filled_text_here().map(Stdin::File)
         }
         text => {
             field.refuse(format_args!(
@@ -1126,7 +1126,7 @@ fn output(field: &mut Field<'_, '_>) -> Option<Output> {
             field.refuse(format_args!("has no `file`; write `{EXAMPLE}`"));
             return None;
         };
-        return file.filled_text().map(Output::File);
+        return file.filled_text_here().map(Output::File);
     }
     if let Some(text) = field.as_text()
         && (text.contains('/') || text.contains('.'))
@@ -1357,7 +1357,9 @@ mod tests {
         );
         assert_eq!(
             w.args,
-            Some(At::nowhere(Words::List(vec!["a".into(), String::new()])))
+            Some(At::nowhere(Words::List(
+                ["a", ""].map(|word| At::nowhere(word.into())).into()
+            )))
         );
         assert_eq!(w.executable, Some(At::nowhere("/bin/x".to_string())));
         assert_eq!(
@@ -1372,7 +1374,7 @@ mod tests {
         };
         assert_eq!(w.sockets, Some(names(&["s", "t"])));
         assert!(w.shell && !w.listen_fds && w.singleton && !w.autostart && w.on_demand.value);
-        assert_eq!(w.stdin, Stdin::File("in.txt".to_string()));
+        assert_eq!(w.stdin, Stdin::File(At::nowhere("in.txt".to_string())));
         assert_eq!(w.kind, WatcherKind::Notify);
         assert_eq!(w.warmup_delay, Duration::from_millis(500));
         assert_eq!(w.ready_delay, Duration::from_secs(1));
@@ -1425,7 +1427,7 @@ mod tests {
         assert_eq!(w.env_file, Some(At::nowhere("-e".to_string())));
         assert_eq!(w.virtualenv, Some(At::nowhere("v".to_string())));
         assert_eq!(w.stdout, Output::Null);
-        assert_eq!(w.stderr, Output::File("err.log".to_string()));
+        assert_eq!(w.stderr, Output::File(At::nowhere("err.log".to_string())));
 
         let w = good_watcher(
             "use_sockets = true\nstdin_socket = \"s\"\nstart_timeout = \"infinity\"\ngraceful_timeout = \"infinity\"\n\
