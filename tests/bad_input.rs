@@ -1001,6 +1001,30 @@ fn a_file_of_nothing_but_mistakes_is_told_of_in_short() {
 }
 
 #[test]
+fn of_very_many_mistakes_the_first_of_the_file_are_shown_and_all_are_counted() {
+    let dir = folder();
+    // Those of the first pass, and those of the second, which takes units in order of name too.
+    for (line, mistake) in [
+        ("foo = 1", "unknown key `foo`"),
+        ("after = [\"foo\"]", "unknown watcher `foo`"),
+    ] {
+        let unit = |n| format!("[watcher.w{n}]\ncmd = \"x\"\n{line}\n");
+        write_units(dir.path(), &(1..=300).map(unit).collect::<String>());
+        let (output, _) = on_folder("check", dir.path());
+        let text = stderr(&output);
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(mistake)).collect();
+        assert_eq!(lines.len(), 100, "{text}");
+        for (n, told) in lines.iter().enumerate() {
+            let place = format!("units.toml:{}:", 3 * n + 3);
+            assert!(told.contains(&place), "{told}: {place}");
+        }
+        assert!(text.contains("and 200 more errors of this file"), "{text}");
+        let summary = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(summary.contains(", 300 errors"), "{summary}");
+    }
+}
+
+#[test]
 fn an_env_file_that_is_no_file_is_refused() {
     let dir = folder();
     let fifo = bounded(Command::new("mkfifo").arg(dir.path().join("fifo")));

@@ -22,17 +22,6 @@ fn examine(paths: Vec<PathBuf>, surroundings: &Surroundings, host: &dyn Host) ->
     plan::examine(unit::load(&search(paths, surroundings)), host)
 }
 
-fn has_errors(findings: &[Finding]) -> bool {
-    count(findings, Severity::Error) > 0
-}
-
-fn count(findings: &[Finding], severity: Severity) -> usize {
-    findings
-        .iter()
-        .filter(|finding| finding.severity == severity)
-        .count()
-}
-
 /// Validates unit files. Findings go to stderr and a summary to stdout; with `json` an array of findings to stdout.
 pub(super) fn check(
     paths: Vec<PathBuf>,
@@ -51,21 +40,17 @@ pub(super) fn check(
         write_json(&findings, false, out)?;
     } else {
         show(&examined.findings, &examined.sources);
-        writeln!(out, "{}", summary(examined.units, &examined.findings))?;
+        writeln!(out, "{}", summary(&examined))?;
     }
-    Ok(if is_refused(&examined.findings, strict) {
+    Ok(if is_refused(&examined, strict) {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
 }
 
-fn is_refused(findings: &[Finding], strict: bool) -> bool {
-    if strict {
-        !findings.is_empty()
-    } else {
-        has_errors(findings)
-    }
+fn is_refused(examined: &Examined, strict: bool) -> bool {
+    examined.errors > 0 || (strict && examined.warnings > 0)
 }
 
 /// Prints findings to stderr.
@@ -79,19 +64,18 @@ fn show(findings: &[Finding], sources: &Sources) {
 }
 
 /// Such as `5 units, 1 error, 2 warnings`.
-fn summary(units: usize, findings: &[Finding]) -> String {
+fn summary(examined: &Examined) -> String {
     let counted = |count: usize, what: &str| match count {
         1 => format!("1 {what}"),
         _ => format!("{count} {what}s"),
     };
-    let mut parts = vec![counted(units, "unit")];
-    for (severity, what) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
-        match count(findings, severity) {
-            0 => {}
-            some => parts.push(counted(some, what)),
+    let mut parts = vec![counted(examined.units, "unit")];
+    for (count, what) in [(examined.errors, "error"), (examined.warnings, "warning")] {
+        if count > 0 {
+            parts.push(counted(count, what));
         }
     }
-    if findings.is_empty() {
+    if parts.len() == 1 {
         parts.push("no findings".into());
     }
     parts.join(", ")
@@ -145,7 +129,7 @@ pub(super) fn plan(
     let Some(plan) = examined.plan else {
         return Err(Error::Refused(format!(
             "there is no plan for these units: {}; mend what `tentpole check` finds",
-            summary(examined.units, &examined.findings)
+            summary(&examined)
         )));
     };
     let workers = plan.workers(&host, &|path| read_env_file(path));
@@ -281,38 +265,37 @@ mod tests {
     use crate::plan::PlannedFd;
     use crate::unit::Place;
 
-    fn findings(severities: &[Severity]) -> Vec<Finding> {
-        severities
-            .iter()
-            .map(|severity| Finding {
-                severity: *severity,
-                place: Place::NOWHERE,
-                message: "x".into(),
-            })
-            .collect()
+    fn examined(units: usize, errors: usize, warnings: usize) -> Examined {
+        Examined {
+            units,
+            plan: None,
+            findings: Vec::new(),
+            errors,
+            warnings,
+            sources: Sources::default(),
+        }
     }
 
     #[test]
     fn the_summary_counts_units_and_findings() {
-        use Severity::{Error, Warning};
-        assert_eq!(summary(5, &[]), "5 units, no findings");
-        assert_eq!(summary(1, &findings(&[Error])), "1 unit, 1 error");
-        assert_eq!(
-            summary(0, &findings(&[Warning, Error, Warning])),
-            "0 units, 1 error, 2 warnings"
-        );
+        for (counts, wanted) in [
+            (examined(5, 0, 0), "5 units, no findings"),
+            (examined(1, 1, 0), "1 unit, 1 error"),
+            (examined(0, 1, 2), "0 units, 1 error, 2 warnings"),
+        ] {
+            assert_eq!(summary(&counts), wanted);
+        }
     }
 
     #[test]
     fn warnings_refuse_the_units_only_when_strict() {
-        use Severity::{Error, Warning};
-        for (found, plain, strict) in [
-            (findings(&[]), false, false),
-            (findings(&[Warning]), false, true),
-            (findings(&[Warning, Error]), true, true),
+        for (counts, plain, strict) in [
+            (examined(1, 0, 0), false, false),
+            (examined(1, 0, 1), false, true),
+            (examined(1, 1, 1), true, true),
         ] {
             assert_eq!(
-                (is_refused(&found, false), is_refused(&found, true)),
+                (is_refused(&counts, false), is_refused(&counts, true)),
                 (plain, strict)
             );
         }

@@ -272,35 +272,38 @@ impl<'t> Reader<'t> {
         Ok(name)
     }
 
-    /// Takes a value and the end of its line.
+    /// Takes a value and the end of its line. As in systemd, quotes are quotes where a value begins and where it goes on
+    /// behind others, and characters like any once there is one without quotes: `{"a": 1}` and `it's` need none.
     fn value(&mut self) -> Result<String, String> {
         let mut value = String::new();
         // Blanks at the end fall away unless they are quoted: what is before this byte stays.
         let mut kept = 0;
+        let mut is_bare = false;
         while let Some(c) = self.take() {
             match c {
                 '\n' => break,
-                '\'' => loop {
+                '\'' if !is_bare => loop {
                     match self.take() {
                         None => return Err("the `'` is never closed".into()),
                         Some('\'') => break,
                         Some(c) => value.push(c),
                     }
                 },
-                '"' => self.double_quoted(&mut value)?,
-                '\\' => match self.take() {
-                    Some('\n') => {}
-                    Some(c) => value.push(c),
-                    None => value.push('\\'),
-                },
-                '\r' if self.rest.is_empty() => {}
+                '"' if !is_bare => self.double_quoted(&mut value)?,
                 ' ' | '\t' | '\r' => {
-                    if !value.is_empty() || kept > 0 {
+                    if is_bare {
                         value.push(c);
                     }
                     continue;
                 }
-                c => value.push(c),
+                '\\' => {
+                    is_bare = true;
+                    value.extend(self.take().filter(|c| *c != '\n'));
+                }
+                c => {
+                    is_bare = true;
+                    value.push(c);
+                }
             }
             kept = value.len();
         }
@@ -448,14 +451,22 @@ mod tests {
             ("A=''", ""),
             ("A='  '", "  "),
             ("A=\"b c\"", "b c"),
-            ("A=b'c d'\"e f\"g", "bc de fg"),
+            ("A=b'c d'\"e f\"g", "b'c d'\"e f\"g"),
+            ("A='b c'\"d\" 'e' f 'g'  ", "b cdef 'g'"),
+            ("A={\"debug\": \"yes\"}", "{\"debug\": \"yes\"}"),
+            ("A=say \"hi\"", "say \"hi\""),
+            ("A=it's", "it's"),
+            (r#"A=\"b c\" "#, "\"b c\""),
+            ("A=\\\n  two", "  two"),
+            ("A=b \\\n", "b "),
+            ("A=b \r", "b"),
             (r#"A="a\"b\\c\$d\`e\nf""#, r#"a"b\c$d`e\nf"#),
             (r"A=a\ \ b\'c\\", r"a  b'c\"),
             ("A='a\\b'", "a\\b"),
             ("A=one\\\n  two", "one  two"),
             ("A=\"one\\\ntwo\"", "onetwo"),
             ("A='one\ntwo'", "one\ntwo"),
-            ("A=b\\", "b\\"),
+            ("A=b\\", "b"),
             ("A=b\r\n", "b"),
             ("A=b\r", "b"),
             ("\u{feff}A=b", "b"),
@@ -520,6 +531,16 @@ mod tests {
                     prop_assert!(!value.contains('\0'));
                 }
             }
+        }
+
+        #[test]
+        fn a_value_that_begins_without_a_quote_keeps_its_quotes(
+            first in "[a-z0-9{}$#=:]",
+            rest in "[a-z\"' {}:,#$=\u{e4}]{0,20}",
+        ) {
+            let value = format!("{first}{rest}");
+            let wanted = value.trim_end_matches(' ').to_string();
+            prop_assert_eq!(parsed(&format!("A={value}\nB=1")), [("A".into(), wanted), ("B".into(), "1".into())]);
         }
 
         #[test]

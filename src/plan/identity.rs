@@ -131,8 +131,9 @@ pub(super) fn find_group(
     match &group.value {
         Principal::Id(gid) => usable(*gid, key, group, owner, findings),
         Principal::Name(name) => host.group_by_name(name).ok_or_else(|| {
+            let is_one_of_few = findings.errors() < FEW;
             findings.error_with(group.place, || {
-                let hint = hint(name, &host.group_names());
+                let hint = hint(name, is_one_of_few, &|| host.group_names());
                 format!("{owner}: unknown group `{name}` in `{key}`{hint}")
             });
             Reported
@@ -166,8 +167,9 @@ fn find_user(
                 user: Some(user),
             }),
             None => {
+                let is_one_of_few = findings.errors() < FEW;
                 findings.error_with(user.place, || {
-                    let hint = hint(name, &host.user_names());
+                    let hint = hint(name, is_one_of_few, &|| host.user_names());
                     format!("{owner}: unknown user `{name}`{hint}")
                 });
                 Err(Reported)
@@ -176,8 +178,11 @@ fn find_user(
     }
 }
 
-/// Of the hundred findings that a file has at most each may have one.
-fn hint(name: &str, known: &[String]) -> String {
+/// Of more errors than these, no name is looked for any more: each look-up reads the database.
+const FEW: usize = 1000;
+
+fn hint(name: &str, is_one_of_few: bool, known: &dyn Fn() -> Vec<String>) -> String {
+    let known = if is_one_of_few { known() } else { Vec::new() };
     unit::nearest(name, known.iter().map(String::as_str))
         .map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
 }

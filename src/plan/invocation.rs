@@ -388,7 +388,7 @@ mod tests {
     }
 
     fn list(words: &[&str]) -> At<Words> {
-        At::nowhere(Words::List(words.iter().map(|w| w.to_string()).collect()))
+        At::nowhere(Words::List(words.iter().map(|w| at(w)).collect()))
     }
 
     fn text(text: &str) -> At<Words> {
@@ -632,9 +632,9 @@ mod tests {
     fn relative_paths_start_at_the_units_folder() {
         let made = invoked("x", |w| {
             w.working_dir = Some(at("srv/$(circus.name)"));
-            w.stdin = unit::Stdin::File("in".into());
-            w.stdout = Output::File("/var/log/$(circus.wid).log".into());
-            w.stderr = Output::File("$(circus.working_dir)/err".into());
+            w.stdin = unit::Stdin::File(at("in"));
+            w.stdout = Output::File(at("/var/log/$(circus.wid).log"));
+            w.stderr = Output::File(at("$(circus.working_dir)/err"));
         });
         assert_eq!(made.working_dir, Some("/etc/units/srv/web".into()));
         assert_eq!(made.stdin, Source::File("/etc/units/in".into()));
@@ -773,7 +773,7 @@ mod tests {
     fn a_plan_comes_back_from_json_as_it_was() {
         let plan = one("x $(circus.socket.a) $(circus.env.A)", |w| {
             w.env = env(&[("A", "$(circus.name)")]);
-            w.stdout = Output::File("$(circus.working_dir)/$(circus.wid)".into());
+            w.stdout = Output::File(at("$(circus.working_dir)/$(circus.wid)"));
             w.working_dir = Some(at("$(circus.env.HOME)"));
         });
         let json = serde_json::to_string(&plan).expect("plain data");

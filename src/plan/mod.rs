@@ -27,7 +27,7 @@ pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
 use crate::unit::Arrange;
-use crate::unit::{self, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Units};
+use crate::unit::{self, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Sources, Units};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
@@ -165,6 +165,10 @@ pub struct Examined {
     pub plan: Option<Plan>,
     /// All errors and warnings, in order of file and place; of very many in one file only the first.
     pub findings: Vec<Finding>,
+    /// How many errors there are, whether they are among the findings or not.
+    pub errors: usize,
+    /// The same of warnings.
+    pub warnings: usize,
     /// The texts the findings point into.
     pub sources: unit::Sources,
 }
@@ -181,7 +185,7 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
     } = loaded;
     let count = units.sockets.len() + units.watchers.len();
     let plan = if findings.errors() == 0 {
-        let (plan, more) = plan_in_doubt(units, &doubts, host);
+        let (plan, more) = plan_in_doubt(units, &doubts, &sources, host);
         findings.extend(more);
         plan
     } else {
@@ -190,7 +194,7 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
         if doubts.of_manager().is_some() {
             units.manager = unfinished.manager;
         }
-        let (_, mut more) = plan_in_doubt(units, &doubts, host);
+        let (_, mut more) = plan_in_doubt(units, &doubts, &sources, host);
         // What is only a warning may be due to what is missing.
         more.retain_errors();
         more.retain(|finding| !doubts.cover(finding));
@@ -200,6 +204,8 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
     Examined {
         units: count,
         plan,
+        errors: findings.errors(),
+        warnings: findings.warnings(),
         findings: findings.finish(&sources),
         sources,
     }
@@ -209,11 +215,16 @@ pub fn examine(loaded: unit::Loaded, host: &dyn Host) -> Examined {
 ///
 /// Names that differ by case alone, and values that are wrong in themselves, are left to the loader.
 pub fn plan(units: Units, host: &dyn Host) -> (Option<Plan>, Findings) {
-    plan_in_doubt(units, &Doubts::default(), host)
+    plan_in_doubt(units, &Doubts::default(), &Sources::default(), host)
 }
 
-/// The same of units of which not everything is known.
-fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<Plan>, Findings) {
+/// The same of units of which not everything is known, and whose texts are.
+fn plan_in_doubt(
+    mut units: Units,
+    doubts: &Doubts,
+    sources: &Sources,
+    host: &dyn Host,
+) -> (Option<Plan>, Findings) {
     units.sort();
     let own = inheritable(&host.environment());
     let hints = Hints::new();
@@ -234,7 +245,14 @@ fn plan_in_doubt(mut units: Units, doubts: &Doubts, host: &dyn Host) -> (Option<
         .map(|socket| identity::of_socket(socket, host, &mut findings))
         .collect();
     let levels = order::start_levels(&units.watchers, doubts, &hints, &mut findings);
-    let world = settle::World::new(&units.sockets, &units.manager.env, &own, doubts, &hints);
+    let world = settle::World::new(
+        &units.sockets,
+        &units.manager.env,
+        &own,
+        doubts,
+        sources,
+        &hints,
+    );
     let settled: Vec<_> = units
         .watchers
         .iter()

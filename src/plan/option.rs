@@ -3,7 +3,7 @@
 use super::Identity;
 use super::substitute::TextOption;
 use crate::unit::{
-    NotifyAccess, Output, Principal, Reload, Restart, Signal, Stdin, Watcher, WatcherKind,
+    At, NotifyAccess, Output, Principal, Reload, Restart, Signal, Stdin, Watcher, WatcherKind,
     signal_name,
 };
 use std::time::Duration;
@@ -186,14 +186,20 @@ pub(super) fn value(watcher: &Watcher, identity: Option<&Identity>, name: &str) 
 
 /// The text of `option` as the unit has it; `None` where there is none.
 pub(super) fn text(watcher: &Watcher, option: TextOption) -> Option<&str> {
+    let text = written(watcher, option)?.value.as_str();
+    Some(match option {
+        TextOption::EnvFile => text.strip_prefix('-').unwrap_or(text),
+        _ => text,
+    })
+}
+
+/// The value of `option`, and where it stands.
+pub(super) fn written(watcher: &Watcher, option: TextOption) -> Option<&At<String>> {
     match option {
-        TextOption::Executable => watcher.executable.as_ref().map(|at| at.value.as_str()),
-        TextOption::WorkingDir => watcher.working_dir.as_ref().map(|at| at.value.as_str()),
-        TextOption::Virtualenv => watcher.virtualenv.as_ref().map(|at| at.value.as_str()),
-        TextOption::EnvFile => watcher
-            .env_file
-            .as_ref()
-            .map(|at| at.value.strip_prefix('-').unwrap_or(&at.value)),
+        TextOption::Executable => watcher.executable.as_ref(),
+        TextOption::WorkingDir => watcher.working_dir.as_ref(),
+        TextOption::Virtualenv => watcher.virtualenv.as_ref(),
+        TextOption::EnvFile => watcher.env_file.as_ref(),
         TextOption::Stdin => match &watcher.stdin {
             Stdin::Null => None,
             Stdin::File(path) => Some(path),
@@ -203,7 +209,7 @@ pub(super) fn text(watcher: &Watcher, option: TextOption) -> Option<&str> {
     }
 }
 
-fn file(output: &Output) -> Option<&str> {
+fn file(output: &Output) -> Option<&At<String>> {
     match output {
         Output::Inherit | Output::Null => None,
         Output::File(path) => Some(path),
@@ -251,7 +257,7 @@ fn seconds(duration: Duration) -> String {
 mod tests {
     use super::super::testing::watcher;
     use super::*;
-    use crate::unit::{At, Limit, Mode, Resource};
+    use crate::unit::{Limit, Mode, Resource};
 
     fn fixed(text: &str) -> Value {
         Value::Fixed(text.into())
@@ -271,7 +277,7 @@ mod tests {
         unit.numprocesses = At::nowhere(5);
         unit.umask = Some(Mode(0o22));
         unit.user = Some(At::nowhere(Principal::Name("deploy".into())));
-        unit.stdout = Output::File("log".into());
+        unit.stdout = Output::File(At::nowhere("log".into()));
         unit.stderr = Output::Null;
         unit.reload = Reload::Signal(Signal(libc::SIGHUP));
         unit.rlimits = vec![(

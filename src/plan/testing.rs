@@ -1,6 +1,6 @@
 //! Units and hosts made by hand, for the tests of this module.
 
-use super::{Host, Plan, User, plan};
+use super::{Host, Plan, User, examine, plan};
 use crate::unit::{self, *};
 use std::ffi::OsString;
 use std::path::Path;
@@ -157,6 +157,17 @@ pub(super) fn warnings(units: Units) -> Vec<String> {
     let (_, findings) = plan(units, &Machine::new());
     assert_eq!(messages(&findings, Severity::Error), Vec::<String>::new());
     messages(&findings, Severity::Warning)
+}
+
+/// What is found in the text of a unit file, as `LINE:COLUMN: message`.
+pub(super) fn found(text: &str) -> Vec<String> {
+    let examined = examine(unit::read_text(Path::new("/u/t"), text), &Machine::new());
+    let first_line = |finding: &Finding| {
+        let rendered = examined.sources.render(finding).to_string();
+        let line = rendered.lines().next().unwrap_or_default();
+        line.strip_prefix("/u/t:").unwrap_or(line).to_string()
+    };
+    examined.findings.iter().map(first_line).collect()
 }
 
 fn messages(findings: &[Finding], severity: Severity) -> Vec<String> {

@@ -45,10 +45,10 @@ pub fn parse_address(text: &str, folder: &Path) -> Result<Address, String> {
         return Err("is a netlink address, which is not built yet".to_string());
     }
     if let Some((scheme, rest)) = text.split_once("://") {
-        return Err(scheme_hint(scheme, rest));
+        return Err(scheme_hint(scheme, rest, folder));
     }
     if let Some(path) = text.strip_prefix("unix:") {
-        return Err(scheme_hint("unix", path));
+        return Err(scheme_hint("unix", path, folder));
     }
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return parse_port(text).map(Address::Port);
@@ -57,19 +57,25 @@ pub fn parse_address(text: &str, folder: &Path) -> Result<Address, String> {
         return bracketed(rest);
     }
     match text.split_once(':') {
-        None if text.contains('/') => Err(format!(
-            "is a relative path; write `\"./{0}\"` (it starts at the unit file's folder) or `\"/run/{0}\"`",
-            clipped(text)
-        )),
-        None => Err(format!("has no port; write `\"{}:8000\"`", clipped(text))),
+        None if text.contains('/') => {
+            unix_path(text, folder)?;
+            Err(format!(
+                "is a relative path; write `\"./{0}\"` (it starts at the unit file's folder) or `\"/run/{0}\"`",
+                clipped(text)
+            ))
+        }
+        None => {
+            with_host(text, 0)?;
+            Err(format!("has no port; write `\"{}:8000\"`", clipped(text)))
+        }
         Some((_, rest)) if rest.contains(':') => Err(unbracketed_hint(text)),
         Some(("", port)) => Err(format!(
             "has no host; write `\"{0}\"` for all addresses, or `\"127.0.0.1:{0}\"`",
-            clipped(port)
+            parse_port(port)?
         )),
         Some(("*", port)) => Err(format!(
             "has `*` for a host; write `\"{}\"` for all addresses",
-            clipped(port)
+            parse_port(port)?
         )),
         Some((host, port)) => with_host(host, parse_port(port)?),
     }
@@ -156,7 +162,10 @@ fn bracketed(rest: &str) -> Result<Address, String> {
     };
     let Some(port) = port.strip_prefix(':') else {
         return Err(match port {
-            "" => format!("has no port; write `\"[{}]:80\"`", clipped(ip)),
+            "" => {
+                ipv6(ip, 80)?;
+                format!("has no port; write `\"[{ip}]:80\"`")
+            }
             _ => "has something else than `:PORT` after `]`".to_string(),
         });
     };
@@ -181,6 +190,7 @@ fn ipv6(text: &str, port: u16) -> Result<Address, String> {
                 .parse()
                 .map_err(|_| format!("has the scope `{}`, which is too large", clipped(scope)))?
         }
+        Some("") => return Err("has no scope after `%`".to_string()),
         Some(scope) => {
             return Err(format!(
                 "has the scope `%{0}`; write the interface's number there, or `interface = \"{0}\"`",
@@ -233,14 +243,14 @@ fn is_netlink(text: &str) -> bool {
     })
 }
 
-fn scheme_hint(scheme: &str, rest: &str) -> String {
+fn scheme_hint(scheme: &str, rest: &str, folder: &Path) -> String {
+    // Of an URL what stands before its path.
+    let mut alone = [rest, rest.split('/').next().unwrap_or("")].into_iter();
+    let alone = alone.find(|alone| parse_address(alone, folder).is_ok());
     format!(
         "has `{}:` in front; write the address alone, such as `\"{}\"`",
         clipped(scheme),
-        match rest {
-            "" => "127.0.0.1:8000".to_string(),
-            rest => clipped(rest),
-        }
+        clipped(alone.unwrap_or("127.0.0.1:8000"))
     )
 }
 
@@ -344,8 +354,10 @@ mod tests {
             ("[::1]80", "something else than `:PORT`"),
             ("[::g]:80", "has `::g`, which is not an IPv6 address"),
             ("[127.0.0.1]:80", "write `\"127.0.0.1:80\"`"),
+            ("[127.0.0.1]", "write `\"127.0.0.1:80\"`"),
+            ("[::g]", "has `::g`, which is not an IPv6 address"),
             ("[fe80::1%eth0]:80", "`interface = \"eth0\"`"),
-            ("[fe80::1%]:80", "has the scope `%`"),
+            ("[fe80::1%]:80", "has no scope after `%`"),
             ("[fe80::1%99999999999]:80", "too large"),
             (
                 "256.1.1.1:80",
@@ -359,7 +371,11 @@ mod tests {
             ("run/x.sock", "is a relative path; write `\"./run/x.sock\"`"),
             ("/run/", "names a folder"),
             ("./", "names a folder"),
-            ("..", "has no port"),
+            ("..", "not an IPv4 address"),
+            ("+80", "has `+80`, which is not a host name"),
+            (":+80", "has `+80` for a port"),
+            ("*:", "has no port after `:`"),
+            ("run/", "names a folder"),
             ("/run/..", "names a folder"),
             ("/a\0b", "NUL"),
             ("@a\0b", "NUL"),
@@ -379,6 +395,8 @@ mod tests {
                 "tcp://127.0.0.1:80",
                 "write the address alone, such as `\"127.0.0.1:80\"`",
             ),
+            ("http://x:80/", "such as `\"x:80\"`"),
+            ("http://x/y", "such as `\"127.0.0.1:8000\"`"),
             (" 127.0.0.1:80", "blanks"),
             ("/run/$(circus.wid).sock", "has a substitution"),
             ("@((Circus.wid))", "has a substitution"),

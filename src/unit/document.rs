@@ -894,6 +894,54 @@ impl EventReceiver for Builder<'_> {
     }
 }
 
+/// Where the byte `offset` of the text that `raw` stands for is written in it; `raw` is a string with its quotes. `None`
+/// where it has no such byte, and where that is too far to count.
+pub(super) fn place_in_string(raw: &str, offset: usize) -> Option<usize> {
+    // Each of very many mistakes may ask.
+    const FAR: usize = 1 << 20;
+    if offset > FAR {
+        return None;
+    }
+    let has_escapes = raw.starts_with('"');
+    let mut at = match raw.get(..3) {
+        // A line end behind the quotes is not a part of it.
+        Some("\"\"\"" | "'''") => match &raw[3..] {
+            rest if rest.starts_with('\n') => 4,
+            rest if rest.starts_with("\r\n") => 5,
+            _ => 3,
+        },
+        _ => usize::from(raw.starts_with(['"', '\''])),
+    };
+    let mut read = 0;
+    loop {
+        let rest = raw.as_bytes().get(at..)?;
+        let (written, meant) = match rest {
+            [b'\\', b' ' | b'\t' | b'\r' | b'\n', ..] if has_escapes => {
+                let is_blank = |byte: &&u8| b" \t\r\n".contains(byte);
+                (1 + rest[1..].iter().take_while(is_blank).count(), 0)
+            }
+            [b'\\', b'u', ..] if has_escapes => (6, coded(&rest[2..6.min(rest.len())])?),
+            [b'\\', b'U', ..] if has_escapes => (10, coded(&rest[2..10.min(rest.len())])?),
+            [b'\\', b'x', ..] if has_escapes => (4, coded(&rest[2..4.min(rest.len())])?),
+            [b'\\', ..] if has_escapes => (2, 1),
+            _ => (1, 1),
+        };
+        // What stands for nothing is before what comes next.
+        if read >= offset && meant > 0 {
+            return Some(at);
+        }
+        at += written;
+        read += meant;
+    }
+}
+
+/// How many bytes the character of this code has.
+fn coded(digits: &[u8]) -> Option<usize> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    let code = u32::from_str_radix(digits, 16).ok()?;
+    char::from_u32(code).map(char::len_utf8)
+}
+
 fn span_of(place: Place) -> Span {
     Span::new_unchecked(place.start as usize, place.end as usize)
 }
@@ -1123,6 +1171,42 @@ mod tests {
         assert_eq!(some.mistakes, all.mistakes[..10]);
         assert_eq!(some.further_mistakes + 10, all.mistakes.len());
         assert_eq!(all.further_mistakes, 0);
+    }
+
+    /// Checks that the `@` of a string is found where it is written.
+    fn assert_found(raw: &str) -> Result<(), TestCaseError> {
+        let text = format!("a = {raw}");
+        let document = Document::parse(0, &text, 1);
+        let item = document.root().get("a");
+        let (Some(item), []) = (item, &document.mistakes[..]) else {
+            return Err(TestCaseError::reject("not a string"));
+        };
+        let Value::Text(meant) = item.value else {
+            return Err(TestCaseError::reject("not a string"));
+        };
+        let at = meant.find('@').expect("it has one");
+        prop_assert_eq!(place_in_string(raw, at), raw.find('@'), "{}", raw);
+        prop_assert_eq!(place_in_string(raw, meant.len() + 4), None);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn a_byte_of_a_string_is_found_where_it_is_written(
+            before in "(x|\u{e4}|\\\\[btnfre\"\\\\]|\\\\u00e4|\\\\U0001f600|\\\\x41|\\\\xe4| ){0,8}",
+            lines in "(\r?\n)?(x|\u{e4}|\"|'|\r?\n|\\\\ ?\r?\n \r?\n?\t|\\\\t| ){0,8}",
+            literal in "(x|\u{e4}|\\\\|\"| ){0,8}",
+        ) {
+            assert_found(&format!("\"{before}@x\""))?;
+            assert_found(&format!("'{literal}@x'"))?;
+            // What ends the string too early is none.
+            if !lines.contains("\"\"\"") {
+                assert_found(&format!("\"\"\"{lines}@x\"\"\""))?;
+            }
+            if !lines.contains("'''") {
+                assert_found(&format!("'''{lines}@x'''"))?;
+            }
+        }
     }
 
     /// What documents are made of.

@@ -6,8 +6,8 @@ use super::document::{Integer, Item, Table, Value};
 use super::finding::is_deceptive;
 use super::nearest::nearest;
 use super::value::{
-    RESOURCES, clipped, duration_of_seconds, limit_of, mode_meant, parse_limit, parse_mode,
-    parse_principal, principal_of_number, signal_of_number, split_words,
+    RESOURCES, clipped, duration_of_seconds, in_quotes, limit_of, mode_meant, parse_limit,
+    parse_mode, parse_principal, principal_of_number, signal_of_number, split_words,
 };
 use super::{
     Address, At, Finding, Findings, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
@@ -210,6 +210,12 @@ impl<'v, 'f> Field<'v, 'f> {
         Some(text.to_string())
     }
 
+    /// The same and where it stands.
+    pub fn filled_text_here(&mut self) -> Option<At<String>> {
+        let (value, place) = (self.filled_text()?, self.place);
+        Some(At { value, place })
+    }
+
     /// An integer of `range`.
     pub fn integer<T>(&mut self, range: RangeInclusive<T>) -> Option<T>
     where
@@ -325,12 +331,13 @@ impl<'v, 'f> Field<'v, 'f> {
             Value::Integer(integer) => {
                 // A value that is beyond any mode has no octal that could have been meant.
                 let value = number(integer).and_then(|value| u64::try_from(value).ok());
-                Err(match value.filter(|value| *value <= 7777) {
-                    Some(value) => {
-                        let meant = match integer.radix {
-                            10 => mode_meant(integer.digits.trim_start_matches('+'), value),
-                            _ => value & 0o7777,
-                        };
+                let value = value.filter(|value| *value <= 7777);
+                let meant = value.map(|value| match integer.radix {
+                    10 => mode_meant(integer.digits.trim_start_matches('+'), value),
+                    _ => value & 0o7777,
+                });
+                Err(match meant.filter(|meant| *meant <= u64::from(max)) {
+                    Some(meant) => {
                         format!("is not octal; write `\"{meant:04o}\"` or `0o{meant:o}`")
                     }
                     None => "is not octal; write it such as `\"0660\"` or `0o660`".to_string(),
@@ -426,10 +433,8 @@ impl<'v, 'f> Field<'v, 'f> {
         match self.raw {
             Value::Text(_) => self.text().map(|text| Words::Text(text.to_string())),
             Value::List(_) => {
-                let words = self.list("text in quotes", |word| word.text().map(str::to_string))?;
-                Some(Words::List(
-                    words.into_iter().map(|word| word.value).collect(),
-                ))
+                let words = self.list("text in quotes", |word| word.text().map(str::to_string));
+                words.map(Words::List)
             }
             _ => {
                 self.mismatch(
@@ -460,8 +465,8 @@ impl<'v, 'f> Field<'v, 'f> {
     ) -> Option<Vec<At<T>>> {
         let Value::List(list) = self.raw else {
             match self.raw {
-                Value::Text(text) => {
-                    self.mismatch(format_args!("a list, such as `[\"{}\"]`", clipped(text)));
+                Value::Text(text) if self.would_take(&mut read) => {
+                    self.mismatch(format_args!("a list, such as `[{}]`", in_quotes(text)));
                 }
                 _ => self.mismatch(format_args!("a list of {item}")),
             }
@@ -480,6 +485,12 @@ impl<'v, 'f> Field<'v, 'f> {
             }
         }
         is_whole.then_some(items)
+    }
+
+    /// Whether `read` takes the value.
+    fn would_take<T>(&self, read: impl FnOnce(&mut Field<'v, '_>) -> Option<T>) -> bool {
+        let findings = &mut Findings::default();
+        read(&mut Field { findings, ..*self }).is_some()
     }
 
     /// Names of units, each at most once.

@@ -1,6 +1,7 @@
 //! What is wrong with a unit file, where, and how it is shown.
 
 use super::Arrange;
+use super::document::place_in_string;
 use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -81,15 +82,19 @@ const MOST: usize = 100;
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
     kept: Vec<Finding>,
-    /// By file.
-    counts: BTreeMap<(u32, Severity), Count>,
+    /// Of files that have more than are kept.
+    rests: BTreeMap<(u32, Severity), Rest>,
     errors: usize,
+    /// When so many are kept, those beyond the first of each file are dropped.
+    limit: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    kept: usize,
-    more: usize,
+/// What is not kept of a file.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    /// All that come from here on; what is found before it may still be one of the first.
+    from: Place,
+    count: usize,
 }
 
 impl Findings {
@@ -99,41 +104,48 @@ impl Findings {
             severity, place, ..
         } = finding;
         if self.count(severity, place) {
-            self.kept.push(finding);
+            self.keep(finding);
         }
     }
 
     /// Adds an error whose message is not made if nobody is going to see it.
     pub fn error_with(&mut self, place: Place, message: impl FnOnce() -> String) {
         if self.count(Severity::Error, place) {
-            self.kept.push(Finding::error(place, message()));
+            self.keep(Finding::error(place, message()));
         }
     }
 
     /// Counts a finding; whether it is to be kept.
     fn count(&mut self, severity: Severity, place: Place) -> bool {
         self.errors += usize::from(severity == Severity::Error);
-        let count = self.counts.entry((place.file, severity)).or_default();
-        // What stands in no file is little.
-        let is_kept = count.kept < MOST || place == Place::NOWHERE;
-        match is_kept {
-            true => count.kept += 1,
-            false => count.more += 1,
+        match self.rests.get_mut(&(place.file, severity)) {
+            Some(rest) if place >= rest.from => {
+                rest.count += 1;
+                false
+            }
+            _ => true,
         }
-        is_kept
+    }
+
+    fn keep(&mut self, finding: Finding) {
+        // Doubled each time, so that it costs little however the findings are spread over files.
+        if self.kept.len() >= self.limit {
+            self.sort();
+            self.limit = 2 * (self.kept.len() + MOST);
+        }
+        self.kept.push(finding);
     }
 
     /// Counts further errors of `file`.
     pub(super) fn leave_out(&mut self, file: u32, more: usize) {
-        let count = self.counts.entry((file, Severity::Error)).or_default();
-        count.more += more;
+        rest(&mut self.rests, (file, Severity::Error)).count += more;
         self.errors += more;
     }
 
-    /// Whether no error of `file` is kept any more.
-    pub(super) fn is_full(&self, file: u32) -> bool {
-        let count = self.counts.get(&(file, Severity::Error));
-        count.is_some_and(|count| count.kept >= MOST)
+    /// Whether an error at `place` is not kept any more.
+    pub fn is_beyond(&self, place: Place) -> bool {
+        let rest = self.rests.get(&(place.file, Severity::Error));
+        rest.is_some_and(|rest| place >= rest.from)
     }
 
     /// How many errors there are, whether they are kept or not.
@@ -141,16 +153,18 @@ impl Findings {
         self.errors
     }
 
+    /// How many warnings there are, whether they are kept or not.
+    pub fn warnings(&self) -> usize {
+        let left_out: usize = self.rests.values().map(|rest| rest.count).sum();
+        self.kept.len() + left_out - self.errors
+    }
+
     /// Keeps those that `is_wanted`.
     pub fn retain(&mut self, mut is_wanted: impl FnMut(&Finding) -> bool) {
-        let (counts, errors) = (&mut self.counts, &mut self.errors);
+        let errors = &mut self.errors;
         self.kept.retain(|finding| {
             let is_kept = is_wanted(finding);
-            if !is_kept {
-                let key = (finding.place.file, finding.severity);
-                counts.entry(key).or_default().kept -= 1;
-                *errors -= usize::from(finding.severity == Severity::Error);
-            }
+            *errors -= usize::from(!is_kept && finding.severity == Severity::Error);
             is_kept
         });
     }
@@ -159,7 +173,7 @@ impl Findings {
     pub fn retain_errors(&mut self) {
         self.kept
             .retain(|finding| finding.severity == Severity::Error);
-        self.counts
+        self.rests
             .retain(|(_, severity), _| *severity == Severity::Error);
     }
 
@@ -168,29 +182,54 @@ impl Findings {
         for finding in others.kept {
             self.push(finding);
         }
-        for (key, count) in others.counts {
-            self.counts.entry(key).or_default().more += count.more;
+        for (key, Rest { count, .. }) in others.rests {
+            rest(&mut self.rests, key).count += count;
             if key.1 == Severity::Error {
-                self.errors += count.more;
+                self.errors += count;
             }
         }
     }
 
-    /// Brings them in order of place; those of one place stay in the order in which they were found.
+    /// Brings them in order of place, and drops those beyond the first of each file; those of one place stay in the order
+    /// in which they were found.
     pub fn sort(&mut self) {
         self.kept.arrange_by_key(|finding| finding.place);
+        let mut file = Place::NOWHERE.file;
+        let mut counts = [0; 2];
+        let rests = &mut self.rests;
+        self.kept.retain(|finding| {
+            let Finding {
+                severity, place, ..
+            } = *finding;
+            if place.file != file {
+                (file, counts) = (place.file, [0; 2]);
+            }
+            let count = &mut counts[severity as usize];
+            *count += 1;
+            // What stands in no file is little.
+            if *count <= MOST || place == Place::NOWHERE {
+                return true;
+            }
+            let rest = rest(rests, (file, severity));
+            rest.from = rest.from.min(place);
+            rest.count += 1;
+            false
+        });
     }
 
     /// All that is to be shown, in order of place. What is not kept is counted at the end of its file.
     pub fn finish(mut self, sources: &Sources) -> Vec<Finding> {
-        for ((file, severity), Count { more, .. }) in self.counts {
-            if more == 0 {
+        self.sort();
+        for ((file, severity), Rest { count, .. }) in self.rests {
+            if count == 0 {
                 continue;
             }
             let end = u32::try_from(sources.text(file).len()).unwrap_or(u32::MAX);
-            let what = match severity {
-                Severity::Error => "errors",
-                Severity::Warning => "warnings",
+            let what = match (severity, count) {
+                (Severity::Error, 1) => "error",
+                (Severity::Error, _) => "errors",
+                (Severity::Warning, 1) => "warning",
+                (Severity::Warning, _) => "warnings",
             };
             self.kept.push(Finding {
                 severity,
@@ -199,12 +238,23 @@ impl Findings {
                     start: end,
                     end,
                 },
-                message: format!("and {more} more {what} of this file, which are not shown"),
+                message: format!("and {count} more {what} of this file, not shown"),
             });
         }
         self.kept.arrange_by_key(|finding| finding.place);
         self.kept
     }
+}
+
+/// What is not kept of a file, and is nothing yet if there is no entry.
+fn rest(rests: &mut BTreeMap<(u32, Severity), Rest>, key: (u32, Severity)) -> &mut Rest {
+    let (start, end) = (u32::MAX, u32::MAX);
+    let from = Place {
+        file: key.0,
+        start,
+        end,
+    };
+    rests.entry(key).or_insert(Rest { from, count: 0 })
 }
 
 impl Deref for Findings {
@@ -258,6 +308,23 @@ impl Sources {
         self.files
             .get(file as usize)
             .map_or("", |source| &source.text)
+    }
+
+    /// Where in the string that stands at `place` its byte `offset` and `length` more are written; `place` where that can't be
+    /// told.
+    pub fn within(&self, place: Place, offset: usize, length: usize) -> Place {
+        let written = place.start as usize..place.end as usize;
+        let raw = self.text(place.file).get(written);
+        let Some(start) = raw.and_then(|raw| place_in_string(raw, offset)) else {
+            return place;
+        };
+        // Both are within a file, whose bytes are counted in 32 bits.
+        let start = place.start + start as u32;
+        Place {
+            start,
+            end: place.end.min(start + length as u32),
+            ..place
+        }
     }
 
     /// The path that `file` was added with.
@@ -502,14 +569,19 @@ mod tests {
             end: start + 1,
         };
         let mut findings = Findings::default();
-        for start in 0..MOST as u32 + 7 {
+        let count = 2 * MOST as u32 + 7;
+        // The last come first.
+        for start in (0..count).rev() {
             findings.push(Finding::error(place(0, start), "no"));
             findings.push(Finding::warning(place(0, start), "hm"));
         }
-        assert!(findings.is_full(files[0]) && !findings.is_full(files[1]));
+        findings.sort();
+        assert!(findings.is_beyond(place(0, 100)) && !findings.is_beyond(place(0, 99)));
+        assert!(!findings.is_beyond(place(1, 999)));
         findings.error_with(place(0, 999), || panic!("nobody sees it"));
         findings.error_with(place(1, 0), || "no".into());
-        assert_eq!(findings.errors(), MOST + 9);
+        assert_eq!(findings.errors(), 2 * MOST + 9);
+        assert_eq!(findings.warnings(), 2 * MOST + 7);
 
         let mut others = Findings::default();
         for start in 0..MOST as u32 + 1 {
@@ -518,20 +590,51 @@ mod tests {
         others.retain(|finding| finding.place.start > 0);
         assert_eq!(others.errors(), MOST);
         findings.extend(others);
-        assert_eq!(findings.errors(), 2 * MOST + 9);
+        findings.leave_out(files[1], 2);
+        assert_eq!(findings.errors(), 3 * MOST + 11);
         findings.retain_errors();
+        assert_eq!(findings.warnings(), 0);
 
         let shown = findings.finish(&sources);
         assert_eq!(shown.len(), 2 * MOST + 2);
         assert!(shown.is_sorted_by_key(|finding| finding.place));
+        for (file, shown) in files.into_iter().zip(shown.chunks(MOST + 1)) {
+            let starts: Vec<_> = (shown.iter().take(MOST))
+                .map(|finding| (finding.place.file, finding.place.start))
+                .collect();
+            let first: Vec<_> = (0..MOST as u32).map(|start| (file, start)).collect();
+            assert_eq!(starts, first);
+        }
         let lasts = [&shown[MOST], &shown[2 * MOST + 1]];
         assert_eq!(
             lasts.map(|last| last.message.as_str()),
             [
-                "and 8 more errors of this file, which are not shown",
-                "and 1 more errors of this file, which are not shown",
+                "and 108 more errors of this file, not shown",
+                "and 3 more errors of this file, not shown",
             ]
         );
+    }
+
+    #[test]
+    fn the_first_are_kept_whatever_the_order_and_few_others_on_the_way() {
+        let file_count = 5;
+        let mut findings = Findings::default();
+        // A permutation: 7919 is a prime.
+        for number in 0..10_000u32 {
+            let at = number * 7919 % 10_000;
+            let place = Place {
+                file: at % file_count,
+                start: at / file_count,
+                end: at,
+            };
+            findings.push(Finding::error(place, ""));
+            assert!(findings.len() <= 2 * MOST * (file_count as usize + 1));
+        }
+        findings.sort();
+        assert_eq!(findings.errors(), 10_000);
+        let kept: Vec<_> = findings.iter().map(|it| it.place).collect();
+        assert_eq!(kept.len(), MOST * file_count as usize);
+        assert!(kept.iter().all(|place| place.start < MOST as u32));
     }
 
     #[test]

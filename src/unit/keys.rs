@@ -8,7 +8,7 @@ use super::document::{self, Value};
 use super::doubt::Doubt;
 use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
-use super::value::{clipped, signal_name, split_words};
+use super::value::{clipped, in_quotes, signal_name, split_words};
 use super::{
     Address, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager, NotifyAccess,
     Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit,
@@ -447,7 +447,7 @@ impl<'v> Table<'v> {
             |key: &Key<D>| [key.name].into_iter().chain(key.instead_of.iter().copied());
         for entry in &self.entries {
             let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
-                if findings.is_full(entry.key_place.file) {
+                if findings.is_beyond(entry.key_place) {
                     // What it was meant to be is not looked for.
                     doubt = Doubt::of_everything();
                     findings.error_with(entry.key_place, String::new);
@@ -812,7 +812,7 @@ pub(super) fn watcher(table: &Table<'_>, findings: &mut Findings) -> Reading<Wat
     }
     draft.watcher.cmd = draft.cmd.unwrap_or_else(|| {
         doubt.add(["cmd"]);
-        At::nowhere(Words::List(vec!["unknown".to_string()]))
+        At::nowhere(Words::List(vec![At::nowhere("unknown".to_string())]))
     });
     Reading::new(draft.watcher, doubt, table, findings.errors() > before)
 }
@@ -838,9 +838,9 @@ fn check_command(
         }
         Words::Text(text) => match split_words(text) {
             Err(why) => Some(format!("cannot be split into words: {why}")),
-            Ok(words) => fault_of_words(&words),
+            Ok(words) => fault_of_words(words.first()),
         },
-        Words::List(words) => fault_of_words(words),
+        Words::List(words) => fault_of_words(words.first().map(|word| &word.value)),
     };
     if let Some(fault) = fault {
         findings.push(Finding::error(
@@ -852,8 +852,8 @@ fn check_command(
     true
 }
 
-fn fault_of_words(words: &[String]) -> Option<String> {
-    match words.first() {
+fn fault_of_words(first: Option<&String>) -> Option<String> {
+    match first {
         None => Some("is empty; write a program and its arguments".to_string()),
         Some(first) if first.trim().is_empty() => {
             Some("has an empty first word; write a program there".to_string())
@@ -1031,7 +1031,7 @@ fn needless(field: &mut Field<'_, '_>) -> Option<()> {
 
 fn circus_path(field: &mut Field<'_, '_>) -> Option<Address> {
     let text = field.text()?;
-    if let Some(name) = text.strip_prefix('@') {
+    if let Some(name) = text.strip_prefix('@').filter(|name| !name.is_empty()) {
         field.refuse(format_args!(
             "begins with `@`; write `listen = \"@{0}\"` for an abstract socket, or `\"./@{0}\"` for a file",
             clipped(name)
@@ -1101,11 +1101,13 @@ fn stdin(field: &mut Field<'_, '_>) -> Option<Stdin> {
             field.refuse_unbuilt("socket");
             None
         }
-        text if text.contains('/') || text.contains('.') => field.filled_text().map(Stdin::File),
+        text if text.contains('/') || text.contains('.') || text.trim().is_empty() => {
+            field.filled_text_here().map(Stdin::File)
+        }
         text => {
             field.refuse(format_args!(
-                "must be `\"null\"` or a file; write `\"./{}\"` for a file in the unit file's folder",
-                clipped(text)
+                "must be `\"null\"` or a file; write `{}` for a file in the unit file's folder",
+                in_quotes(&format!("./{text}"))
             ));
             None
         }
@@ -1124,14 +1126,14 @@ fn output(field: &mut Field<'_, '_>) -> Option<Output> {
             field.refuse(format_args!("has no `file`; write `{EXAMPLE}`"));
             return None;
         };
-        return file.filled_text().map(Output::File);
+        return file.filled_text_here().map(Output::File);
     }
     if let Some(text) = field.as_text()
         && (text.contains('/') || text.contains('.'))
     {
         field.refuse(format_args!(
-            "is a path; write `{{ file = \"{}\" }}`",
-            clipped(text)
+            "is a path; write `{{ file = {} }}`",
+            in_quotes(text)
         ));
         return None;
     }
@@ -1182,6 +1184,10 @@ fn groups(field: &mut Field<'_, '_>) -> Option<Vec<At<Principal>>> {
 }
 
 fn cpu_affinity(field: &mut Field<'_, '_>) -> Option<Vec<u32>> {
+    if let Some(meant) = field.as_text().and_then(cpus_meant) {
+        field.mismatch(format_args!("a list of CPU numbers, here `{meant:?}`"));
+        return None;
+    }
     let items = field.list("CPU numbers, such as `[0, 2]`", |cpu| cpu.integer(0..=1023))?;
     let mut cpus: Vec<u32> = items.into_iter().map(|cpu| cpu.value).collect();
     if cpus.is_empty() {
@@ -1191,6 +1197,20 @@ fn cpu_affinity(field: &mut Field<'_, '_>) -> Option<Vec<u32>> {
     cpus.arrange();
     cpus.dedup();
     Some(cpus)
+}
+
+/// The CPUs of a text such as `0-3,8`, if they are few enough to be written out.
+fn cpus_meant(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.split([',', ' ']).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last > 1023 || cpus.len() > 16 {
+            return None;
+        }
+        cpus.extend((first..=last).take(17));
+    }
+    (1..=16).contains(&cpus.len()).then_some(cpus)
 }
 
 fn env_file(field: &mut Field<'_, '_>) -> Option<String> {
@@ -1337,7 +1357,9 @@ mod tests {
         );
         assert_eq!(
             w.args,
-            Some(At::nowhere(Words::List(vec!["a".into(), String::new()])))
+            Some(At::nowhere(Words::List(
+                ["a", ""].map(|word| At::nowhere(word.into())).into()
+            )))
         );
         assert_eq!(w.executable, Some(At::nowhere("/bin/x".to_string())));
         assert_eq!(
@@ -1352,7 +1374,7 @@ mod tests {
         };
         assert_eq!(w.sockets, Some(names(&["s", "t"])));
         assert!(w.shell && !w.listen_fds && w.singleton && !w.autostart && w.on_demand.value);
-        assert_eq!(w.stdin, Stdin::File("in.txt".to_string()));
+        assert_eq!(w.stdin, Stdin::File(At::nowhere("in.txt".to_string())));
         assert_eq!(w.kind, WatcherKind::Notify);
         assert_eq!(w.warmup_delay, Duration::from_millis(500));
         assert_eq!(w.ready_delay, Duration::from_secs(1));
@@ -1405,7 +1427,7 @@ mod tests {
         assert_eq!(w.env_file, Some(At::nowhere("-e".to_string())));
         assert_eq!(w.virtualenv, Some(At::nowhere("v".to_string())));
         assert_eq!(w.stdout, Output::Null);
-        assert_eq!(w.stderr, Output::File("err.log".to_string()));
+        assert_eq!(w.stderr, Output::File(At::nowhere("err.log".to_string())));
 
         let w = good_watcher(
             "use_sockets = true\nstdin_socket = \"s\"\nstart_timeout = \"infinity\"\ngraceful_timeout = \"infinity\"\n\
@@ -1997,6 +2019,14 @@ mod tests {
                     "1: warning: `shell_args` of `watcher.w` has no effect without `shell = true`",
                 ),
                 (
+                    "cpu_affinity = \"0,2-3\"",
+                    "16: `cpu_affinity` of `watcher.w` must be a list of CPU numbers, here `[0, 2, 3]`; found the text `\"0,2-3\"`",
+                ),
+                (
+                    "cpu_affinity = \"all\"",
+                    "16: `cpu_affinity` of `watcher.w` must be a list of CPU numbers, such as `[0, 2]`; found the text `\"all\"`",
+                ),
+                (
                     "supplementary_groups = [1.5]",
                     "25: `supplementary_groups[0]` of `watcher.w` must be a name or a number, such as `\"www-data\"` or `33`; found `1.5`",
                 ),
@@ -2046,6 +2076,23 @@ mod tests {
             findings("[watcher.w]\ncmd = \" \"\nshell = true"),
             ["2:7: `cmd` of `watcher.w` is empty"]
         );
+    }
+
+    #[test]
+    fn keys_that_were_shortened_are_recognized() {
+        for (header, key, meant) in [
+            ("watcher.w", "numproc", "numprocesses"),
+            ("watcher.w", "sock", "sockets"),
+            ("watcher.w", "stop_sig", "stop_signal"),
+            ("watcher.w", "graceful", "graceful_timeout"),
+            ("watcher.w", "proc", "numprocesses"),
+            ("socket.s", "sock_type", "type"),
+            ("socket.s", "reuse", "so_reuseport"),
+        ] {
+            let wanted = format!("; did you mean `{meant}`?");
+            let found = findings(&format!("[{header}]\n{key} = 1\n"));
+            assert!(found.iter().any(|it| it.ends_with(&wanted)), "{found:?}");
+        }
     }
 
     #[test]
@@ -2164,6 +2211,149 @@ mod tests {
                 ),
             ],
         );
+    }
+
+    /// What a message offers instead: what stands in backticks behind "such as", "write" or "here".
+    fn offers(message: &str) -> Vec<String> {
+        let message = message.split("; found ").next().unwrap_or_default();
+        let start = ["such as ", "; write ", ", here "]
+            .iter()
+            .filter_map(|word| message.find(word))
+            .min();
+        let spans = message[start.unwrap_or(message.len())..].split('`');
+        let spans = spans.skip(1).step_by(2).map(str::to_string);
+        spans
+            .filter(|span| !span.contains("...") && !span.contains("NAME]"))
+            .collect()
+    }
+
+    #[test]
+    fn what_a_message_offers_is_taken() {
+        const VALUES: &[&str] = &[
+            "true",
+            "-1",
+            "0",
+            "1",
+            "80",
+            "644",
+            "9999",
+            "99999999",
+            "1.5",
+            "nan",
+            "[]",
+            "[0]",
+            "[true]",
+            "[[]]",
+            "{}",
+            "{ x = 1 }",
+            "1979-05-27",
+            "\"\"",
+            "\" \"",
+            "\"x\"",
+            "\"0-1\"",
+            "\"0,3-5 7\"",
+            "\"0-9999\"",
+            "\"9-1\"",
+            "\"+80\"",
+            "\":+80\"",
+            "\":80\"",
+            "\"*:80\"",
+            "\"*:\"",
+            "\"x\\\"y\"",
+            "\"http://x:80/\"",
+            "\"http://x/\"",
+            "\"tcp:///\"",
+            "\"unix:run\"",
+            "\"unix:///run/x\"",
+            "\"a/\"",
+            "\"a/b\"",
+            "\"[::1\"",
+            "\"[::1]\"",
+            "\"[1.2.3.4]\"",
+            "\"[x]\"",
+            "\"::1\"",
+            "\"::1:80\"",
+            "\"[fe80::1%]:80\"",
+            "\"@\"",
+            "\"@x\"",
+            "\"no\"",
+            "\"inf\"",
+            "\"never\"",
+            "\"1m30\"",
+            "\"1 2\"",
+            "\"5 parsecs\"",
+            "\"0999\"",
+            "\"rw\"",
+            "\"rollin\"",
+            "\"TREM\"",
+            "\"64Q\"",
+            "\"/var/log/x\"",
+            "\"a.log\"",
+            "\"a\\\".log\"",
+            "\"a\\\".log\"",
+            "\"socket\"",
+            "\"'\"",
+            "\"journall\"",
+            "\"sock_steam\"",
+            "\"oneshoot\"",
+            "{ burst = \"x\" }",
+            "{ file = 1 }",
+            "{ fil = 1 }",
+            "{ nofile = \"x\" }",
+            "{ nofil = 1 }",
+            "\"a b\"",
+        ];
+        let (mut offered, mut refused) = (0, Vec::new());
+        for kind in Kind::ALL {
+            let (header, further) = match kind {
+                Kind::Manager => ("[manager]", ""),
+                Kind::Socket => ("[socket.s]", "listen = \"/run/x\"\n"),
+                Kind::Watcher => ("[watcher.w]", "cmd = \"x\"\n"),
+            };
+            for key in kind.keys() {
+                let further = match key {
+                    "listen" | "path" | "cmd" => "",
+                    "host" => "port = 1\n",
+                    "port" => "host = \"::1\"\n",
+                    _ => further,
+                };
+                // Errors alone: of an offer nothing is said but what comes of the rest of this unit.
+                let errors = |line: &str| -> Vec<String> {
+                    let text = format!("{header}\n{line}\n{further}");
+                    let loaded = read_text(Path::new("/u/t"), &text);
+                    let errors = loaded.findings.iter().filter(|finding| {
+                        finding.severity == super::super::Severity::Error
+                            && !finding.message.contains("needs a unix socket's path")
+                            && !finding.message.contains("needs a network socket")
+                            && !finding
+                                .message
+                                .contains("is shorter than its `restart_delay`")
+                    });
+                    errors.map(|finding| finding.message.clone()).collect()
+                };
+                for value in VALUES {
+                    let messages = errors(&format!("{key} = {value}"));
+                    let whole = format!("`{key}` of ");
+                    for message in messages.iter().filter(|it| it.starts_with(&whole)) {
+                        for offer in offers(message) {
+                            let lines = match offer.contains(" = ") && !offer.starts_with('{') {
+                                true => vec![offer.clone()],
+                                // A message that the command line shares has no quotes.
+                                false => {
+                                    vec![format!("{key} = {offer}"), format!("{key} = \"{offer}\"")]
+                                }
+                            };
+                            if !lines.iter().any(|line| errors(line).is_empty()) {
+                                refused.push(format!("{key} = {value}: {message}"));
+                            }
+                            offered += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(refused, [""; 0]);
+        assert!(offered > 1000, "{offered}");
     }
 
     #[test]

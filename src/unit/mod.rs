@@ -118,6 +118,8 @@ impl<T: PartialEq> PartialEq for At<T> {
     }
 }
 
+impl<T: Eq> Eq for At<T> {}
+
 impl<T> At<T> {
     /// A value that stands in no file, such as a default.
     pub fn nowhere(value: T) -> Self {
@@ -483,7 +485,7 @@ pub enum Words {
     /// One text, split as a POSIX shell splits words.
     Text(String),
     /// Words that are taken as they are.
-    List(Vec<String>),
+    List(Vec<At<String>>),
 }
 
 /// When a worker is ready.
@@ -537,7 +539,7 @@ pub enum Stdin {
     /// /dev/null.
     Null,
     /// A file, opened for reading, with substitutions; relative to the unit's folder.
-    File(String),
+    File(At<String>),
 }
 
 /// fd 1 or 2 of a worker.
@@ -549,7 +551,7 @@ pub enum Output {
     /// /dev/null.
     Null,
     /// A file, opened for appending, with substitutions; relative to the unit's folder.
-    File(String),
+    File(At<String>),
 }
 
 /// A signal's number.

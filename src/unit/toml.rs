@@ -10,7 +10,7 @@ use super::field::check_name;
 use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Reading, Table, header_of, home_of};
 use super::nearest::nearest;
-use super::value::clipped;
+use super::value::{clipped, parse_mode};
 use super::{Finding, Findings, Name, NameMap, Place, Sources, Units};
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
@@ -44,7 +44,6 @@ impl Reader {
     /// Reads a main file of `folder` with its drop-ins, the main file first. What they say is not all that the group
     /// has if it `is_partial`.
     pub fn read(&mut self, sources: &Sources, folder: &Path, files: &[u32], is_partial: bool) {
-        let before = self.findings.len();
         let documents: Vec<Document<'_>> = files
             .iter()
             .map(|&file| parse(file, sources.text(file)))
@@ -67,12 +66,16 @@ impl Reader {
         self.units.watchers.reserve(watchers);
         // Stable, so that a drop-in stays behind what it is laid over.
         layers.arrange_by(|a, b| (a.kind, a.name).cmp(&(b.kind, b.name)));
-        for same in layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name)) {
+        let same = layers.chunk_by(|a, b| (a.kind, a.name) == (b.kind, b.name));
+        let mut same: Vec<_> = same.collect();
+        // As they were written: of very many mistakes the first are told, and little work is put into the others.
+        same.arrange_by_key(|same| same[0].header);
+        for same in same {
             let table = merge(same, folder, is_partial);
             self.read_table(&table, sources);
         }
         for document in documents.into_iter().filter(Document::is_broken) {
-            self.take_back(before, document.file);
+            self.take_back(document.file);
             document.report(&mut self.findings);
         }
     }
@@ -83,14 +86,11 @@ impl Reader {
         self.findings.sort();
     }
 
-    /// Takes out of the findings from `since` on what may only follow from the mistakes of syntax of `file`.
-    fn take_back(&mut self, since: usize, file: u32) {
+    /// Takes out of the findings what may only follow from the mistakes of syntax of `file`.
+    fn take_back(&mut self, file: u32) {
         let doubts = &self.doubts;
-        let mut index = 0;
-        self.findings.retain(|finding| {
-            index += 1;
-            index <= since || finding.place.file != file || !doubts.cover(finding)
-        });
+        self.findings
+            .retain(|finding| finding.place.file != file || !doubts.cover(finding));
     }
 
     /// The tables of a document; what is none of ours is reported.
@@ -120,8 +120,19 @@ impl Reader {
             let mut is_named = true;
             for unit in table.iter() {
                 let Value::Table(table) = unit.value else {
-                    is_named = false;
                     self.doubts.names.insert(unit.key.to_lowercase());
+                    // Of a header the key is a part.
+                    if matches!(unit.value, Value::List(_))
+                        && unit.place.start < unit.key_place.start
+                    {
+                        let message = format!(
+                            "double brackets make a list of tables; write {} in single ones",
+                            header_of(kind)
+                        );
+                        self.error(unit.key_place, message);
+                    } else {
+                        is_named = false;
+                    }
                     continue;
                 };
                 layers.push(Layer::new(kind, unit.key, document.header(&unit), table));
@@ -362,6 +373,7 @@ fn merge<'v>(layers: &[Layer<'v>], folder: &'v Path, is_partial: bool) -> Table<
         }
     }
     table.entries = merged.into_values().collect();
+    table.entries.arrange_by_key(|entry| entry.key_place);
     table
 }
 
@@ -517,12 +529,10 @@ fn explain(message: &str, text: &str, span: Range<usize>) -> (Range<usize>, Stri
     let message = match value {
         "" if message.starts_with("string values must be quoted") => "missing value".to_string(),
         _ if value.starts_with(['"', '\'', '[', '{']) => return (span, message.to_string()),
-        _ if message == "unexpected leading zero" => {
-            format!(
-                "a number with a leading zero; write a mode as `\"{}\"`",
-                clipped(value)
-            )
-        }
+        _ if message == "unexpected leading zero" => match parse_mode(value, 0o7777) {
+            Ok(_) => format!("a number with a leading zero; write a mode as `\"{value}\"`"),
+            Err(_) => "a number with a leading zero".to_string(),
+        },
         _ if !is_about_a_value(message) => return (span, message.to_string()),
         "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "True" | "TRUE" => {
             "not a TOML value; write `true`".to_string()
@@ -643,7 +653,11 @@ mod tests {
             ),
             (
                 "[[socket.a]]\nlisten = 1",
-                "/u/t:1:3: `[socket]` needs a name; write `[socket.NAME]`",
+                "/u/t:1:10: double brackets make a list of tables; write `[socket.NAME]` in single ones",
+            ),
+            (
+                "[socket]\na = [[1]]",
+                "/u/t:1:2: `[socket]` needs a name; write `[socket.NAME]`",
             ),
         ] {
             assert_eq!(findings(text), [wanted], "{text}");
@@ -694,7 +708,7 @@ mod tests {
             findings(
                 "[socket.web]\nlisten = 1\n[socket.Web]\nlisten = 2\n[watcher.WEB]\ncmd = \"x\""
             ),
-            ["/u/t:1:1: socket `web` differs from `Web` at /u/t:3:1 by case alone; rename one"]
+            ["/u/t:3:1: socket `Web` differs from `web` at /u/t:1:1 by case alone; rename one"]
         );
     }
 

@@ -408,6 +408,16 @@ pub(super) fn clipped(text: &str) -> String {
     }
 }
 
+/// The same as it is written in a unit file, for what has no line ends in it.
+pub(super) fn in_quotes(text: &str) -> String {
+    let quote = if text.contains(['"', '\\']) {
+        '\''
+    } else {
+        '"'
+    };
+    format!("{quote}{}{quote}", clipped(text))
+}
+
 /// The words of `text`, as a POSIX shell splits it, or why there are none: what follows "cannot be split into words:".
 pub(super) fn split_words(text: &str) -> Result<Vec<String>, String> {
     let words = shell_words::split(text).map_err(|why| why.to_string())?;
