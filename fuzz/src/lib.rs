@@ -259,9 +259,10 @@ impl Runtime {
     /// All that is to be recorded.
     pub fn records(&mut self) -> Records {
         let mut records = Records::new();
-        self.supervisor.record_all(&mut |key, value| {
+        let written = self.supervisor.record_all(&mut |key, value| {
             records.push((key, value.expect("all that is recorded is there")));
         });
+        written.expect("it can be written");
         records
     }
 
@@ -282,12 +283,13 @@ impl Runtime {
     }
 
     fn take(&mut self, effects: Vec<Effect>) {
-        self.supervisor.record(&mut |key, value| {
+        let written = self.supervisor.record(&mut |key, value| {
             match value {
                 Some(value) => self.kept.insert(key, value),
                 None => self.kept.remove(&key),
             };
         });
+        written.expect("it can be written");
         for effect in effects {
             assert!(!self.is_over, "an effect comes after the end: {effect:?}");
             match effect {

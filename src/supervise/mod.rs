@@ -100,7 +100,7 @@ mod worker;
 pub mod notify;
 
 pub use crate::plan::Action;
-pub use record::{Key, Unreadable};
+pub use record::{Key, Unreadable, Unwritable};
 pub use request::{Amount, Command, Refusal};
 pub use time::Time;
 pub use view::{SocketState, SocketView, View, WatcherState, WatcherView, WorkerState, WorkerView};

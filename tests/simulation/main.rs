@@ -580,12 +580,13 @@ impl<'a> Run<'a> {
     /// only where somebody looks.
     fn record(&mut self) -> Result<(), String> {
         let records = &mut self.records;
-        self.supervisor.record(&mut |key, content| {
+        let written = self.supervisor.record(&mut |key, content| {
             match content {
                 Some(content) => records.insert(key, content),
                 None => records.remove(&key),
             };
         });
+        written.map_err(|error| error.to_string())?;
         if !self.is_audited {
             return Ok(());
         }
@@ -987,9 +988,10 @@ impl<'a> Run<'a> {
 
 fn all_records(supervisor: &mut Supervisor) -> BTreeMap<Key, Vec<u8>> {
     let mut all = BTreeMap::new();
-    supervisor.record_all(&mut |key, content| {
+    let written = supervisor.record_all(&mut |key, content| {
         all.extend(content.map(|content| (key, content)));
     });
+    written.expect("it can be written");
     all
 }
 
