@@ -447,7 +447,9 @@ impl Runtime {
                 }
             }
             _ => match any.int_in_range(0..=7)? {
-                0 => self.handle(Event::Terminate),
+                0 => self.handle(Event::Terminate {
+                    forwarded: any.arbitrary()?,
+                }),
                 _ => {
                     if let Some(request) = pick(&mut self.open, any)? {
                         self.handle(Event::Abandoned { request });
@@ -528,8 +530,9 @@ impl Runtime {
 
     /// Ends it by force: whatever has happened, that comes to an end, and everybody is answered.
     pub fn end(mut self) {
-        self.handle(Event::Terminate);
-        self.handle(Event::Terminate);
+        for _ in 0..2 {
+            self.handle(Event::Terminate { forwarded: false });
+        }
         for _ in 0..100 {
             for proc in std::mem::take(&mut self.asked) {
                 self.handle(Event::SpawnFailed {

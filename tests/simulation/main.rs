@@ -105,6 +105,7 @@ const RULES: &[&str] = &[
     "leftovers may stop by themselves",
     "made to drain a shard",
     "not restarted",
+    "one signal in both ways",
     "parent asked for time",
     "promoted",
     "redefined",
@@ -356,11 +357,11 @@ impl<'a> Run<'a> {
             }
         }
         if !self.is_over {
-            self.turn(Event::Terminate)?;
+            self.turn(Event::Terminate { forwarded: false })?;
             self.run_until(self.now + Duration::from_secs(120))?;
         }
         if !self.is_over {
-            self.turn(Event::Terminate)?;
+            self.turn(Event::Terminate { forwarded: false })?;
             self.run_until(self.now + Duration::from_secs(11))?;
         }
         if !self.is_over {
@@ -400,11 +401,11 @@ impl<'a> Run<'a> {
             }
         }
         if self.random.chance(25) {
-            let at = self.now + self.random.millis(spread);
-            self.kernel.plan_event(at, Event::Terminate);
-            if self.random.chance(50) {
-                let at = at + self.random.millis(3000);
-                self.kernel.plan_event(at, Event::Terminate);
+            let mut at = self.now + self.random.millis(spread);
+            for _ in 0..=self.random.below(3) {
+                let forwarded = self.random.chance(50);
+                self.kernel.plan_event(at, Event::Terminate { forwarded });
+                at = at + self.random.millis(3000);
             }
         }
     }
@@ -823,7 +824,7 @@ impl<'a> Run<'a> {
     fn check_levels(&self, event: &Event, effects: &[Effect]) -> Result<(), String> {
         let is_stop = matches!(
             event,
-            Event::Terminate
+            Event::Terminate { .. }
                 | Event::Exited { .. }
                 | Event::Gone { .. }
                 | Event::SpawnFailed { .. }
@@ -909,7 +910,10 @@ impl<'a> Run<'a> {
         // What somebody asks for may well make a gap.
         if matches!(
             event,
-            Event::Command { .. } | Event::Apply { .. } | Event::Terminate | Event::Bound { .. }
+            Event::Command { .. }
+                | Event::Apply { .. }
+                | Event::Terminate { .. }
+                | Event::Bound { .. }
         ) {
             return Ok(());
         }

@@ -314,7 +314,12 @@ impl Scenario {
     }
 
     pub fn terminate(&mut self) -> Vec<String> {
-        self.event(Event::Terminate)
+        self.event(Event::Terminate { forwarded: false })
+    }
+
+    /// By way of the keeper.
+    pub fn terminate_forwarded(&mut self) -> Vec<String> {
+        self.event(Event::Terminate { forwarded: true })
     }
 
     pub fn view(&self) -> View<'_> {
