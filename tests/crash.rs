@@ -2,9 +2,13 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::io::{BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::lives::open_descriptors;
@@ -1118,4 +1122,44 @@ mod under_systemd {
         );
         assert_eq!(systemd.end(), Some(0), "{}", systemd.log());
     }
+}
+
+/// Everything that a manager is told by a path stands in a folder whose name is in Latin-1.
+#[test]
+fn paths_that_are_no_text_are_the_same_after_a_crash_and_an_upgrade() {
+    let units = r#"
+        [socket.web]
+        listen = "./web.sock"
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        working_dir = "."
+        "#;
+    let manager = Manager::spawn_with(units, |command| {
+        let units = PathBuf::from(command.get_args().last().expect("a unit file"));
+        let folder = units.with_file_name(OsStr::from_bytes(b"caf\xe9"));
+        std::fs::create_dir(&folder).expect("make a folder");
+        std::fs::rename(&units, folder.join("web.toml")).expect("move the units");
+        std::fs::write(&units, "# none").expect("write the units");
+        symlink(folder.join("control"), units.with_file_name("control")).expect("make a link");
+        (command.arg("web.toml").arg("--control"))
+            .arg(folder.join("control"))
+            .env("LATIN", OsStr::from_bytes(b"\xe9"))
+            .current_dir(folder);
+    });
+    manager.wait_for_notice("READY=1");
+    let before = manager.snapshot();
+    manager.crash();
+    assert_eq!(manager.snapshot(), before, "{}", manager.log());
+    manager.ok(&["upgrade"]);
+    assert_eq!(manager.snapshot(), before, "{}", manager.log());
+    // The definition is whole: a worker that is made of it stands where the one before did.
+    kill(before.pids("web")[0], libc::SIGKILL);
+    manager.wait_for("web", "was restarted", |web| {
+        web["restarts"] == 1 && web["ready"] == 1
+    });
+    let folder = std::fs::read_link(format!("/proc/{}/cwd", manager.pids("web")[0]));
+    let name = OsStr::from_bytes(b"caf\xe9");
+    assert!(folder.expect("a link").ends_with(name));
+    let said = manager.ok(&["apply"]);
+    assert!(said.contains("nothing"), "{said}");
 }

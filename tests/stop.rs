@@ -491,6 +491,30 @@ mod the_manager {
         assert_eq!(manager.offspring(), [0; 0]);
     }
 
+    /// `killall tentpole`, Ctrl-C in a terminal, the end of a system.
+    #[test]
+    fn one_signal_to_the_keeper_and_the_manager_is_no_second_one() {
+        let mut manager = Manager::start(
+            r#"
+            [watcher.web]
+            cmd = "PROBE do block 15 , notify READY=1 , until 15 , append DIR/got TERM , await DIR/finish , append DIR/got ended"
+            type = "notify"
+            "#,
+        );
+        let heard = |count| {
+            let heard = || manager.log().matches("got signal TERM").count() == count;
+            let heard = poll(|| heard().then_some(()));
+            heard.unwrap_or_else(|| panic!("not heard\n{}", manager.log()));
+        };
+        kill(manager.manager_pid(), libc::SIGTERM);
+        heard(1);
+        kill(manager.pid(), libc::SIGTERM);
+        heard(2);
+        manager.touch("finish");
+        assert!(manager.wait().success());
+        assert_eq!(manager.lines("got"), ["TERM", "ended"]);
+    }
+
     #[test]
     fn shutdown_timeout_forces_the_end() {
         let mut manager = Manager::start(

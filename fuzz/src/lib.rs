@@ -259,9 +259,10 @@ impl Runtime {
     /// All that is to be recorded.
     pub fn records(&mut self) -> Records {
         let mut records = Records::new();
-        self.supervisor.record_all(&mut |key, value| {
+        let written = self.supervisor.record_all(&mut |key, value| {
             records.push((key, value.expect("all that is recorded is there")));
         });
+        written.expect("it can be written");
         records
     }
 
@@ -282,12 +283,13 @@ impl Runtime {
     }
 
     fn take(&mut self, effects: Vec<Effect>) {
-        self.supervisor.record(&mut |key, value| {
+        let written = self.supervisor.record(&mut |key, value| {
             match value {
                 Some(value) => self.kept.insert(key, value),
                 None => self.kept.remove(&key),
             };
         });
+        written.expect("it can be written");
         for effect in effects {
             assert!(!self.is_over, "an effect comes after the end: {effect:?}");
             match effect {
@@ -445,7 +447,9 @@ impl Runtime {
                 }
             }
             _ => match any.int_in_range(0..=7)? {
-                0 => self.handle(Event::Terminate),
+                0 => self.handle(Event::Terminate {
+                    forwarded: any.arbitrary()?,
+                }),
                 _ => {
                     if let Some(request) = pick(&mut self.open, any)? {
                         self.handle(Event::Abandoned { request });
@@ -526,8 +530,9 @@ impl Runtime {
 
     /// Ends it by force: whatever has happened, that comes to an end, and everybody is answered.
     pub fn end(mut self) {
-        self.handle(Event::Terminate);
-        self.handle(Event::Terminate);
+        for _ in 0..2 {
+            self.handle(Event::Terminate { forwarded: false });
+        }
         for _ in 0..100 {
             for proc in std::mem::take(&mut self.asked) {
                 self.handle(Event::SpawnFailed {

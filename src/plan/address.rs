@@ -8,7 +8,9 @@
 
 use super::Host;
 use crate::unit::Arrange;
-use crate::unit::{Address, At, Doubts, Family, Finding, Findings, Socket, SocketKind};
+use crate::unit::{
+    Address, At, Doubts, Family, Finding, Findings, Socket, SocketKind, path::FilePath,
+};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
@@ -16,7 +18,7 @@ use std::path::{Component, Path, PathBuf};
 /// Adds an error for every socket whose address an earlier one takes, or the manager's `control`.
 pub(super) fn find_collisions(
     sockets: &[Box<Socket>],
-    control: Option<&At<PathBuf>>,
+    control: Option<&At<FilePath>>,
     doubts: &Doubts,
     host: &dyn Host,
     findings: &mut Findings,

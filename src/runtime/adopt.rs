@@ -272,9 +272,9 @@ impl Manager {
             }
         }
         self.save_home();
-        // Asked for twice it would be forced.
+        // Asked for twice it would be forced; so it is not counted as forwarded, since that may be yet to come.
         if arrears.stop.is_some() && !self.supervisor.is_stopping() {
-            self.dispatch(Event::Terminate);
+            self.dispatch(Event::Terminate { forwarded: false });
         }
     }
 }

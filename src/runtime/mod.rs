@@ -54,6 +54,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use units::Applying;
 use upgrade::Upgrade;
+use vault::Vault;
 
 /// Ended children and notifications taken in one turn.
 const FACTS_PER_TURN: usize = 256;
@@ -455,7 +456,7 @@ impl Manager {
     }
 
     fn take_signals(&mut self) {
-        while let Some(signal) = survive("reading a signal", self.signals.read()) {
+        while let Some((signal, sender)) = survive("reading a signal", self.signals.read_from()) {
             if signal != libc::SIGCHLD {
                 self.keeping.vault.heard(signal);
             }
@@ -463,7 +464,9 @@ impl Manager {
                 libc::SIGCHLD => self.take_exits(),
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => {
                     log::info!(target: "manager", "got signal {}", crate::unit::signal_name(crate::unit::Signal(signal)));
-                    self.dispatch(Event::Terminate);
+                    let by_parent = sender.is_some() && sender == process::parent();
+                    let forwarded = by_parent && matches!(self.keeping.vault, Vault::Keeper(_));
+                    self.dispatch(Event::Terminate { forwarded });
                 }
                 libc::SIGUSR2 => {
                     log::info!(target: "manager", "got signal USR2: the program is executed anew");

@@ -1,15 +1,16 @@
 //! The file of a unix socket.
 
 use crate::sys::socket::FileId;
+use crate::unit::path::FilePath;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
-    path: PathBuf,
+    path: FilePath,
     device: u64,
     inode: u64,
 }
@@ -19,7 +20,7 @@ impl Node {
     pub fn made_at(path: &Path) -> Option<Node> {
         let data = std::fs::symlink_metadata(path).ok()?;
         Some(Node {
-            path: path.to_path_buf(),
+            path: path.into(),
             device: data.dev(),
             inode: data.ino(),
         })
@@ -37,7 +38,7 @@ impl Node {
 
     /// Whether it is still there: `None` if another stands in its place.
     pub fn is_there(&self) -> Option<bool> {
-        match std::fs::symlink_metadata(&self.path) {
+        match std::fs::symlink_metadata(&*self.path) {
             Ok(data) if (data.dev(), data.ino()) == self.id() => Some(true),
             Ok(_) => None,
             Err(_) => Some(false),
@@ -46,23 +47,23 @@ impl Node {
 
     /// Changes its mode, and its group where one is given, if it is still there.
     pub fn restrict(&self, mode: u32, gid: Option<u32>) -> std::io::Result<()> {
-        let data = std::fs::symlink_metadata(&self.path)?;
+        let data = std::fs::symlink_metadata(&*self.path)?;
         if (data.dev(), data.ino()) != (self.device, self.inode) {
             return Ok(());
         }
-        std::os::unix::fs::lchown(&self.path, None, gid)?;
-        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode))
+        std::os::unix::fs::lchown(&*self.path, None, gid)?;
+        std::fs::set_permissions(&*self.path, std::fs::Permissions::from_mode(mode))
     }
 
     /// Removes it, if it is still there.
     pub fn remove(&self) {
-        let Ok(data) = std::fs::symlink_metadata(&self.path) else {
+        let Ok(data) = std::fs::symlink_metadata(&*self.path) else {
             return;
         };
         if (data.dev(), data.ino()) != (self.device, self.inode) {
             return;
         }
-        if let Err(error) = std::fs::remove_file(&self.path)
+        if let Err(error) = std::fs::remove_file(&*self.path)
             && error.kind() != ErrorKind::NotFound
         {
             log::warn!(target: "manager", "{} could not be removed: {error}", self.path.display());

@@ -14,12 +14,12 @@ use super::vault::Vault;
 use super::{Manager, ledger};
 use crate::supervise::{Key, ProcId, RequestId, SocketId};
 use crate::unit::Gather;
+use crate::unit::path::FilePath;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// Names of descriptors in the vault that belong to no socket unit.
@@ -45,7 +45,7 @@ pub struct Home {
     /// The limit of open descriptors that workers get, soft and hard.
     pub nofile: Option<(u64, u64)>,
     /// The control socket's path and file.
-    pub control: Option<(PathBuf, Option<Node>)>,
+    pub control: Option<(FilePath, Option<Node>)>,
     /// It has taken over from one that died: children of that one's may be its parent's now.
     #[serde(default)]
     pub is_heir: bool,
@@ -188,13 +188,14 @@ impl Manager {
             processes: self.processes.take_dirty(),
             leftovers: self.leftovers.take_dirty(),
         };
-        self.supervisor.record(&mut |key, value| match value {
+        let written = self.supervisor.record(&mut |key, value| match value {
             Some(value) => ledger.put(&key.to_string(), value),
             None => ledger.delete(&key.to_string()),
         });
         let parts = (&self.listeners, &self.processes, &self.leftovers);
-        dirty.put(ledger, parts);
-        if let Err(error) = ledger.commit() {
+        let put = dirty.put(ledger, parts);
+        let committed = ledger.commit();
+        if let Err(error) = written.map_err(io::Error::other).and(put).and(committed) {
             log::error!(target: "manager", "the state can't be recorded: {error}; if the manager dies now, the next one goes on from an older one");
         }
         self.hold(&dirty.listeners);
@@ -208,7 +209,12 @@ impl Manager {
         let Some(ledger) = &mut self.keeping.ledger else {
             return;
         };
-        ledger.put(HOME, content(&self.home));
+        match content(HOME, &self.home) {
+            Ok(home) => ledger.put(HOME, home),
+            Err(error) => {
+                log::error!(target: "manager", "the state can't be recorded: {error}");
+            }
+        }
         let mut fds = vec![(LEDGER, ledger.fd()), (NOTIFY, self.notify.as_fd())];
         fds.extend(self.server.listener().map(|fd| (CONTROL, fd)));
         self.keeping.vault.hold(&fds);
@@ -247,15 +253,16 @@ impl Manager {
             processes: self.processes.ids().into_iter().gather(),
             leftovers: self.leftovers.ids().into_iter().gather(),
         };
-        self.supervisor.record_all(&mut |key, value| {
+        let written = self.supervisor.record_all(&mut |key, value| {
             if let Some(value) = value {
                 ledger.put(&key.to_string(), value);
             }
         });
+        written.map_err(io::Error::other)?;
         let parts = (&self.listeners, &self.processes, &self.leftovers);
-        all.put(&mut ledger, parts);
-        ledger.put(HOME, content(&self.home));
-        ledger.put(HANDOVER, content(handover));
+        all.put(&mut ledger, parts)?;
+        ledger.put(HOME, content(HOME, &self.home)?);
+        ledger.put(HANDOVER, content(HANDOVER, handover)?);
         let records = ledger.buffered();
         ledger.commit()?;
         Ok((ledger, records))
@@ -274,31 +281,40 @@ impl Dirty {
         &self,
         ledger: &mut Ledger,
         (listeners, processes, leftovers): (&Listeners, &Processes, &Leftovers),
-    ) {
+    ) -> io::Result<()> {
+        let mut put_all = Ok(());
         for id in &self.listeners {
-            put(ledger, LISTENER, u64::from(id.0), listeners.record(*id));
+            let put = put(ledger, LISTENER, u64::from(id.0), listeners.record(*id));
+            put_all = put_all.and(put);
         }
         for proc in &self.processes {
-            put(ledger, PROCESS, proc.0, processes.record(*proc));
+            put_all = put_all.and(put(ledger, PROCESS, proc.0, processes.record(*proc)));
         }
         for proc in &self.leftovers {
-            put(ledger, LEFTOVER, proc.0, leftovers.record(*proc));
+            put_all = put_all.and(put(ledger, LEFTOVER, proc.0, leftovers.record(*proc)));
         }
+        put_all
     }
 }
 
-/// Puts a record, or deletes that of what is no more.
-fn put<T: Serialize>(ledger: &mut Ledger, kind: &str, number: u64, record: Option<T>) {
+/// Puts a record, or deletes that of what is no more. One that can't be written stays as it was.
+fn put<T: Serialize>(
+    ledger: &mut Ledger,
+    kind: &str,
+    number: u64,
+    record: Option<T>,
+) -> io::Result<()> {
     let name = format!("{kind}{number}");
     match record {
-        Some(record) => ledger.put(&name, content(&record)),
+        Some(record) => ledger.put(&name, content(&name, &record)?),
         None => ledger.delete(&name),
     }
+    Ok(())
 }
 
-fn content<T: Serialize>(value: &T) -> Vec<u8> {
-    // Plain data with keys of text: there is nothing in it that JSON could not hold.
-    serde_json::to_vec(value).unwrap_or_default()
+fn content<T: Serialize>(name: &str, value: &T) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(value)
+        .map_err(|error| io::Error::other(format!("record `{name}` can't be written: {error}")))
 }
 
 fn read<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, String> {

@@ -303,7 +303,7 @@ fn start(
         version: env!("CARGO_PKG_VERSION").into(),
         started: std::time::SystemTime::now(),
         nofile: base.nofile,
-        control: control_path.map(|path| (path, server.node().cloned())),
+        control: control_path.map(|path| (path.into(), server.node().cloned())),
         is_heir: false,
         is_sole: base.is_sole,
     };
@@ -370,10 +370,12 @@ fn look_up_names(plan: &Plan) -> Result<Names, StartError> {
 
 /// The control socket. Without a writable place for it the manager runs without, unless one was asked for.
 fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf)>, StartError> {
-    let asked = options
-        .control
-        .clone()
-        .or_else(|| plan.manager.control.as_ref().map(|path| path.value.clone()));
+    let asked = options.control.clone().or_else(|| {
+        plan.manager
+            .control
+            .as_ref()
+            .map(|path| path.value.to_path_buf())
+    });
     let required = asked.is_some();
     let path = asked.unwrap_or_else(|| options.default_control.clone());
     match listen_control(&path, plan.manager.control_mode().0, plan.control_gid) {

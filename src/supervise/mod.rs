@@ -100,7 +100,7 @@ mod worker;
 pub mod notify;
 
 pub use crate::plan::Action;
-pub use record::{Key, Unreadable};
+pub use record::{Key, Unreadable, Unwritable};
 pub use request::{Amount, Command, Refusal};
 pub use time::Time;
 pub use view::{SocketState, SocketView, View, WatcherState, WatcherView, WorkerState, WorkerView};
@@ -319,8 +319,11 @@ pub enum Event {
         /// Which answer.
         request: RequestId,
     },
-    /// The manager was told to end by SIGTERM or SIGINT; a second time forces it.
-    Terminate,
+    /// The manager was told to end by SIGTERM or SIGINT; a second time in the same way forces it.
+    Terminate {
+        /// By its keeper, which passes on what it was sent itself: who signals both means it once.
+        forwarded: bool,
+    },
 }
 
 /// Who sent a notification.
@@ -665,7 +668,7 @@ impl Supervisor {
                 }
             }
             Event::Abandoned { request } => self.abandon(request),
-            Event::Terminate => self.terminate(turn),
+            Event::Terminate { forwarded } => self.terminate(turn, forwarded),
         }
         // An event that came in time counts even if its deadline has passed meanwhile: so deadlines come after it.
         self.expire(turn);

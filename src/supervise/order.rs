@@ -33,6 +33,9 @@ pub(super) enum Phase {
         /// When it is forced; and when it was, given up.
         until: Option<Time>,
         forced: bool,
+        /// Whether a signal asked for it: one that came directly, one that was forwarded.
+        #[serde(default)]
+        signalled: [bool; 2],
         code: i32,
     },
     /// Everything has ended.
@@ -514,12 +517,18 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn terminate(&mut self, turn: &mut Turn<'_>) {
-        match self.phase {
-            Phase::New | Phase::Booting { .. } | Phase::Running => self.stop_all(turn, 0),
-            Phase::Stopping { .. } => self.force(turn),
-            Phase::Over => {}
+    pub(super) fn terminate(&mut self, turn: &mut Turn<'_>, forwarded: bool) {
+        if !self.is_stopping() {
+            self.stop_all(turn, 0);
         }
+        let Phase::Stopping { signalled, .. } = &mut self.phase else {
+            return;
+        };
+        // The first is none too many where it was a command or a critical watcher that began the stop.
+        if std::mem::replace(&mut signalled[usize::from(forwarded)], true) {
+            self.force(turn);
+        }
+        self.dirty.manager = true;
     }
 
     /// Ends the manager on behalf of a critical watcher.
@@ -564,6 +573,7 @@ impl Supervisor {
         self.set_phase(Phase::Stopping {
             until,
             forced: false,
+            signalled: [false; 2],
             code,
         });
         self.startable.clear();

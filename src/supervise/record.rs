@@ -86,6 +86,18 @@ impl fmt::Display for Unreadable {
 
 impl std::error::Error for Unreadable {}
 
+/// Which record can't be written, and why.
+#[derive(Debug)]
+pub struct Unwritable(Key, serde_json::Error);
+
+impl fmt::Display for Unwritable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "record `{}` can't be written: {}", self.0, self.1)
+    }
+}
+
+impl std::error::Error for Unwritable {}
+
 /// What belongs to no unit.
 #[derive(Serialize, Deserialize)]
 struct ManagerRecord {
@@ -103,8 +115,14 @@ struct ManagerRecord {
 
 impl Supervisor {
     /// Hands every record that has changed since the last call to `sink`: what it is of, and its content, or `None` where
-    /// there is none any more.
-    pub fn record(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) {
+    /// there is none any more. One that can't be written stays as it was when it was recorded last, which is an error once
+    /// all others are.
+    pub fn record(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) -> Result<(), Unwritable> {
+        let mut written = Ok(());
+        let mut sink = |key, value: Option<Content>| match value.transpose() {
+            Ok(value) => sink(key, value),
+            Err(error) => written = Err(Unwritable(key, error)),
+        };
         let Dirty {
             manager,
             sockets,
@@ -135,10 +153,14 @@ impl Supervisor {
         if manager {
             sink(Key::Manager, Some(self.manager_record()));
         }
+        written
     }
 
     /// The same for every record that there is.
-    pub fn record_all(&mut self, sink: &mut dyn FnMut(Key, Option<Vec<u8>>)) {
+    pub fn record_all(
+        &mut self,
+        sink: &mut dyn FnMut(Key, Option<Vec<u8>>),
+    ) -> Result<(), Unwritable> {
         self.dirty = Dirty {
             manager: true,
             sockets: self.sockets.ids().collect(),
@@ -152,7 +174,7 @@ impl Supervisor {
             let slots = watcher.numbered().map(|(wid, _)| (id, wid));
             self.dirty.slots.extend(slots);
         }
-        self.record(sink);
+        self.record(sink)
     }
 
     /// Takes everything for recorded: nobody is going to ask.
@@ -170,7 +192,7 @@ impl Supervisor {
         &self.manager
     }
 
-    fn manager_record(&mut self) -> Vec<u8> {
+    fn manager_record(&mut self) -> Content {
         let record = ManagerRecord {
             manager: self.manager.clone(),
             control_gid: self.control_gid,
@@ -181,10 +203,10 @@ impl Supervisor {
             next_socket: self.next_socket,
             pending: std::mem::take(&mut self.pending).into_iter().collect(),
         };
-        let bytes = content(&record);
+        let content = content(&record);
         self.phase = record.phase;
         self.pending = record.pending.into_iter().gather();
-        bytes
+        content
     }
 
     /// The supervisor that `records` are of. It does nothing before [`Supervisor::resume`]; what is newer than this
@@ -522,9 +544,10 @@ fn not_given(key: Key) -> Unreadable {
     ))
 }
 
-fn content<T: Serialize>(value: &T) -> Vec<u8> {
-    // Plain data with keys of text: there is nothing in it that JSON could not hold.
-    serde_json::to_vec(value).unwrap_or_default()
+type Content = serde_json::Result<Vec<u8>>;
+
+fn content<T: Serialize>(value: &T) -> Content {
+    serde_json::to_vec(value)
 }
 
 fn read<T: DeserializeOwned>(key: Key, bytes: &[u8]) -> Result<T, Unreadable> {

@@ -1,6 +1,7 @@
 //! Signals as something to read: signalfd(2).
 
 use super::check;
+use super::process::Pid;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -49,6 +50,11 @@ impl SignalFd {
 
     /// The next signal's number; `None` when there is none.
     pub fn read(&self) -> io::Result<Option<i32>> {
+        Ok(self.read_from()?.map(|(signal, _)| signal))
+    }
+
+    /// The same, and who has sent it: `None` if that is no process of our pid namespace, as with the kernel.
+    pub fn read_from(&self) -> io::Result<Option<(i32, Option<Pid>)>> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         loop {
@@ -56,7 +62,8 @@ impl SignalFd {
             let count = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
             if usize::try_from(count) == Ok(size) {
                 // SAFETY: the kernel has written the whole structure, in which every bit pattern is valid.
-                return Ok(Some(unsafe { info.assume_init() }.ssi_signo as i32));
+                let info = unsafe { info.assume_init() };
+                return Ok(Some((info.ssi_signo as i32, Pid::new(info.ssi_pid as i32))));
             }
             let error = io::Error::last_os_error();
             match error.kind() {
@@ -168,7 +175,8 @@ mod tests {
         assert_eq!(signals.read().unwrap(), None);
         raise(libc::SIGUSR2);
         raise(libc::SIGUSR2);
-        assert_eq!(signals.read().unwrap(), Some(libc::SIGUSR2));
+        let own = Some(Pid::own());
+        assert_eq!(signals.read_from().unwrap(), Some((libc::SIGUSR2, own)));
         assert_eq!(signals.read().unwrap(), None);
     }
 

@@ -671,7 +671,7 @@ pub struct Description {
 }
 
 /// The address that a socket is bound to.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Local {
     Ip(SocketAddr),

@@ -12,7 +12,7 @@ use super::value::{clipped, in_quotes, signal_name, split_words};
 use super::{
     Address, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager, NotifyAccess,
     Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit,
-    Watcher, WatcherKind, Words,
+    Watcher, WatcherKind, Words, path::FilePath,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -1002,7 +1002,7 @@ fn check_watcher(table: &Table<'_>, watcher: &Watcher, doubt: &Doubt, findings: 
 
 // Readers of single keys.
 
-fn control_path(field: &mut Field<'_, '_>) -> Option<std::path::PathBuf> {
+fn control_path(field: &mut Field<'_, '_>) -> Option<FilePath> {
     let text = field.filled_text()?;
     if text.starts_with('@') {
         field.refuse(
@@ -1011,7 +1011,7 @@ fn control_path(field: &mut Field<'_, '_>) -> Option<std::path::PathBuf> {
         return None;
     }
     match unix_path(&text, field.folder) {
-        Ok(Address::Path(path)) => Some(path),
+        Ok(Address::Path(path)) => Some(path.into()),
         Ok(_) => None,
         Err(why) => {
             field.refuse(why);

@@ -660,7 +660,7 @@ mod tests {
         let other = folder(&[("a.toml.d/x.toml", "[socket.s]\nlisten = \"./s.sock\"")]);
         let loaded = load_folders(&[other.path(), main.path()]);
         assert_eq!(findings(&loaded, &[&main, &other]), NONE);
-        assert_eq!(loaded.units.watchers[0].folder, main.path());
+        assert_eq!(loaded.units.watchers[0].folder, main.path().into());
         let wanted = super::super::Address::Path(main.path().join("s.sock"));
         assert_eq!(loaded.units.sockets[0].address.value, wanted);
     }

@@ -15,6 +15,7 @@ mod hash;
 mod keys;
 mod load;
 mod nearest;
+pub mod path;
 mod toml;
 mod value;
 
@@ -27,6 +28,7 @@ pub use load::{Loaded, Search, load, read_text};
 pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
+use path::FilePath;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -157,7 +159,7 @@ table! {
     /// The `[manager]` table.
     pub struct Manager {
         /// Path of the control socket.
-        pub control: Option<At<PathBuf>> = None,
+        pub control: Option<At<FilePath>> = None,
         /// Group that may connect to the control socket besides root and the manager's own user.
         pub control_group: Option<At<Principal>> = None,
         /// Mode of the control socket, if it was written.
@@ -286,7 +288,7 @@ pub enum Address {
     /// A host name, looked up when the socket is bound; the first usable address is taken.
     Host(String, u16),
     /// A unix socket's path, absolute.
-    Path(PathBuf),
+    Path(#[serde(with = "path")] PathBuf),
     /// A unix socket's abstract name, without the leading `@`.
     Abstract(String),
 }
@@ -358,7 +360,7 @@ table! {
         /// Its name; the place is that of the table's header.
         pub name: At<Name> = At::default(),
         /// Folder of the unit file, absolute: relative paths start here.
-        pub folder: PathBuf = PathBuf::new(),
+        pub folder: FilePath = FilePath::default(),
         /// The command: words of a list, or text that is not split yet.
         pub cmd: At<Words> = At::nowhere(Words::List(Vec::new())),
         /// Further arguments.
@@ -471,7 +473,7 @@ impl Watcher {
     pub fn new(name: At<Name>, folder: PathBuf, cmd: At<Words>) -> Self {
         Watcher {
             name,
-            folder,
+            folder: folder.into(),
             cmd,
             ..Watcher::default()
         }

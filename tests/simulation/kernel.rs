@@ -992,7 +992,7 @@ impl Kernel {
                     process.leftovers = false;
                 }
             }
-            Happening::Event(Event::Terminate)
+            Happening::Event(Event::Terminate { .. })
             | Happening::Notify(..)
             | Happening::Feed(_)
             | Happening::Found(..)

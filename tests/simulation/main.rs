@@ -105,6 +105,7 @@ const RULES: &[&str] = &[
     "leftovers may stop by themselves",
     "made to drain a shard",
     "not restarted",
+    "one signal in both ways",
     "parent asked for time",
     "promoted",
     "redefined",
@@ -358,11 +359,11 @@ impl<'a> Run<'a> {
             }
         }
         if !self.is_over {
-            self.turn(Event::Terminate)?;
+            self.turn(Event::Terminate { forwarded: false })?;
             self.run_until(self.now + Duration::from_secs(120))?;
         }
         if !self.is_over {
-            self.turn(Event::Terminate)?;
+            self.turn(Event::Terminate { forwarded: false })?;
             self.run_until(self.now + Duration::from_secs(11))?;
         }
         if !self.is_over {
@@ -402,11 +403,11 @@ impl<'a> Run<'a> {
             }
         }
         if self.random.chance(25) {
-            let at = self.now + self.random.millis(spread);
-            self.kernel.plan_event(at, Event::Terminate);
-            if self.random.chance(50) {
-                let at = at + self.random.millis(3000);
-                self.kernel.plan_event(at, Event::Terminate);
+            let mut at = self.now + self.random.millis(spread);
+            for _ in 0..=self.random.below(3) {
+                let forwarded = self.random.chance(50);
+                self.kernel.plan_event(at, Event::Terminate { forwarded });
+                at = at + self.random.millis(3000);
             }
         }
     }
@@ -582,12 +583,13 @@ impl<'a> Run<'a> {
     /// only where somebody looks.
     fn record(&mut self) -> Result<(), String> {
         let records = &mut self.records;
-        self.supervisor.record(&mut |key, content| {
+        let written = self.supervisor.record(&mut |key, content| {
             match content {
                 Some(content) => records.insert(key, content),
                 None => records.remove(&key),
             };
         });
+        written.map_err(|error| error.to_string())?;
         if !self.is_audited {
             return Ok(());
         }
@@ -824,7 +826,7 @@ impl<'a> Run<'a> {
     fn check_levels(&self, event: &Event, effects: &[Effect]) -> Result<(), String> {
         let is_stop = matches!(
             event,
-            Event::Terminate
+            Event::Terminate { .. }
                 | Event::Exited { .. }
                 | Event::Gone { .. }
                 | Event::SpawnFailed { .. }
@@ -910,7 +912,10 @@ impl<'a> Run<'a> {
         // What somebody asks for may well make a gap.
         if matches!(
             event,
-            Event::Command { .. } | Event::Apply { .. } | Event::Terminate | Event::Bound { .. }
+            Event::Command { .. }
+                | Event::Apply { .. }
+                | Event::Terminate { .. }
+                | Event::Bound { .. }
         ) {
             return Ok(());
         }
@@ -989,9 +994,10 @@ impl<'a> Run<'a> {
 
 fn all_records(supervisor: &mut Supervisor) -> BTreeMap<Key, Vec<u8>> {
     let mut all = BTreeMap::new();
-    supervisor.record_all(&mut |key, content| {
+    let written = supervisor.record_all(&mut |key, content| {
         all.extend(content.map(|content| (key, content)));
     });
+    written.expect("it can be written");
     all
 }
 

@@ -252,6 +252,9 @@ enum Phase {
         code: i32,
         forced: bool,
         force_at: Option<Time>,
+        /// Signals to end that came directly.
+        direct: u32,
+        forwarded: u32,
     },
     Over,
 }
@@ -451,11 +454,7 @@ impl Rules {
                 self.wait_for(*request, begun, *no_wait, true);
             }
             Event::Abandoned { request } => self.abandon(*request),
-            Event::Terminate => match self.phase {
-                Phase::Stopping { .. } => self.force(),
-                Phase::Over => {}
-                _ => self.stop_all(0),
-            },
+            Event::Terminate { forwarded } => self.terminate(*forwarded),
         }
     }
 
@@ -503,6 +502,26 @@ impl Rules {
         matches!(self.phase, Phase::Stopping { .. } | Phase::Over)
     }
 
+    /// Two signals of one kind force the stop, whatever began it: one of each may be a single one that both processes got.
+    fn terminate(&mut self, is_forwarded: bool) {
+        if !self.is_stopping() {
+            self.stop_all(0);
+        }
+        if let Phase::Stopping {
+            direct, forwarded, ..
+        } = &mut self.phase
+        {
+            *direct += u32::from(!is_forwarded);
+            *forwarded += u32::from(is_forwarded);
+            let (direct, forwarded) = (*direct, *forwarded);
+            match direct.max(forwarded) {
+                1 if direct + forwarded == 2 => self.say("one signal in both ways"),
+                1 => {}
+                _ => self.force(),
+            }
+        }
+    }
+
     fn stop_all(&mut self, code: i32) {
         self.say("shutdown");
         self.tell_parent(ParentNotice::Stopping, "the manager ends");
@@ -513,6 +532,8 @@ impl Rules {
             code,
             forced: false,
             force_at: self.shutdown_timeout.map(|timeout| self.now + timeout),
+            direct: 0,
+            forwarded: 0,
         };
         for id in self.ids() {
             if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[&id].goal {

@@ -91,12 +91,13 @@ impl Scenario {
     }
 
     fn record(&mut self) {
-        self.supervisor.record(&mut |key, content| {
+        let written = self.supervisor.record(&mut |key, content| {
             match content {
                 Some(content) => self.records.insert(key, content),
                 None => self.records.remove(&key),
             };
         });
+        written.expect("it can be written");
     }
 
     fn all_words(&mut self, effects: &[Effect]) -> Vec<String> {
@@ -139,9 +140,10 @@ impl Scenario {
         // Who is killed leaves what was written while it ran.
         if connected || self.records.is_empty() {
             self.records.clear();
-            self.supervisor.record_all(&mut |key, content| {
+            let written = self.supervisor.record_all(&mut |key, content| {
                 self.records.extend(content.map(|content| (key, content)));
             });
+            written.expect("it can be written");
         }
         let restored = Supervisor::restore(self.records.clone(), SETTINGS);
         self.supervisor = restored.expect("it was recorded");
@@ -312,7 +314,12 @@ impl Scenario {
     }
 
     pub fn terminate(&mut self) -> Vec<String> {
-        self.event(Event::Terminate)
+        self.event(Event::Terminate { forwarded: false })
+    }
+
+    /// By way of the keeper.
+    pub fn terminate_forwarded(&mut self) -> Vec<String> {
+        self.event(Event::Terminate { forwarded: true })
     }
 
     pub fn view(&self) -> View<'_> {

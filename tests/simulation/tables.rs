@@ -628,6 +628,41 @@ fn a_second_sigterm_kills() {
 }
 
 #[test]
+fn one_signal_to_the_manager_and_its_keeper_is_no_second_one() {
+    for is_direct_first in [true, false] {
+        let signals = [Scenario::terminate, Scenario::terminate_forwarded];
+        let [first, other] = match is_direct_first {
+            true => signals,
+            false => [signals[1], signals[0]],
+        };
+        let mut run = running("");
+        first(&mut run);
+        run.succeeded(false);
+        assert_eq!(other(&mut run), NOTHING);
+        run.succeeded(true);
+        assert_eq!(first(&mut run), ["kill a/1"]);
+    }
+}
+
+#[test]
+fn a_signal_during_a_stop_that_no_signal_began_is_the_first() {
+    let mut run = running("");
+    run.command(Command::Shutdown);
+    assert_eq!(run.terminate(), NOTHING);
+    assert_eq!(run.terminate(), ["kill a/1"]);
+
+    let mut run =
+        Scenario::of(&(watcher("a", "") + &watcher("b", "critical = true\nrestart = \"never\"")));
+    run.begin();
+    run.spawned("a/1");
+    run.spawned("b/1");
+    run.exits("b/1", Exit::Code(7));
+    assert_eq!(run.terminate(), NOTHING);
+    assert_eq!(run.terminate_forwarded(), NOTHING);
+    assert_eq!(run.terminate(), ["kill a/1"]);
+}
+
+#[test]
 fn shutdown_timeout_forces_the_stop_and_what_can_not_be_killed_is_left_behind() {
     let text = "[manager]\nshutdown_timeout = 5\n".to_owned() + &watcher("a", "");
     let mut run = Scenario::of(&text);

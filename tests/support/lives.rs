@@ -138,7 +138,9 @@ impl Manager {
 /// The inodes of the stream sockets that listen on an address, as the kernel lists them.
 pub fn listeners(address: &str) -> Vec<u64> {
     let mut inodes = if Path::new(address).is_absolute() {
-        let text = std::fs::read_to_string("/proc/net/unix").expect("a list of sockets");
+        // Names need not be text.
+        let text = std::fs::read("/proc/net/unix").expect("a list of sockets");
+        let text = String::from_utf8_lossy(&text).into_owned();
         let lines = text.lines().skip(1).filter_map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
             let listens = words.get(3) == Some(&"00010000") && words.get(7) == Some(&address);

@@ -17,7 +17,9 @@ use crate::unit;
 use crate::unit::{Arrange, Gather};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -119,7 +121,7 @@ struct Closing {
 /// What the next manager must know of a socket.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ListenerRecord {
-    local: Option<Local>,
+    local: Option<LocalRecord>,
     node: Option<Node>,
     shards: Option<Vec<ShardRecord>>,
     /// How often it was bound anew.
@@ -128,6 +130,20 @@ pub struct ListenerRecord {
     /// Where it is in the kernel's list, if it shares its address and has no shards.
     #[serde(default)]
     place: Option<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct LocalRecord(#[serde(with = "Remote")] Local);
+
+/// [`Local`] as it is recorded: that it can be is no matter of [`crate::sys`].
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Local")]
+enum Remote {
+    Ip(SocketAddr),
+    Path(#[serde(with = "crate::unit::path")] PathBuf),
+    Abstract(Vec<u8>),
+    Unnamed,
+    Other(i32),
 }
 
 impl Listeners {
@@ -536,7 +552,7 @@ impl Listeners {
     pub fn record(&self, id: SocketId) -> Option<ListenerRecord> {
         let listener = self.all.get(&id)?;
         Some(ListenerRecord {
-            local: listener.local.clone(),
+            local: listener.local.clone().map(LocalRecord),
             node: listener.node.clone(),
             shards: match &listener.fds {
                 Fds::Unbound | Fds::One(_) => None,
@@ -592,7 +608,7 @@ impl Listeners {
                 continue;
             };
             let mut listener = Listener::new(spec);
-            listener.local = record.local;
+            listener.local = record.local.map(|it| it.0);
             listener.node = record.node;
             listener.number = record.number;
             match record.shards {

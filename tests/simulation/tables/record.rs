@@ -7,9 +7,10 @@ use tentpole::unit::LogLevel;
 
 fn records(run: &mut Scenario) -> BTreeMap<Key, Vec<u8>> {
     let mut all = BTreeMap::new();
-    run.supervisor.record_all(&mut |key, content| {
+    let written = run.supervisor.record_all(&mut |key, content| {
         all.extend(content.map(|content| (key, content)));
     });
+    written.expect("it can be written");
     all
 }
 
