@@ -51,13 +51,13 @@ impl Supervisor {
         }
     }
 
-    /// The sockets whose shard of this worker's goes with it, since no watcher wants the wid any more.
+    /// The sockets in the plan whose shard of this worker's goes with it, since no watcher wants the wid any more.
     pub(super) fn leaving_shards(&self, post: Post) -> Vec<SocketId> {
         let watcher = self.watcher(post.watcher);
         let edition = self.state(post).edition();
         let edition = edition.map_or(watcher.next(), |number| watcher.edition(number));
         let goes = |id: &SocketId| {
-            let socket = self.sockets.get(*id);
+            let socket = self.sockets.get(*id).filter(|socket| !socket.retired);
             socket.is_some_and(|socket| socket.spec.unit.so_reuseport.value)
                 && post.wid > self.wanted_shards(*id)
         };
@@ -67,9 +67,11 @@ impl Supervisor {
     /// They get no new clients from now on; the worker of this wid serves those that wait.
     pub(super) fn drain_shards(&mut self, sockets: &[SocketId], wid: u32) {
         for id in sockets {
-            let before = self.sockets.get(*id).map(|socket| socket.shard(wid));
-            let (by, tries) = match before {
-                Some(Shard::Draining { by, tries }) => (by, tries),
+            // One that goes as a whole takes its shards along.
+            let socket = self.sockets.get(*id).filter(|socket| !socket.retired);
+            let Some(socket) = socket else { continue };
+            let (by, tries) = match socket.shard(wid) {
+                Shard::Draining { by, tries } => (by, tries),
                 _ => (None, 0),
             };
             self.set_shard(*id, wid, Shard::Draining { by, tries });

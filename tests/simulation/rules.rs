@@ -771,7 +771,7 @@ impl Rules {
             self.promote(at.id, at.wid);
         } else if at.wid > self.watchers[&at.id].wanted {
             self.say("made to drain a shard");
-            self.retire(at);
+            self.dismiss(at);
         }
     }
 
@@ -1450,9 +1450,9 @@ impl Rules {
             self.watcher(id).slots.entry(wid).or_default();
         }
         if matches!(self.watchers[&id].goal, Goal::Up { .. }) {
-            for at in self.places(id) {
+            for at in self.places(id).into_iter().rev() {
                 if at.wid > wanted {
-                    self.retire(at);
+                    self.dismiss(at);
                 }
             }
             if wanted > before {
@@ -1463,35 +1463,33 @@ impl Rules {
         }
     }
 
-    /// A worker whose kernel queue goes with it serves first what waits in it.
-    fn retire(&mut self, at: At) {
-        let shards = self.leaving_shards(at);
-        let serves = matches!(self.worker(at).life, Life::Serving { .. });
-        if at.seat == Seat::Main && !shards.is_empty() && serves {
-            self.drain_shards(&shards, at.wid);
-            let until = self.definition(at).spec.unit.graceful_timeout;
-            let until = until.map(|timeout| self.now + timeout);
-            self.worker_mut(at).life = Life::Draining { until };
-            self.say("drained");
-            let reason = "its shards are emptied before it goes";
-            self.expect_of(at, Act::Drain(shards), reason);
-        } else {
-            self.stop_worker(at, Why::Asked, None);
-        }
-    }
-
-    /// A worker that is replaced serves first what waits where nobody comes after it.
+    /// A worker that is not wanted, or is replaced, serves first what waits where nobody comes after it.
     fn dismiss(&mut self, at: At) {
-        let sockets = self.leaving_sockets(at);
-        if sockets.is_empty() || !matches!(self.worker(at).life, Life::Serving { .. }) {
-            return self.stop_worker(at, Why::Asked, None);
+        let leaving = self.leaving(at);
+        match self.worker(at).life {
+            Life::Draining { .. } if !leaving.is_empty() => return,
+            Life::Serving { .. } if !leaving.is_empty() => {}
+            _ => return self.stop_worker(at, Why::Asked, None),
         }
+        for index in &leaving {
+            self.say(match self.sockets[index].retired {
+                true => "drained a socket that goes",
+                false => "drained",
+            });
+        }
+        self.drain_shards(&leaving, at.wid);
         let until = self.definition(at).spec.unit.graceful_timeout;
         let until = until.map(|timeout| self.now + timeout);
         self.worker_mut(at).life = Life::Draining { until };
-        self.say("drained a socket that goes");
-        let reason = "what waits in a socket that goes is served";
-        self.expect_of(at, Act::Drain(sockets), reason);
+        let reason = "what waits where nobody comes after it is served";
+        self.expect_of(at, Act::Drain(leaving), reason);
+    }
+
+    /// What goes with a worker, in order.
+    fn leaving(&self, at: At) -> Vec<usize> {
+        let shards = self.leaving_shards(at).into_iter();
+        let all: BTreeSet<usize> = shards.chain(self.leaving_sockets(at)).collect();
+        all.into_iter().collect()
     }
 
     /// The sockets in no plan that only this worker serves.

@@ -48,16 +48,15 @@ impl Rules {
         let sockets = self.definition(at).sockets.clone();
         let is_leaving = |index: &usize| {
             let is_sharded = self.sockets[index].spec.unit.so_reuseport.value;
-            is_sharded && !self.is_shard_wanted(*index, at.wid)
+            is_sharded && !self.sockets[index].retired && !self.is_shard_wanted(*index, at.wid)
         };
         sockets.into_iter().filter(is_leaving).collect()
     }
 
     pub(super) fn drain_shards(&mut self, sockets: &[usize], wid: u32) {
         for index in sockets {
-            let Some(socket) = self.sockets.get_mut(index) else {
-                continue;
-            };
+            let socket = self.sockets.get_mut(index).filter(|it| !it.retired);
+            let Some(socket) = socket else { continue };
             if !matches!(socket.shards.get(&wid), Some(Shard::Draining { .. })) {
                 let (by, tries) = (None, 0);
                 socket.shards.insert(wid, Shard::Draining { by, tries });

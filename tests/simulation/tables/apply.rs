@@ -511,6 +511,36 @@ fn shards_of_a_socket_that_is_removed_are_closed_with_it() {
 }
 
 #[test]
+fn the_shards_of_a_socket_that_goes_are_emptied_though_another_watcher_grows() {
+    let text = |number: u32, a: u32, b: u32| {
+        let lines = |count: u32| format!("sockets = [\"s\"]\nnumprocesses = {count}");
+        port(number, "so_reuseport = true") + &watcher("a", &lines(a)) + &watcher("b", &lines(b))
+    };
+    let mut run = run_of(&text(80, 3, 1));
+    let words = run.apply(&text(81, 1, 3));
+    for drained in ["drain a/2", "drain a/3"] {
+        assert!(words.iter().any(|word| word == drained), "{words:?}");
+    }
+    run.drained("a/2");
+    // A scaling meanwhile does not cut them off.
+    let words = run.command(scale("a", Amount::To(0)));
+    assert!(words.iter().all(|word| !word.contains("a/3")), "{words:?}");
+}
+
+#[test]
+fn the_last_worker_of_a_socket_that_goes_empties_it_when_its_watcher_is_scaled_to_none() {
+    let text = |number: u32, count: u32| {
+        let lines = format!("sockets = [\"s\"]\nnumprocesses = {count}");
+        port(number, "") + &watcher("a", &lines)
+    };
+    let mut run = run_of(&text(80, 2));
+    assert_eq!(
+        run.apply(&text(81, 0))[1..5],
+        ["open s", "TERM to a/2", "CONT to a/2", "drain a/1"]
+    );
+}
+
+#[test]
 fn the_manager_may_end_in_the_middle() {
     let mut run = run_of(&a(1, ""));
     run.apply(&a(2, ""));
