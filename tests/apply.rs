@@ -930,6 +930,61 @@ fn clients_that_wait_on_an_address_that_is_left_are_served() {
     }
 }
 
+#[test]
+fn clients_are_served_by_workers_that_an_apply_leaves_out() {
+    let ports = [free_port(), free_port()];
+    let socket =
+        |port: u16, lines: &str| format!("[socket.web]\nlisten = \"127.0.0.1:{port}\"\n{lines}\n");
+    let watcher = |name: &str, count: u32| {
+        format!(
+            "[watcher.{name}]\ncmd = \"PROBE serve 3\"\nsockets = [\"web\"]\nnumprocesses = {count}\n"
+        )
+    };
+    let none = "[watcher.idle]\ncmd = \"PROBE sleep\"\n".to_owned();
+    let sharded = "so_reuseport = true";
+    let [old, new] = ports;
+    let cases = [
+        // Both are removed.
+        (socket(old, "") + &watcher("a", 2), none.clone()),
+        (socket(old, sharded) + &watcher("a", 3), none),
+        // The watcher has another name, and its socket another address.
+        (
+            socket(old, sharded) + &watcher("a", 3),
+            socket(new, sharded) + &watcher("b", 3),
+        ),
+        // The socket stays, with fewer shards.
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(old, sharded) + &watcher("b", 1),
+        ),
+        // One watcher shrinks while another grows.
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(old, "") + &watcher("a", 1) + &watcher("b", 3),
+        ),
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(new, sharded) + &watcher("a", 1) + &watcher("b", 3),
+        ),
+    ];
+    for (before, after) in cases {
+        let manager = Manager::start(&before);
+        let address = manager.address("web");
+        let mut pids = manager.pids("a");
+        if before.contains("watcher.b") {
+            pids.extend(manager.pids("b"));
+        }
+        pids.iter().for_each(|pid| freeze(*pid));
+        let waiting: Vec<TcpStream> = (0..30).map(|_| begin(&address, "pid")).collect();
+        manager.write(&after);
+        manager.ok(&["apply", "--no-wait"]);
+        pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        for stream in waiting {
+            assert_ne!(finish(stream), "", "{before}\n{after}");
+        }
+    }
+}
+
 fn changes_after(manager: &Manager, units: &str) -> Value {
     manager.write(units);
     changes(manager)

@@ -487,10 +487,13 @@ impl Supervisor {
         let mut remaining: BTreeMap<u32, BTreeSet<WatcherId>> = BTreeMap::new();
         for id in self.watcher_ids() {
             // Nothing is started or restarted from here on; each level keeps its stop until those above have ended.
-            if matches!(
-                self.watcher(id).goal,
-                Goal::Up { .. } | Goal::Queued | Goal::Waiting
-            ) {
+            let watcher = self.watcher(id);
+            let is_to_stop = match watcher.goal {
+                Goal::Up { .. } | Goal::Queued | Goal::Waiting => true,
+                // Those that serve what goes with them have not been asked to end yet.
+                Goal::Stopped { .. } | Goal::Ended | Goal::Failed => watcher.is_draining(),
+            };
+            if is_to_stop {
                 self.set_goal(id, Goal::Stopped { held: true });
                 self.cancel_reload(turn, id);
                 self.stop_what_does_not_run(turn, id);
@@ -610,6 +613,12 @@ impl Watcher {
         }
         (self.slots.iter().take(wanted))
             .all(|slot| matches!(slot.main, State::Vacant | State::Ready { .. }))
+    }
+
+    /// Some of its workers serve what goes with them, and are stopped then.
+    fn is_draining(&self) -> bool {
+        let mut posts = (self.slots.iter()).flat_map(|it| Seat::BOTH.map(|seat| it.state(seat)));
+        self.tally.stopping > 0 && posts.any(|state| matches!(state, State::Draining { .. }))
     }
 
     /// Nothing is on its way to anywhere.

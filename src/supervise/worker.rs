@@ -526,11 +526,11 @@ impl Supervisor {
         self.stop_post_by(turn, post, why, signal);
     }
 
-    /// The same for both posts of every slot.
+    /// Asks everything to end that stands at the posts of a watcher. What goes with it is served first by the last that can.
     pub(super) fn stop_posts(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
             for post in Post::both(id, wid) {
-                self.stop_post(turn, post, Why::Asked);
+                self.dismiss_post(turn, post);
             }
         }
     }
@@ -794,8 +794,12 @@ impl Supervisor {
         }
     }
 
-    /// What goes with a worker: the shards that nobody wants any more, and the sockets that are in the plan no more.
+    /// What goes with a worker: the shards that nobody wants any more, and the sockets that are in the plan no more. At the
+    /// manager's end everything does, and nobody waits for that.
     pub(super) fn goes_with(&self, post: Post) -> Vec<SocketId> {
+        if self.is_stopping() {
+            return Vec::new();
+        }
         let mut sockets = self.leaving_shards(post);
         sockets.extend(self.leaving_sockets(post));
         sockets.arrange();
@@ -830,14 +834,16 @@ impl Supervisor {
         (edition.sockets.iter().copied()).filter(goes).collect()
     }
 
-    /// Whether a watcher has a worker that serves a socket, or is about to, beside the one at this post.
+    /// Whether a watcher has a worker that serves a socket, beside the one at this post. One that is to serve it may be
+    /// stopped before it is ready.
     fn has_server(&self, id: WatcherId, socket: SocketId, but: Post) -> bool {
         let watcher = self.watcher(id);
         watcher.numbered().any(|(wid, _)| {
             Post::both(id, wid).into_iter().any(|post| {
                 let state = self.state(post);
                 let has_it = |number| watcher.edition(number).sockets.contains(&socket);
-                post != but && state.is_coming() && state.edition().is_some_and(has_it)
+                let serves = matches!(state, State::Ready { .. });
+                post != but && serves && state.edition().is_some_and(has_it)
             })
         })
     }

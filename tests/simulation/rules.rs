@@ -494,7 +494,10 @@ impl Rules {
             force_at: self.shutdown_timeout.map(|timeout| self.now + timeout),
         };
         for id in self.ids() {
-            if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[&id].goal {
+            let watcher = &self.watchers[&id];
+            let drains = watcher.count(|life| matches!(life, Life::Draining { .. })) > 0;
+            let is_on = matches!(watcher.goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting);
+            if is_on || drains {
                 self.watcher(id).goal = Goal::Down { held: true };
                 self.cancel_reload(id);
                 self.stop_what_does_not_run(id);
@@ -611,9 +614,7 @@ impl Rules {
         watcher.failures += 1;
         watcher.mishap = Mishap::Start;
         watcher.goal = Goal::Failed;
-        for at in self.places(id) {
-            self.stop_worker(at, Why::Asked, None);
-        }
+        self.dismiss_all(id);
         if self.unit(id).critical {
             self.end_with(exit_code);
         }
@@ -1409,9 +1410,7 @@ impl Rules {
         match self.watchers[&id].goal {
             Goal::Up { .. } => {
                 self.cancel_reload(id);
-                for at in self.places(id) {
-                    self.stop_worker(at, Why::Asked, None);
-                }
+                self.dismiss_all(id);
                 // It is not running again before all of its workers are.
                 self.watcher(id).goal = Goal::Up { complete: false };
                 self.want_slots(id, 1);
@@ -1485,8 +1484,17 @@ impl Rules {
         self.expect_of(at, Act::Drain(leaving), reason);
     }
 
+    fn dismiss_all(&mut self, id: usize) {
+        for at in self.places(id) {
+            self.dismiss(at);
+        }
+    }
+
     /// What goes with a worker, in order.
     fn leaving(&self, at: At) -> Vec<usize> {
+        if self.is_stopping() {
+            return Vec::new();
+        }
         let shards = self.leaving_shards(at).into_iter();
         let all: BTreeSet<usize> = shards.chain(self.leaving_sockets(at)).collect();
         all.into_iter().collect()
@@ -1501,14 +1509,8 @@ impl Rules {
             (self.watchers.keys().flat_map(|id| self.places(*id))).any(|other| {
                 let worker = self.worker(other);
                 let has_it = |it: &Rc<Definition>| it.sockets.contains(&index);
-                let is_coming = matches!(
-                    worker.life,
-                    Life::Ordered { .. }
-                        | Life::Starting { .. }
-                        | Life::Proving { .. }
-                        | Life::Serving { .. }
-                );
-                other != at && is_coming && worker.of.as_ref().is_some_and(has_it)
+                let serves = matches!(worker.life, Life::Serving { .. });
+                other != at && serves && worker.of.as_ref().is_some_and(has_it)
             })
         };
         let goes = |index: &usize| {
@@ -1771,9 +1773,7 @@ impl Rules {
         let mut moved = false;
         if self.watchers[&id].goal == (Goal::Down { held: true }) && !self.is_held(id) {
             self.watcher(id).goal = Goal::Down { held: false };
-            for at in self.places(id) {
-                self.stop_worker(at, Why::Asked, None);
-            }
+            self.dismiss_all(id);
             moved = true;
         }
         if self.watchers[&id].goal == Goal::Queued && self.may_start(id).is_none() {
