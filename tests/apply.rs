@@ -606,8 +606,11 @@ fn a_removed_socket_is_closed_after_its_workers_have_ended() {
     manager.write("# nothing");
     manager.ok(&["apply", "--no-wait"]);
     manager.wait_for_lines("told", 1);
-    // A client that comes now waits, and is not refused.
-    let _client = TcpStream::connect(&address).expect("somebody listens");
+    // A client that comes now is not heard, and not refused as long as somebody has the socket.
+    let place = address.parse().expect("an address");
+    let late = TcpStream::connect_timeout(&place, Duration::from_millis(100));
+    let late = late.expect_err("nobody would serve it");
+    assert_eq!(late.kind(), std::io::ErrorKind::TimedOut);
     assert_eq!(manager.socket("web")["name"], "web");
     manager.touch("go");
     wait_until_dead(pid);
