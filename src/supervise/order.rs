@@ -145,6 +145,8 @@ impl Supervisor {
         if self.watcher(id).goal != Goal::Queued {
             return;
         }
+        // Whether it is about to start is what others' shards depend on.
+        self.stir_shards(id);
         let lacks = self.lacks(id);
         if let Some(watcher) = self.watchers.get_mut(id)
             && std::mem::replace(&mut watcher.lacks, lacks) != lacks
@@ -195,6 +197,19 @@ impl Supervisor {
         } else {
             self.startable.insert(place);
         }
+    }
+
+    /// Whether a queued watcher waits for nothing but its turn.
+    pub(super) fn may_start(&self, id: WatcherId) -> bool {
+        let watcher = self.watcher(id);
+        let allows = |(other, requires): &(WatcherId, bool)| match self.watcher(*other).goal {
+            Goal::Queued | Goal::Up { complete: false } => false,
+            Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => true,
+            Goal::Stopped { .. } | Goal::Failed => !requires,
+        };
+        watcher.goal == Goal::Queued
+            && self.lacks(id).is_none()
+            && watcher.dependencies.iter().all(allows)
     }
 
     /// The socket that keeps a watcher from starting, since it is not bound.

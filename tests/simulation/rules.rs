@@ -287,6 +287,7 @@ enum Act {
     AwaitLeftovers,
     Drain(Vec<usize>),
     CloseShard,
+    ShutShard,
     OpenShard,
     Open(Rc<plan::Socket>),
     Change(Rc<plan::Socket>),
@@ -361,7 +362,6 @@ impl Rules {
             rules.add_watcher(spec);
         }
         rules.order_as(plan);
-        rules.open_first_shards();
         rules
     }
 
