@@ -606,8 +606,11 @@ fn a_removed_socket_is_closed_after_its_workers_have_ended() {
     manager.write("# nothing");
     manager.ok(&["apply", "--no-wait"]);
     manager.wait_for_lines("told", 1);
-    // A client that comes now waits, and is not refused.
-    let _client = TcpStream::connect(&address).expect("somebody listens");
+    // A client that comes now is not heard, and not refused as long as somebody has the socket.
+    let place = address.parse().expect("an address");
+    let late = TcpStream::connect_timeout(&place, Duration::from_millis(100));
+    let late = late.expect_err("nobody would serve it");
+    assert_eq!(late.kind(), std::io::ErrorKind::TimedOut);
     assert_eq!(manager.socket("web")["name"], "web");
     manager.touch("go");
     wait_until_dead(pid);
@@ -986,6 +989,61 @@ fn clients_that_wait_on_an_address_that_is_left_are_served() {
         }
         pids.iter().for_each(|pid| wait_until_dead(*pid));
         assert!(TcpStream::connect(&old).is_err());
+    }
+}
+
+#[test]
+fn clients_are_served_by_workers_that_an_apply_leaves_out() {
+    let ports = [free_port(), free_port()];
+    let socket =
+        |port: u16, lines: &str| format!("[socket.web]\nlisten = \"127.0.0.1:{port}\"\n{lines}\n");
+    let watcher = |name: &str, count: u32| {
+        format!(
+            "[watcher.{name}]\ncmd = \"PROBE serve 3\"\nsockets = [\"web\"]\nnumprocesses = {count}\n"
+        )
+    };
+    let none = "[watcher.idle]\ncmd = \"PROBE sleep\"\n".to_owned();
+    let sharded = "so_reuseport = true";
+    let [old, new] = ports;
+    let cases = [
+        // Both are removed.
+        (socket(old, "") + &watcher("a", 2), none.clone()),
+        (socket(old, sharded) + &watcher("a", 3), none),
+        // The watcher has another name, and its socket another address.
+        (
+            socket(old, sharded) + &watcher("a", 3),
+            socket(new, sharded) + &watcher("b", 3),
+        ),
+        // The socket stays, with fewer shards.
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(old, sharded) + &watcher("b", 1),
+        ),
+        // One watcher shrinks while another grows.
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(old, "") + &watcher("a", 1) + &watcher("b", 3),
+        ),
+        (
+            socket(old, sharded) + &watcher("a", 3) + &watcher("b", 1),
+            socket(new, sharded) + &watcher("a", 1) + &watcher("b", 3),
+        ),
+    ];
+    for (before, after) in cases {
+        let manager = Manager::start(&before);
+        let address = manager.address("web");
+        let mut pids = manager.pids("a");
+        if before.contains("watcher.b") {
+            pids.extend(manager.pids("b"));
+        }
+        pids.iter().for_each(|pid| freeze(*pid));
+        let waiting: Vec<TcpStream> = (0..30).map(|_| begin(&address, "pid")).collect();
+        manager.write(&after);
+        manager.ok(&["apply", "--no-wait"]);
+        pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        for stream in waiting {
+            assert_ne!(finish(stream), "", "{before}\n{after}");
+        }
     }
 }
 

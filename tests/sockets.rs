@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::lives::listeners;
 use support::{
-    DEADLINE, Manager, ask, assert_fds, bounded, environment, fd_of, fd_target, files, folder,
-    freeze, is_root, kill, leave_out, pass_fds, poll, process_status, refused, refused_in,
-    spawn_by_script, wait_until_dead, write_units,
+    DEADLINE, Manager, ask, assert_fds, begin, bounded, environment, fd_of, fd_target, files,
+    finish, folder, freeze, is_root, kill, leave_out, pass_fds, poll, process_status, refused,
+    refused_in, spawn_by_script, wait_until_dead, write_units,
 };
 
 #[test]
@@ -928,6 +928,58 @@ fn connections_that_a_hung_worker_leaves_are_answered_by_the_next() {
     assert_eq!(by.len(), 2, "{by:?}");
     let one = poll(|| (listeners(&address).len() == 1).then_some(()));
     assert!(one.is_some(), "{:?}", listeners(&address));
+}
+
+#[test]
+fn a_watcher_that_is_stopped_leaves_its_clients_to_the_one_that_shares_its_socket() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.green]
+        cmd = "PROBE serve $(circus.socket.web)"
+        [watcher.blue]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 3
+        "#,
+    );
+    let address = manager.address("web");
+    assert_eq!(listeners(&address).len(), 3);
+    let blue = manager.pids("blue");
+    blue.iter().for_each(|pid| freeze(*pid));
+    let waiting: Vec<TcpStream> = (0..30).map(|_| begin(&address, "pid")).collect();
+    manager.ok(&["stop", "blue", "--no-wait"]);
+    // Who comes from now on goes where it is served.
+    for _ in 0..30 {
+        assert_eq!(ask(&address, "env TENTPOLE_WATCHER"), "green");
+    }
+    blue.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+    for stream in waiting {
+        finish(stream);
+    }
+    let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+    assert!(one.is_some(), "{:?}", listeners(&address));
+}
+
+#[test]
+fn clients_do_not_wait_for_workers_that_start_much_later() {
+    let manager = Manager::spawn(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = 3
+        warmup_delay = 600
+        "#,
+    );
+    manager.wait_for("web", "has its first", |web| web["ready"] == 1);
+    let address = manager.address("web");
+    for _ in 0..30 {
+        assert_eq!(ask(&address, "env TENTPOLE_WID"), "1");
+    }
 }
 
 /// What a worker can do to the socket that it shares, done in its name.

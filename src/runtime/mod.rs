@@ -361,6 +361,10 @@ impl Manager {
                 self.listeners
                     .close_shard(&self.epoll, socket, wid, clock())
             }
+            Effect::ShutShard { socket, wid } => {
+                self.listeners.shut_shard(socket, wid);
+                None
+            }
             Effect::OpenShard { socket, wid } => {
                 self.listeners.open_shard(socket, wid);
                 None

@@ -74,10 +74,17 @@
 //!
 //! # The rules of a shard
 //!
-//! A socket with `so_reuseport` has a shard for each wid that one of its watchers wants; watchers that share the socket share
-//! its shards. The first stays as long as the socket. One that nobody wants any more gets no new clients from that moment, and is
-//! closed when two things are true: no worker has it, and no client waits in it. A worker that is scaled away therefore
-//! is `Draining` before it is stopped, up to `graceful_timeout`. Where clients are left nevertheless (nothing was running; it
+//! A socket with `so_reuseport` has a shard for each wid of which a worker was made; watchers that share the socket share its
+//! shards. The first stays as long as the socket, another is opened when its worker is made.
+//!
+//! A shard is wanted where clients that come to it are served: a watcher that is up wants its wid and has a worker there, or one
+//! that has failed and comes again (not one that `warmup_delay` lets start later), or a watcher is started by traffic. One that
+//! nobody wants any more gets no new clients from that moment, and is closed when two things are true: no worker has it, and no
+//! client waits in it. Where no watcher of the socket is up, started by traffic or about to start, there is nobody who would
+//! serve clients any sooner: then the shards stay as they are as long as the wid is one that some watcher will have.
+//!
+//! A worker whose shard is not wanted any more (it is scaled away, or its watcher is stopped while another one is up) is
+//! `Draining` before it is stopped, up to `graceful_timeout`. Where clients are left nevertheless (nothing was running; it
 //! hung, or was killed) the shard is *owed*: as soon as a watcher of the socket is up, that gets a worker of this
 //! wid beyond the wanted ones, which drains it as soon as it is ready and is stopped then. If that does not do it either, the
 //! next one comes after a delay that doubles, as that of a restart does. No command waits for these.
@@ -403,6 +410,13 @@ pub enum Effect {
         /// Of which wid.
         wid: u32,
     },
+    /// No new connection for the shard: those that wait in it are served by whoever has it, or will have.
+    ShutShard {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid.
+        wid: u32,
+    },
     /// The shard is wanted again: new connections may come to it, and it is not closed.
     OpenShard {
         /// Of which socket.
@@ -597,20 +611,6 @@ impl Supervisor {
         }
         supervisor.rebuild_order(plan);
         supervisor.rebuild_users();
-        // They are bound from the beginning, so that the first clients are spread over all of them.
-        for (_, watcher) in supervisor
-            .watchers
-            .iter()
-            .filter(|(_, it)| it.unit().autostart)
-        {
-            for id in &*watcher.edition.sockets {
-                let socket = supervisor.sockets.get_mut(*id);
-                let socket = socket.filter(|it| it.spec.unit.so_reuseport.value);
-                let Some(socket) = socket else { continue };
-                let count = socket.shards.len().max(watcher.wanted as usize);
-                socket.shards.resize(count, Shard::Open);
-            }
-        }
         supervisor
     }
 

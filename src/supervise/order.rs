@@ -142,6 +142,8 @@ impl Supervisor {
         if self.watcher(id).goal != Goal::Queued {
             return;
         }
+        // Whether it is about to start is what others' shards depend on.
+        self.stir_shards(id);
         let lacks = self.lacks(id);
         if let Some(watcher) = self.watchers.get_mut(id)
             && std::mem::replace(&mut watcher.lacks, lacks) != lacks
@@ -194,6 +196,19 @@ impl Supervisor {
         } else {
             self.startable.insert(place);
         }
+    }
+
+    /// Whether a queued watcher waits for nothing but its turn.
+    pub(super) fn may_start(&self, id: WatcherId) -> bool {
+        let watcher = self.watcher(id);
+        let allows = |(other, requires): &(WatcherId, bool)| match self.watcher(*other).goal {
+            Goal::Queued | Goal::Up { complete: false } => false,
+            Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => true,
+            Goal::Stopped { .. } | Goal::Failed => !requires,
+        };
+        watcher.goal == Goal::Queued
+            && self.lacks(id).is_none()
+            && watcher.dependencies.iter().all(allows)
     }
 
     /// The socket that keeps a watcher from starting, since it is not bound.
@@ -558,10 +573,13 @@ impl Supervisor {
         self.timers.set(Due::Extension, None);
         for id in self.watcher_ids() {
             // Nothing is started or restarted from here on; each level keeps its stop until those above have ended.
-            if matches!(
-                self.watcher(id).goal,
-                Goal::Up { .. } | Goal::Queued | Goal::Waiting
-            ) {
+            let watcher = self.watcher(id);
+            let is_to_stop = match watcher.goal {
+                Goal::Up { .. } | Goal::Queued | Goal::Waiting => true,
+                // Those that serve what goes with them have not been asked to end yet.
+                Goal::Stopped { .. } | Goal::Ended | Goal::Failed => watcher.is_draining(),
+            };
+            if is_to_stop {
                 self.set_goal(id, Goal::HELD);
                 self.cancel_reload(turn, id);
                 self.stop_what_does_not_run(turn, id);
@@ -680,6 +698,12 @@ impl Watcher {
         }
         (self.slots.iter().take(wanted))
             .all(|slot| matches!(slot.main, State::Vacant | State::Ready { .. }))
+    }
+
+    /// Some of its workers serve what goes with them, and are stopped then.
+    fn is_draining(&self) -> bool {
+        let mut posts = (self.slots.iter()).flat_map(|it| Seat::BOTH.map(|seat| it.state(seat)));
+        self.tally.stopping > 0 && posts.any(|state| matches!(state, State::Draining { .. }))
     }
 
     /// Nothing is on its way to anywhere.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::plan;
 use crate::unit;
-use crate::unit::{Arrange, Gather};
+use crate::unit::Gather;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -483,10 +483,7 @@ impl Supervisor {
                 ..
             } => self.order_spawn(turn, post, proc, edition, generation),
             State::Draining { ref worker, .. } => {
-                let (proc, mut sockets) = (worker.proc, self.leaving_shards(post));
-                sockets.extend(self.leaving_sockets(post));
-                sockets.arrange();
-                sockets.dedup();
+                let (proc, sockets) = (worker.proc, self.goes_with(post));
                 turn.effects.push(Effect::Drain { proc, sockets });
             }
             State::Stopping {

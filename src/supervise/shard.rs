@@ -1,6 +1,6 @@
 //! The life of a shard: the kernel queue of one wid. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Post, Slot, State};
+use super::state::{Goal, Post, Slot, State, Watcher};
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Restart, WatcherKind};
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(super) enum Shard {
     /// New clients may come to it.
     Open,
-    /// No new ones come, and a worker of its wid serves those that wait, or is to. If it is one that was made for that:
-    /// of which watcher.
+    /// No new ones come, as long as a worker of its wid serves those that wait, or is to. If it is one that was made for
+    /// that: of which watcher.
     Draining { by: Option<WatcherId>, tries: u32 },
     /// It is closed if nobody waits in it: the runtime has not answered yet.
     Closing { tries: u32 },
@@ -20,6 +20,17 @@ pub(super) enum Shard {
     Owed { tries: u32 },
     /// There is none.
     Closed,
+}
+
+/// What becomes of the clients that a shard would get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// They had better go to others: who wants it does not run while another watcher does, or starts a worker for it later.
+    None,
+    /// They wait for a start, or go to others if they did so before.
+    Kept,
+    /// A worker serves them, or they start one.
+    Served,
 }
 
 impl Supervisor {
@@ -51,15 +62,15 @@ impl Supervisor {
         }
     }
 
-    /// The sockets whose shard of this worker's goes with it, since no watcher wants the wid any more.
+    /// The sockets in the plan whose shard of this worker's goes with it, since no watcher wants the wid any more.
     pub(super) fn leaving_shards(&self, post: Post) -> Vec<SocketId> {
         let watcher = self.watcher(post.watcher);
         let edition = self.state(post).edition();
         let edition = edition.map_or(watcher.next(), |number| watcher.edition(number));
         let goes = |id: &SocketId| {
-            let socket = self.sockets.get(*id);
+            let socket = self.sockets.get(*id).filter(|socket| !socket.retired);
             socket.is_some_and(|socket| socket.spec.unit.so_reuseport.value)
-                && post.wid > self.wanted_shards(*id)
+                && self.need_of_shard(*id, post.wid) == Need::None
         };
         (edition.sockets.iter().copied()).filter(goes).collect()
     }
@@ -67,9 +78,11 @@ impl Supervisor {
     /// They get no new clients from now on; the worker of this wid serves those that wait.
     pub(super) fn drain_shards(&mut self, sockets: &[SocketId], wid: u32) {
         for id in sockets {
-            let before = self.sockets.get(*id).map(|socket| socket.shard(wid));
-            let (by, tries) = match before {
-                Some(Shard::Draining { by, tries }) => (by, tries),
+            // One that goes as a whole takes its shards along.
+            let socket = self.sockets.get(*id).filter(|socket| !socket.retired);
+            let Some(socket) = socket else { continue };
+            let (by, tries) = match socket.shard(wid) {
+                Shard::Draining { by, tries } => (by, tries),
                 _ => (None, 0),
             };
             self.set_shard(*id, wid, Shard::Draining { by, tries });
@@ -85,12 +98,53 @@ impl Supervisor {
         })
     }
 
-    /// So many shards are wanted. The first stays as long as the socket does, so that its port does.
-    fn wanted_shards(&self, id: SocketId) -> u32 {
-        let users = self.sockets[id].watchers.iter();
-        let users = users.map(|watcher| self.watcher(*watcher));
-        let wanted = users.filter(|it| !it.retired).map(|it| it.wanted);
-        wanted.max().unwrap_or_default().max(1)
+    /// Where a watcher of the socket is on, those that are on decide; else all that will start again.
+    fn need_of_shard(&self, id: SocketId, wid: u32) -> Need {
+        if wid == 1 {
+            // It stays as long as the socket does, so that its port does.
+            return Need::Served;
+        }
+        let (mut need, mut is_on, mut is_meant) = (Need::None, false, false);
+        for user in &self.sockets[id].watchers {
+            let watcher = self.watcher(*user);
+            if !watcher.retired && watcher.is_to_have(id) {
+                is_meant |= wid <= watcher.wanted;
+                if let Some(of_it) = self.need_of_watcher(*user, wid) {
+                    is_on = true;
+                    need = need.max(of_it);
+                }
+            }
+        }
+        match is_meant {
+            true if !is_on => Need::Kept,
+            _ => need,
+        }
+    }
+
+    /// What a watcher needs the shard of this wid for; `None` if it is not on: neither up, nor started by traffic, nor about
+    /// to start.
+    fn need_of_watcher(&self, id: WatcherId, wid: u32) -> Option<Need> {
+        let watcher = self.watcher(id);
+        let need = match watcher.goal {
+            Goal::Stopped { .. } | Goal::Ended | Goal::Failed => return None,
+            Goal::Queued if !self.may_start(id) => return None,
+            // It is opened when the worker is made.
+            Goal::Queued => Need::Kept,
+            Goal::Waiting => Need::Served,
+            Goal::Up { .. } => {
+                let slot = watcher.slots.get(wid as usize - 1);
+                let is_later = |slot: &Slot| slot.main == State::Due && slot.beside.is_none();
+                match slot.is_none_or(is_later) {
+                    true => Need::None,
+                    false => Need::Served,
+                }
+            }
+        };
+        Some(if wid <= watcher.wanted {
+            need
+        } else {
+            Need::None
+        })
     }
 
     /// Whether some watcher has a worker of this wid that may have the shard.
@@ -102,8 +156,8 @@ impl Supervisor {
         })
     }
 
-    /// The watcher that can have a worker serve what others have left.
-    fn heir_of_shards(&self, id: SocketId) -> Option<WatcherId> {
+    /// The watcher that can have a worker of this wid serve what others have left.
+    fn heir_of_shard(&self, id: SocketId, wid: u32) -> Option<WatcherId> {
         let is_fit = |watcher: &WatcherId| {
             let watcher = self.watcher(*watcher);
             let unit = &watcher.next().spec.unit;
@@ -112,6 +166,7 @@ impl Supervisor {
             matches!(watcher.goal, Goal::Up { .. })
                 && !watcher.retired
                 && !once
+                && wid > watcher.wanted
                 && watcher.next().sockets.contains(&id)
         };
         self.sockets[id].watchers.iter().copied().find(is_fit)
@@ -136,29 +191,34 @@ impl Supervisor {
         if socket.retired || socket.watchers.is_empty() || self.is_stopping() {
             return;
         }
-        let wanted = self.wanted_shards(id);
         for wid in 2..=socket.shards.len() as u32 {
             let shard = self.sockets[id].shard(wid);
-            let is_wanted = wid <= wanted;
             let close = |tries| {
-                (
-                    Effect::CloseShard { socket: id, wid },
-                    Shard::Closing { tries },
-                )
+                let effect = Effect::CloseShard { socket: id, wid };
+                (effect, Shard::Closing { tries })
             };
-            let (effect, next) = match shard {
-                Shard::Closed => continue,
-                Shard::Open if is_wanted => continue,
-                Shard::Draining { .. } | Shard::Closing { .. } | Shard::Owed { .. }
-                    if is_wanted =>
-                {
-                    (Effect::OpenShard { socket: id, wid }, Shard::Open)
+            let (effect, next) = match (shard, self.need_of_shard(id, wid)) {
+                (Shard::Closed, _)
+                | (Shard::Open, Need::Served)
+                | (_, Need::Kept)
+                | (Shard::Closing { .. }, Need::None) => continue,
+                (
+                    Shard::Draining { .. } | Shard::Closing { .. } | Shard::Owed { .. },
+                    Need::Served,
+                ) => (Effect::OpenShard { socket: id, wid }, Shard::Open),
+                (Shard::Open, Need::None) if self.is_shard_in_use(id, wid) => {
+                    let (by, tries) = (None, 0);
+                    let effect = Effect::ShutShard { socket: id, wid };
+                    (effect, Shard::Draining { by, tries })
                 }
-                Shard::Closing { .. } => continue,
-                _ if self.is_shard_in_use(id, wid) => continue,
-                Shard::Open => close(0),
-                Shard::Draining { tries, .. } => close(tries),
-                Shard::Owed { tries } => {
+                (Shard::Draining { .. } | Shard::Owed { .. }, Need::None)
+                    if self.is_shard_in_use(id, wid) =>
+                {
+                    continue;
+                }
+                (Shard::Open, Need::None) => close(0),
+                (Shard::Draining { tries, .. }, Need::None) => close(tries),
+                (Shard::Owed { tries }, Need::None) => {
                     self.serve_shard(turn, id, wid, tries);
                     continue;
                 }
@@ -170,7 +230,7 @@ impl Supervisor {
 
     /// Has a worker made that serves what waits in a shard of a wid that is not wanted, if there is a watcher that can.
     fn serve_shard(&mut self, turn: &mut Turn<'_>, id: SocketId, wid: u32, tries: u32) {
-        let Some(heir) = self.heir_of_shards(id) else {
+        let Some(heir) = self.heir_of_shard(id, wid) else {
             return;
         };
         let slots = &mut self.watcher_mut(heir).slots;
@@ -225,6 +285,15 @@ impl Supervisor {
         while shards.last() == Some(&Shard::Closed) {
             shards.pop();
         }
+    }
+}
+
+impl Watcher {
+    /// Whether what is started next has this socket, or what is started after the reload that is under way.
+    fn is_to_have(&self, id: SocketId) -> bool {
+        let queued = self.queued.as_ref().and_then(|it| it.edition.as_ref());
+        let mut editions = [self.next()].into_iter().chain(queued);
+        editions.any(|edition| edition.sockets.contains(&id))
     }
 }
 

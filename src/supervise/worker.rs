@@ -5,7 +5,7 @@ use super::time::{Due, Time};
 use super::{
     Effect, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Supervisor, Turn, WatcherId, notify,
 };
-use crate::unit::{self, LogLevel, Restart, Signal, WatcherKind};
+use crate::unit::{self, Arrange, LogLevel, Restart, Signal, WatcherKind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -526,11 +526,11 @@ impl Supervisor {
         self.stop_post_by(turn, post, why, signal);
     }
 
-    /// The same for both posts of every slot.
+    /// Asks everything to end that stands at the posts of a watcher. What goes with it is served first by the last that can.
     pub(super) fn stop_posts(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         for wid in 1..=self.watcher(id).slots.len() as u32 {
             for post in Post::both(id, wid) {
-                self.stop_post(turn, post, Why::Asked);
+                self.dismiss_post(turn, post);
             }
         }
     }
@@ -769,31 +769,41 @@ impl Supervisor {
         }
     }
 
-    /// Takes a slot out of use that is not wanted. If shards go with it, it serves first what waits in them.
+    /// Takes a slot out of use that is not wanted.
     pub(super) fn retire_slot(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32) {
-        let (main, beside) = (Post::main(id, wid), Post::beside(id, wid));
-        self.stop_post(turn, beside, Why::Asked);
+        self.dismiss_post(turn, Post::beside(id, wid));
+        self.dismiss_post(turn, Post::main(id, wid));
+    }
+
+    /// Stops a worker that is not wanted, or is replaced. What goes with it, and is served by nobody after it, it serves
+    /// first.
+    pub(super) fn dismiss_post(&mut self, turn: &mut Turn<'_>, post: Post) {
         if self.users_stale {
             // It stays stale: what nobody uses is closed later.
             self.rebuild_users();
         }
-        let sockets = self.leaving_shards(main);
-        if sockets.is_empty() || !matches!(self.state(main), State::Ready { .. }) {
-            self.stop_post(turn, main, Why::Asked);
-            return;
-        }
-        self.drain_shards(&sockets, wid);
-        self.drain_post(turn, main, sockets);
-    }
-
-    /// Stops a worker that is replaced. If a socket that goes is served by nobody after it, it serves first what waits there.
-    pub(super) fn dismiss_post(&mut self, turn: &mut Turn<'_>, post: Post) {
-        let sockets = self.leaving_sockets(post);
-        if sockets.is_empty() || !matches!(self.state(post), State::Ready { .. }) {
+        let sockets = match self.state(post) {
+            State::Ready { .. } | State::Draining { .. } => self.goes_with(post),
+            _ => Vec::new(),
+        };
+        if sockets.is_empty() {
             self.stop_post(turn, post, Why::Asked);
-        } else {
+        } else if matches!(self.state(post), State::Ready { .. }) {
+            self.drain_shards(&sockets, post.wid);
             self.drain_post(turn, post, sockets);
         }
+    }
+
+    /// What goes with a worker: the shards that nobody wants any more, and the sockets that are in the plan no more. At the
+    /// manager's end everything does, and nobody waits for that.
+    pub(super) fn goes_with(&self, post: Post) -> Vec<SocketId> {
+        if self.is_stopping() {
+            return Vec::new();
+        }
+        let mut sockets = self.leaving_shards(post);
+        sockets.extend(self.leaving_sockets(post));
+        sockets.arrange();
+        sockets
     }
 
     fn drain_post(&mut self, turn: &mut Turn<'_>, post: Post, sockets: Vec<SocketId>) {
@@ -808,7 +818,7 @@ impl Supervisor {
 
     /// The sockets of a worker that are in the plan no more, and that nobody else serves: of those with shards all, since
     /// the others have their own.
-    pub(super) fn leaving_sockets(&self, post: Post) -> Vec<SocketId> {
+    fn leaving_sockets(&self, post: Post) -> Vec<SocketId> {
         let Some(number) = self.state(post).edition() else {
             return Vec::new();
         };
@@ -824,14 +834,16 @@ impl Supervisor {
         (edition.sockets.iter().copied()).filter(goes).collect()
     }
 
-    /// Whether a watcher has a worker that serves a socket, or is about to, beside the one at this post.
+    /// Whether a watcher has a worker that serves a socket, beside the one at this post. One that is to serve it may be
+    /// stopped before it is ready.
     fn has_server(&self, id: WatcherId, socket: SocketId, but: Post) -> bool {
         let watcher = self.watcher(id);
         watcher.numbered().any(|(wid, _)| {
             Post::both(id, wid).into_iter().any(|post| {
                 let state = self.state(post);
                 let has_it = |number| watcher.edition(number).sockets.contains(&socket);
-                post != but && state.is_coming() && state.edition().is_some_and(has_it)
+                let serves = matches!(state, State::Ready { .. });
+                post != but && serves && state.edition().is_some_and(has_it)
             })
         })
     }

@@ -508,6 +508,13 @@ impl Kernel {
                 let delay = Duration::from_millis(self.random.pick(&[0, 60]));
                 self.add(now + delay, Happening::Shard(socket.0, *wid));
             }
+            Effect::ShutShard { socket, wid } => {
+                let shard = self.shard(*socket, *wid)?;
+                if shard.is_closing || shard.is_retired {
+                    return Err("a shard is shut that was not open".into());
+                }
+                shard.is_retired = true;
+            }
             Effect::OpenShard { socket, wid } => {
                 let shard = self.shard(*socket, *wid)?;
                 (shard.is_closing, shard.is_retired) = (false, false);

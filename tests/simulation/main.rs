@@ -127,6 +127,7 @@ const RULES: &[&str] = &[
     "second apply refused",
     "shard closed",
     "shard owed",
+    "shard shut",
     "shutdown",
     "singleton reloaded",
     "socket added",

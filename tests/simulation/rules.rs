@@ -310,6 +310,7 @@ enum Act {
     AwaitLeftovers,
     Drain(Vec<usize>),
     CloseShard,
+    ShutShard,
     OpenShard,
     Open(Rc<plan::Socket>),
     Change(Rc<plan::Socket>),
@@ -385,7 +386,6 @@ impl Rules {
             rules.add_watcher(spec);
         }
         rules.order_as(plan);
-        rules.open_first_shards();
         rules
     }
 
@@ -536,7 +536,10 @@ impl Rules {
             forwarded: 0,
         };
         for id in self.ids() {
-            if let Goal::Up { .. } | Goal::Queued | Goal::Waiting = self.watchers[&id].goal {
+            let watcher = &self.watchers[&id];
+            let drains = watcher.count(|life| matches!(life, Life::Draining { .. })) > 0;
+            let is_on = matches!(watcher.goal, Goal::Up { .. } | Goal::Queued | Goal::Waiting);
+            if is_on || drains {
                 self.watcher(id).goal = DOWN_IN_TURN;
                 self.cancel_reload(id);
                 self.stop_what_does_not_run(id);
@@ -667,9 +670,7 @@ impl Rules {
         watcher.failures += 1;
         watcher.mishap = Mishap::Start;
         watcher.goal = Goal::Failed;
-        for at in self.places(id) {
-            self.stop_worker(at, Why::Asked, None);
-        }
+        self.dismiss_all(id);
         if self.unit(id).critical {
             self.end_with(exit_code);
         }
@@ -829,7 +830,7 @@ impl Rules {
             self.promote(at.id, at.wid);
         } else if at.wid > self.watchers[&at.id].wanted {
             self.say("made to drain a shard");
-            self.retire(at);
+            self.dismiss(at);
         }
     }
 
@@ -1493,9 +1494,7 @@ impl Rules {
         match self.watchers[&id].goal {
             Goal::Up { .. } => {
                 self.cancel_reload(id);
-                for at in self.places(id) {
-                    self.stop_worker(at, Why::Asked, None);
-                }
+                self.dismiss_all(id);
                 // It is not running again before all of its workers are.
                 self.watcher(id).goal = Goal::Up { complete: false };
                 self.want_slots(id, 1);
@@ -1534,9 +1533,9 @@ impl Rules {
             self.watcher(id).slots.entry(wid).or_default();
         }
         if matches!(self.watchers[&id].goal, Goal::Up { .. }) {
-            for at in self.places(id) {
+            for at in self.places(id).into_iter().rev() {
                 if at.wid > wanted {
-                    self.retire(at);
+                    self.dismiss(at);
                 }
             }
             if wanted > before {
@@ -1547,35 +1546,42 @@ impl Rules {
         }
     }
 
-    /// A worker whose kernel queue goes with it serves first what waits in it.
-    fn retire(&mut self, at: At) {
-        let shards = self.leaving_shards(at);
-        let serves = matches!(self.worker(at).life, Life::Serving { .. });
-        if at.seat == Seat::Main && !shards.is_empty() && serves {
-            self.drain_shards(&shards, at.wid);
-            let until = self.definition(at).spec.unit.graceful_timeout;
-            let until = until.map(|timeout| self.now + timeout);
-            self.worker_mut(at).life = Life::Draining { until };
-            self.say("drained");
-            let reason = "its shards are emptied before it goes";
-            self.expect_of(at, Act::Drain(shards), reason);
-        } else {
-            self.stop_worker(at, Why::Asked, None);
-        }
-    }
-
-    /// A worker that is replaced serves first what waits where nobody comes after it.
+    /// A worker that is not wanted, or is replaced, serves first what waits where nobody comes after it.
     fn dismiss(&mut self, at: At) {
-        let sockets = self.leaving_sockets(at);
-        if sockets.is_empty() || !matches!(self.worker(at).life, Life::Serving { .. }) {
-            return self.stop_worker(at, Why::Asked, None);
+        let leaving = self.leaving(at);
+        match self.worker(at).life {
+            Life::Draining { .. } if !leaving.is_empty() => return,
+            Life::Serving { .. } if !leaving.is_empty() => {}
+            _ => return self.stop_worker(at, Why::Asked, None),
         }
+        for index in &leaving {
+            self.say(match self.sockets[index].retired {
+                true => "drained a socket that goes",
+                false => "drained",
+            });
+        }
+        self.drain_shards(&leaving, at.wid);
         let until = self.definition(at).spec.unit.graceful_timeout;
         let until = until.map(|timeout| self.now + timeout);
         self.worker_mut(at).life = Life::Draining { until };
-        self.say("drained a socket that goes");
-        let reason = "what waits in a socket that goes is served";
-        self.expect_of(at, Act::Drain(sockets), reason);
+        let reason = "what waits where nobody comes after it is served";
+        self.expect_of(at, Act::Drain(leaving), reason);
+    }
+
+    fn dismiss_all(&mut self, id: usize) {
+        for at in self.places(id) {
+            self.dismiss(at);
+        }
+    }
+
+    /// What goes with a worker, in order.
+    fn leaving(&self, at: At) -> Vec<usize> {
+        if self.is_stopping() {
+            return Vec::new();
+        }
+        let shards = self.leaving_shards(at).into_iter();
+        let all: BTreeSet<usize> = shards.chain(self.leaving_sockets(at)).collect();
+        all.into_iter().collect()
     }
 
     /// The sockets in no plan that only this worker serves.
@@ -1587,14 +1593,8 @@ impl Rules {
             (self.watchers.keys().flat_map(|id| self.places(*id))).any(|other| {
                 let worker = self.worker(other);
                 let has_it = |it: &Rc<Definition>| it.sockets.contains(&index);
-                let is_coming = matches!(
-                    worker.life,
-                    Life::Ordered { .. }
-                        | Life::Starting { .. }
-                        | Life::Proving { .. }
-                        | Life::Serving { .. }
-                );
-                other != at && is_coming && worker.of.as_ref().is_some_and(has_it)
+                let serves = matches!(worker.life, Life::Serving { .. });
+                other != at && serves && worker.of.as_ref().is_some_and(has_it)
             })
         };
         let goes = |index: &usize| {
@@ -1861,9 +1861,7 @@ impl Rules {
         {
             let held = false;
             self.watcher(id).goal = Goal::Down { held, again };
-            for at in self.places(id) {
-                self.stop_worker(at, Why::Asked, None);
-            }
+            self.dismiss_all(id);
             moved = true;
         }
         if !self.watchers[&id].lives() {

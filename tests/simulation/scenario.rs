@@ -378,6 +378,9 @@ impl Scenario {
             Effect::CloseShard { socket, wid } => {
                 format!("close shard {}/{wid}", self.sockets[socket])
             }
+            Effect::ShutShard { socket, wid } => {
+                format!("shut shard {}/{wid}", self.sockets[socket])
+            }
             Effect::OpenShard { socket, wid } => {
                 format!("open shard {}/{wid}", self.sockets[socket])
             }

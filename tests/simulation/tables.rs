@@ -1473,25 +1473,133 @@ fn a_worker_that_ended_for_good_stays_so_when_others_are_added() {
 }
 
 #[test]
-fn shards_of_workers_that_never_ran_are_closed_too() {
-    let lines = "sockets = [\"s\"]\nautostart = false\nnumprocesses = 3";
-    let text = socket("so_reuseport = true") + &watcher("a", lines);
-    let mut run = Scenario::of(&text);
+fn a_shard_is_opened_when_its_worker_is_made() {
+    // Until then there is nothing to close.
+    for lines in ["autostart = false", "on_demand = true"] {
+        let lines = format!("sockets = [\"s\"]\nnumprocesses = 3\n{lines}");
+        let mut run = Scenario::of(&(socket("so_reuseport = true") + &watcher("a", &lines)));
+        run.begin();
+        let down = scale("a", Amount::To(1));
+        assert_eq!(run.command(down), ["answer 1: done"]);
+    }
+    // A start that takes its time keeps clients from those that come later.
+    let lines = "sockets = [\"s\"]\nnumprocesses = 2\nwarmup_delay = 60";
+    let mut run = Scenario::of(&(socket("so_reuseport = true") + &watcher("a", lines)));
+    assert_eq!(run.begin(), ["spawn a/1"]);
+    run.spawned("a/1");
+    assert_eq!(run.after(60.0), ["spawn a/2"]);
+    run.spawned("a/2");
+    run.stop(&["a"]);
+    run.ends("a/1");
+    run.ends("a/2");
+    run.after(60.0);
+    assert_eq!(run.start(&["a"]), ["spawn a/1", "shut shard s/2"]);
+    run.spawned("a/1");
+    assert_eq!(run.after(60.0), ["spawn a/2", "open shard s/2"]);
+}
+
+/// `a` has two workers and runs, `b` has three on the same socket.
+fn two_on_shards(lines: &str) -> String {
+    let own = |count: u32| format!("sockets = [\"s\"]\nnumprocesses = {count}\n");
+    socket("so_reuseport = true") + &watcher("a", &own(2)) + &watcher("b", &(own(3) + lines))
+}
+
+#[test]
+fn shards_of_a_watcher_that_is_stopped_get_no_clients_while_another_is_up() {
+    let mut run = Scenario::of(&two_on_shards(""));
     run.begin();
-    assert_eq!(run.command(scale("a", Amount::To(1))), ["answer 1: done"]);
-    // Those that there are from the beginning are of what starts by itself.
-    let text = socket("so_reuseport = true")
-        + &watcher(
-            "a",
-            &lines
-                .replace("autostart", "on_demand")
-                .replace("false", "true"),
-        );
-    let mut run = Scenario::of(&text);
-    run.begin();
+    run.all_spawned(&["a/1", "a/2", "b/1", "b/2", "b/3"]);
     assert_eq!(
-        run.command(scale("a", Amount::To(1))),
-        ["answer 1: done", "close shard s/2", "close shard s/3"]
+        run.stop(&["b"]),
+        [
+            "TERM to b/1",
+            "CONT to b/1",
+            "TERM to b/2",
+            "CONT to b/2",
+            "drain b/3"
+        ]
+    );
+    run.ends("b/1");
+    run.ends("b/2");
+    // It did not serve them all.
+    run.exits("b/3", Exit::Signal(Signal(9)));
+    assert_eq!(run.gone("b/3"), ["answer 1: done", "close shard s/3"]);
+    assert_eq!(run.shard_owed("s", 3), ["spawn a/3"]);
+    assert_eq!(run.spawned("a/3"), ["drain a/3"]);
+    // Where nobody is up they wait for a start.
+    run.stop(&["a"]);
+    for slot in ["a/1", "a/2", "a/3"] {
+        run.ends(slot);
+    }
+    assert_eq!(
+        run.start(&["b"]),
+        ["spawn b/1", "spawn b/2", "spawn b/3", "open shard s/3"]
+    );
+}
+
+#[test]
+fn shards_of_a_watcher_that_fails_or_ends_get_no_clients_while_another_is_up() {
+    // It is given up, ...
+    let mut run = Scenario::of(&two_on_shards("max_retry = 1"));
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "b/1"]);
+    run.spawn_failed("b/2");
+    assert_eq!(run.state("b"), "stopping");
+    assert_eq!(run.spawn_cancelled("b/3"), ["close shard s/3"]);
+    assert_eq!(run.shard_owed("s", 3), ["spawn a/3"]);
+
+    // ... its job is done, ...
+    let mut run = Scenario::of(&two_on_shards("type = \"oneshot\""));
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "b/1", "b/2", "b/3"]);
+    run.exits("b/1", Exit::Code(0));
+    run.exits("b/2", Exit::Code(0));
+    assert_eq!(
+        run.exits("b/3", Exit::Code(0)),
+        [
+            "kill leftovers of b/3",
+            "close shard s/3",
+            "tell the parent: ready"
+        ]
+    );
+    assert_eq!(run.state("b"), "stopped");
+
+    // ... or it waits for another, which some day may be ready.
+    let text = two_on_shards("after = [\"c\"]") + &watcher("c", "type = \"notify\"");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "c/1"]);
+    run.says_ready("c/1");
+    run.all_spawned(&["b/1", "b/2", "b/3"]);
+    run.stop(&["b", "c"]);
+    run.drained("b/3");
+    for slot in ["b/1", "b/2", "b/3"] {
+        run.ends(slot);
+    }
+    run.ends("c/1");
+    run.shard_owed("s", 3);
+    assert_eq!(run.start(&["b", "c"]), ["spawn c/1"]);
+    run.spawned("a/3");
+    run.drained("a/3");
+    assert_eq!(
+        run.ends("a/3"),
+        ["kill leftovers of a/3", "close shard s/3"]
+    );
+}
+
+#[test]
+fn shards_of_a_watcher_that_traffic_starts_stay() {
+    let mut run = Scenario::of(&two_on_shards("on_demand = true"));
+    run.begin();
+    run.all_spawned(&["a/1", "a/2"]);
+    run.traffic("s");
+    run.all_spawned(&["b/1", "b/2", "b/3"]);
+    for slot in ["b/1", "b/2"] {
+        run.exits(slot, Exit::Code(0));
+    }
+    assert_eq!(
+        run.exits("b/3", Exit::Code(0)),
+        ["kill leftovers of b/3", "watch s"]
     );
 }
 

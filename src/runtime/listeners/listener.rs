@@ -99,13 +99,13 @@ impl Listener {
                 !matches!(other.fds, Fds::Unbound) && (is_same || is_alias())
             };
             if !leaving.iter().any(is_there) {
-                return self.bind(1, None, groups, own);
+                return self.bind(None, groups, own);
             }
             // Beside it until it is needed, then in its place by one rename.
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
             let beside = path.with_file_name(name);
-            self.bind_at(&Address::Path(beside.clone()), 1, None, groups, own)?;
+            self.bind_at(&Address::Path(beside.clone()), None, groups, own)?;
             self.local = Some(Local::Path(path.clone()));
             self.beside = Some((beside, path.clone()));
             return Ok(());
@@ -130,7 +130,7 @@ impl Listener {
             }
         }
         let bound = match neighbours.is_empty() {
-            true => self.bind_at(&address, 1, None, groups, own),
+            true => self.bind_at(&address, None, groups, own),
             false => self.bind_beside(&address, groups),
         };
         let all = neighbours.into_iter().chain([&*self]);
@@ -235,22 +235,20 @@ impl Listener {
         }
     }
 
-    /// Binds it, with so many shards if it has some.
+    /// Binds it; if it has shards, the first of them. The others are bound as workers are made.
     pub(super) fn bind(
         &mut self,
-        shards: u32,
         inherited: Option<&mut Inherited>,
         groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
         let address = address_of(&self.spec.unit);
-        self.bind_at(&address, shards, inherited, groups, own)
+        self.bind_at(&address, inherited, groups, own)
     }
 
     fn bind_at(
         &mut self,
         address: &Address,
-        shards: u32,
         inherited: Option<&mut Inherited>,
         groups: &mut Groups,
         own: &[FileId],
@@ -281,9 +279,6 @@ impl Listener {
         let first = Shard::new(0, 1, Descriptor::new(first.fd));
         self.fds = Fds::Shards(vec![first]);
         self.join_group(groups);
-        for wid in 2..=shards {
-            self.provide(wid)?;
-        }
         Ok(())
     }
 
@@ -449,7 +444,7 @@ impl Listener {
         if let Some(node) = self.node.take() {
             node.remove();
         }
-        if let Err(obstacle) = self.bind(1, None, groups, &[]) {
+        if let Err(obstacle) = self.bind(None, groups, &[]) {
             // It is tried again for the next worker.
             self.fds = Fds::One(old);
             return Err(obstacle.explain(self, [], None));

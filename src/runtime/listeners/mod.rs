@@ -157,13 +157,11 @@ impl Listeners {
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut all: Vec<(SocketId, Listener)> = Vec::with_capacity(plan.sockets.len());
         let mut own: Vec<FileId> = control.iter().map(Node::id).collect();
-        let wanted = wanted_shards(plan);
         let mut groups = Groups::default();
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
         for (id, spec) in (0..).map(SocketId).zip(&plan.sockets) {
             let mut listener = Listener::named(spec, names);
-            let shards = wanted.get(spec.name()).copied().unwrap_or(1);
-            if let Err(obstacle) = listener.bind(shards, Some(inherited), &mut groups, &own) {
+            if let Err(obstacle) = listener.bind(Some(inherited), &mut groups, &own) {
                 let others = all.iter().map(|(_, other)| other);
                 let error = obstacle.explain(&listener, others, control.as_ref());
                 if spec.unit.optional {
@@ -207,8 +205,7 @@ impl Listeners {
         };
         self.dirty.insert(id);
         listener.found = found.clone();
-        // More shards are bound as workers are spawned.
-        let bound = listener.bind(1, None, &mut self.groups, &own);
+        let bound = listener.bind(None, &mut self.groups, &own);
         let listener = &self.all[&id];
         bound.map_err(|it| it.explain(listener, self.all.values(), self.control.as_ref()))
     }
@@ -451,6 +448,17 @@ impl Listeners {
         event
     }
 
+    /// Takes a shard that somebody has, or is going to, out of the kernel's choice.
+    pub fn shut_shard(&mut self, socket: SocketId, wid: u32) {
+        if let Some(listener) = self.all.get_mut(&socket)
+            && let Err(error) = listener.provide(wid)
+        {
+            // Its worker, which is not made yet, fails with the same.
+            log::debug!(target: &format!("socket.{}", listener.spec.name()), "no shard can be had: {error}");
+        }
+        self.set_retired(socket, wid, true);
+    }
+
     /// The shard is wanted again.
     pub fn open_shard(&mut self, socket: SocketId, wid: u32) {
         self.closing
@@ -640,7 +648,7 @@ impl Listeners {
                     listener.found = Ok(vec![address]);
                 }
                 let own = listeners.own_files();
-                let bound = listener.bind(1, None, &mut listeners.groups, &own);
+                let bound = listener.bind(None, &mut listeners.groups, &own);
                 let bound = bound.map_err(|it| {
                     let others = listeners.all.values();
                     it.explain(&listener, others, listeners.control.as_ref())
@@ -802,24 +810,4 @@ impl Drop for Listeners {
             listener.remove_node();
         }
     }
-}
-
-/// How many shards each `so_reuseport` socket has from the beginning.
-fn wanted_shards(plan: &Plan) -> HashMap<&str, u32> {
-    let mut wanted: HashMap<&str, u32> = HashMap::new();
-    let sockets = plan.sockets.iter();
-    for socket in sockets.filter(|socket| socket.unit.so_reuseport.value) {
-        wanted.insert(socket.name(), 1);
-    }
-    if wanted.is_empty() {
-        return wanted;
-    }
-    for watcher in plan.watchers.iter().filter(|it| it.unit.autostart) {
-        for name in &watcher.listens {
-            if let Some(count) = wanted.get_mut(name.as_str()) {
-                *count = (*count).max(watcher.unit.numprocesses.value);
-            }
-        }
-    }
-    wanted
 }

@@ -84,9 +84,9 @@ impl Rules {
                 generation,
                 ..
             } => Key::Worker(watcher.0 as usize, *wid, *generation),
-            Effect::CloseShard { socket, wid } | Effect::OpenShard { socket, wid } => {
-                Key::Shard(socket.0 as usize, *wid)
-            }
+            Effect::CloseShard { socket, wid }
+            | Effect::ShutShard { socket, wid }
+            | Effect::OpenShard { socket, wid } => Key::Shard(socket.0 as usize, *wid),
             Effect::CancelSpawn { proc }
             | Effect::Signal { proc, .. }
             | Effect::Follow { proc, .. }
@@ -133,6 +133,7 @@ impl Rules {
             | (Act::KillLeftovers, Effect::KillLeftovers { .. })
             | (Act::AwaitLeftovers, Effect::AwaitLeftovers { .. })
             | (Act::CloseShard, Effect::CloseShard { .. })
+            | (Act::ShutShard, Effect::ShutShard { .. })
             | (Act::OpenShard, Effect::OpenShard { .. })
             | (Act::Close, Effect::Close { .. })
             | (Act::Watch, Effect::Watch { .. })

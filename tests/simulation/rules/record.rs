@@ -83,11 +83,7 @@ impl Rules {
         let act = match self.worker(at).life {
             Life::Ordered { cancelled: true } => return self.replace(at),
             Life::Ordered { cancelled: false } => Act::Spawn(self.definition(at)),
-            Life::Draining { .. } => {
-                let shards = self.leaving_shards(at).into_iter();
-                let all: BTreeSet<usize> = shards.chain(self.leaving_sockets(at)).collect();
-                Act::Drain(all.into_iter().collect())
-            }
+            Life::Draining { .. } => Act::Drain(self.leaving(at)),
             Life::Ending {
                 kill: Kill::Done, ..
             } => Act::Kill,

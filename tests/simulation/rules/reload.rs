@@ -21,7 +21,7 @@ pub(super) struct Reload {
 /// A reload that waits for the end of another.
 pub(super) struct Queued {
     serial: u64,
-    to: Option<Rc<Definition>>,
+    pub(super) to: Option<Rc<Definition>>,
 }
 
 /// A reload by signal whose workers tell when they have done it.

@@ -21,18 +21,16 @@ pub(super) enum Shard {
     },
 }
 
-impl Rules {
-    /// Those of all workers that are to start with the manager are there before they are.
-    pub(super) fn open_first_shards(&mut self) {
-        for id in self.ids() {
-            let watcher = &self.watchers[&id];
-            if watcher.own.spec.unit.autostart {
-                let (sockets, wanted) = (watcher.own.sockets.clone(), watcher.wanted);
-                (1..=wanted).for_each(|wid| self.open_shards(&sockets, wid));
-            }
-        }
-    }
+/// What becomes of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Open,
+    /// As it is.
+    Same,
+    Shut,
+}
 
+impl Rules {
     /// A worker of this wid is going to have them.
     pub(super) fn open_shards(&mut self, sockets: &[usize], wid: u32) {
         for index in sockets {
@@ -48,16 +46,15 @@ impl Rules {
         let sockets = self.definition(at).sockets.clone();
         let is_leaving = |index: &usize| {
             let is_sharded = self.sockets[index].spec.unit.so_reuseport.value;
-            is_sharded && !self.is_shard_wanted(*index, at.wid)
+            is_sharded && !self.sockets[index].retired && self.wish(*index, at.wid) == Wish::Shut
         };
         sockets.into_iter().filter(is_leaving).collect()
     }
 
     pub(super) fn drain_shards(&mut self, sockets: &[usize], wid: u32) {
         for index in sockets {
-            let Some(socket) = self.sockets.get_mut(index) else {
-                continue;
-            };
+            let socket = self.sockets.get_mut(index).filter(|it| !it.retired);
+            let Some(socket) = socket else { continue };
             if !matches!(socket.shards.get(&wid), Some(Shard::Draining { .. })) {
                 let (by, tries) = (None, 0);
                 socket.shards.insert(wid, Shard::Draining { by, tries });
@@ -65,10 +62,38 @@ impl Rules {
         }
     }
 
-    /// The first shard is the socket's own.
-    fn is_shard_wanted(&self, index: usize, wid: u32) -> bool {
-        let mut watchers = self.watchers.values();
-        wid == 1 || watchers.any(|it| !it.retired && it.refers_to(index) && it.wanted >= wid)
+    /// Where new clients of a shard would wait: the first is the socket's own.
+    fn wish(&self, index: usize, wid: u32) -> Wish {
+        let users: Vec<usize> = (self.watchers.iter())
+            .filter(|(_, it)| !it.retired && it.will_have(index))
+            .map(|(id, _)| *id)
+            .collect();
+        let wants = |id: &usize| self.watchers[id].wanted >= wid;
+        let is_on = |id: &usize| match self.watchers[id].goal {
+            Goal::Up { .. } | Goal::Waiting => true,
+            Goal::Queued => self.may_start(*id) == Some(true),
+            Goal::Down { .. } | Goal::Ended | Goal::Failed => false,
+        };
+        let is_served = |id: &usize| match self.watchers[id].goal {
+            Goal::Waiting => true,
+            Goal::Up { .. } => {
+                let slot = self.watchers[id].slots.get(&wid);
+                // One that is due has to wait for `warmup_delay`.
+                slot.is_some_and(|it| it.main.life != Life::Due || it.beside.life != Life::Idle)
+            }
+            _ => false,
+        };
+        let is_waited_for = |id: &usize| self.watchers[id].goal == Goal::Queued;
+        let on: Vec<usize> = users.iter().copied().filter(is_on).collect();
+        let mut wanting = on.iter().filter(|id| wants(id));
+        match on.is_empty() {
+            _ if wid == 1 => Wish::Open,
+            true if users.iter().any(wants) => Wish::Same,
+            true => Wish::Shut,
+            false if wanting.clone().any(is_served) => Wish::Open,
+            false if wanting.any(is_waited_for) => Wish::Same,
+            false => Wish::Shut,
+        }
     }
 
     /// A worker that is missed if it ends by itself.
@@ -133,17 +158,25 @@ impl Rules {
         }
         let mut moved = false;
         for (wid, shard) in self.sockets[&index].shards.clone() {
-            let is_wanted = self.is_shard_wanted(index, wid);
+            let wish = self.wish(index, wid);
             let is_in_use = users.iter().any(|id| {
                 let slot = self.watchers[id].slots.get(&wid);
                 slot.is_some_and(|it| it.main.life != Life::Idle || it.beside.life != Life::Idle)
             });
             let next = match shard {
-                Shard::Open if is_wanted || is_in_use => continue,
-                _ if is_wanted => {
-                    let reason = "its wid is wanted again";
+                _ if wish == Wish::Same => continue,
+                Shard::Open if wish == Wish::Open => continue,
+                _ if wish == Wish::Open => {
+                    let reason = "its clients are served again";
                     self.expect(Key::Shard(index, wid), Act::OpenShard, reason);
                     Shard::Open
+                }
+                Shard::Open if is_in_use => {
+                    self.say("shard shut");
+                    let reason = "others serve its clients sooner";
+                    self.expect(Key::Shard(index, wid), Act::ShutShard, reason);
+                    let (by, tries) = (None, 0);
+                    Shard::Draining { by, tries }
                 }
                 Shard::Draining { .. } | Shard::Owed { .. } if is_in_use => continue,
                 Shard::Closing { .. } => continue,
@@ -157,7 +190,10 @@ impl Rules {
                     Shard::Closing { tries }
                 }
                 Shard::Owed { tries } => {
-                    let Some(id) = users.iter().copied().find(|id| self.can_drain(*id, index))
+                    let Some(id) = users
+                        .iter()
+                        .copied()
+                        .find(|id| self.can_drain(*id, index, wid))
                     else {
                         continue;
                     };
@@ -175,12 +211,13 @@ impl Rules {
     }
 
     /// Whether a watcher may have one more worker for a while, which has this socket.
-    fn can_drain(&self, id: usize, index: usize) -> bool {
+    fn can_drain(&self, id: usize, index: usize, wid: u32) -> bool {
         let watcher = &self.watchers[&id];
         let unit = &watcher.next().spec.unit;
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
         let has_it = watcher.next().sockets.contains(&index);
-        matches!(watcher.goal, Goal::Up { .. }) && !watcher.retired && has_it && !once
+        let is_spare = wid > watcher.wanted && !once;
+        matches!(watcher.goal, Goal::Up { .. }) && !watcher.retired && has_it && is_spare
     }
 
     fn make_drainer(&mut self, id: usize, wid: u32, tries: u32) {
@@ -193,5 +230,14 @@ impl Rules {
             true => Life::Due,
             false => Life::Resting { until },
         };
+    }
+}
+
+impl Watcher {
+    /// Whether the processes that it starts from now on have a socket, or those after the reload.
+    fn will_have(&self, index: usize) -> bool {
+        let queued = self.queued.as_ref().and_then(|it| it.to.as_ref());
+        let mut all = [self.next()].into_iter().chain(queued);
+        all.any(|definition| definition.sockets.contains(&index))
     }
 }

@@ -499,6 +499,94 @@ fn shards_of_a_socket_that_is_removed_are_closed_with_it() {
 }
 
 #[test]
+fn the_shards_of_a_socket_that_goes_are_emptied_though_another_watcher_grows() {
+    let text = |number: u32, a: u32, b: u32| {
+        let lines = |count: u32| format!("sockets = [\"s\"]\nnumprocesses = {count}");
+        port(number, "so_reuseport = true") + &watcher("a", &lines(a)) + &watcher("b", &lines(b))
+    };
+    let mut run = run_of(&text(80, 3, 1));
+    let words = run.apply(&text(81, 1, 3));
+    for drained in ["drain a/2", "drain a/3"] {
+        assert!(words.iter().any(|word| word == drained), "{words:?}");
+    }
+    run.drained("a/2");
+    // A scaling meanwhile does not cut them off.
+    let words = run.command(scale("a", Amount::To(0)));
+    assert!(words.iter().all(|word| !word.contains("a/3")), "{words:?}");
+}
+
+#[test]
+fn the_last_worker_of_a_socket_that_goes_empties_it_when_its_watcher_is_scaled_to_none() {
+    let text = |number: u32, count: u32| {
+        let lines = format!("sockets = [\"s\"]\nnumprocesses = {count}");
+        port(number, "") + &watcher("a", &lines)
+    };
+    let mut run = run_of(&text(80, 2));
+    assert_eq!(
+        run.apply(&text(81, 0))[1..5],
+        ["open s", "TERM to a/2", "CONT to a/2", "drain a/1"]
+    );
+}
+
+#[test]
+fn the_last_worker_of_a_socket_that_is_removed_with_its_watchers_empties_it() {
+    let lines = "sockets = [\"s\"]\nnumprocesses = 2";
+    let text = port(80, "") + &watcher("a", lines) + &watcher("b", lines) + &watcher("c", "");
+    let mut run = Scenario::of(&text);
+    run.begin();
+    // One that is not ready yet is stopped with the others, and serves nobody.
+    run.all_spawned(&["a/1", "a/2", "b/1", "c/1"]);
+    let words = run.apply(&watcher("c", ""));
+    let drains: Vec<_> = (words.iter())
+        .filter(|word| word.starts_with("drain"))
+        .collect();
+    assert_eq!(drains, ["drain b/1"], "{words:?}");
+    run.spawn_cancelled("b/2");
+    for slot in ["a/1", "a/2"] {
+        run.ends(slot);
+    }
+    assert_eq!(run.drained("b/1"), ["TERM to b/1", "CONT to b/1"]);
+    assert_eq!(
+        run.ends("b/1"),
+        [
+            "kill leftovers of b/1",
+            "answer 1: done",
+            "close s",
+            "tell the parent: ready"
+        ]
+    );
+}
+
+#[test]
+fn shards_of_a_watcher_that_is_removed_are_emptied_and_the_others_are_kept() {
+    let lines = |count: u32| format!("sockets = [\"s\"]\nnumprocesses = {count}");
+    let others = port(80, "so_reuseport = true") + &watcher("b", &lines(1));
+    let mut run = run_of(&(others.clone() + &watcher("a", &lines(2))));
+    let words = run.apply(&others);
+    assert!(words.iter().any(|word| word == "drain a/2"), "{words:?}");
+    assert!(words.iter().any(|word| word == "TERM to a/1"), "{words:?}");
+
+    // It has another name: the next that is called so has the shards.
+    let named = |name: &str| port(80, "so_reuseport = true") + &watcher(name, &lines(2));
+    let mut run = run_of(&named("a"));
+    let words = run.apply(&named("b"));
+    assert!(
+        words.iter().all(|word| !word.contains("drain")),
+        "{words:?}"
+    );
+}
+
+#[test]
+fn who_empties_what_goes_is_stopped_when_the_manager_ends() {
+    let text = port(80, "") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&text);
+    let words = run.apply("");
+    assert!(words.iter().any(|word| word == "drain a/1"), "{words:?}");
+    let words = run.terminate();
+    assert!(words.iter().any(|word| word == "TERM to a/1"), "{words:?}");
+}
+
+#[test]
 fn the_manager_may_end_in_the_middle() {
     let mut run = run_of(&a(1, ""));
     run.apply(&a(2, ""));
