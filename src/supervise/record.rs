@@ -163,8 +163,8 @@ impl Supervisor {
     ) -> Result<(), Unwritable> {
         self.dirty = Dirty {
             manager: true,
-            sockets: self.sockets.ids().collect(),
-            watchers: self.watchers.ids().collect(),
+            sockets: self.sockets.ids().gather(),
+            watchers: self.watchers.ids().gather(),
             editions: BTreeSet::new(),
             slots: BTreeSet::new(),
         };

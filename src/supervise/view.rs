@@ -210,8 +210,12 @@ impl State {
             return None;
         };
         // Tenths are as exact as anybody needs.
-        let wait = until.since(now).as_millis().div_ceil(100) as f64 / 10.0;
-        Some(format!("{after}; next try in {wait} s"))
+        let tenths = until.since(now).as_millis().div_ceil(100);
+        let (whole, tenths) = (tenths / 10, tenths % 10);
+        Some(match tenths {
+            0 => format!("{after}; next try in {whole} s"),
+            _ => format!("{after}; next try in {whole}.{tenths} s"),
+        })
     }
 }
 

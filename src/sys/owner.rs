@@ -58,11 +58,10 @@ pub fn of_port(wanted: SocketAddr, stream: bool) -> Option<Owner> {
                 }),
         );
     }
-    inodes.sort_unstable();
-    let (nearest, _) = *inodes.first()?;
+    let nearest = inodes.iter().map(|(distance, _)| *distance).min()?;
     let inodes: Vec<u64> = inodes
         .into_iter()
-        .take_while(|(distance, _)| *distance == nearest)
+        .filter(|(distance, _)| *distance == nearest)
         .map(|(_, inode)| inode)
         .collect();
     holder(&inodes)

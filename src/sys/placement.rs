@@ -75,11 +75,8 @@ pub fn place(wanted: &[(RawFd, RawFd)]) -> Vec<Step> {
         *readers.entry(source).or_default() += 1;
     }
 
-    let mut free: BTreeSet<RawFd> = pending
-        .keys()
-        .copied()
-        .filter(|target| !readers.contains_key(target))
-        .collect();
+    let mut free = BTreeSet::new();
+    free.extend((pending.keys().copied()).filter(|target| !readers.contains_key(target)));
     while let Some(to) = free.pop_first() {
         let Some(from) = pending.remove(&to) else {
             continue;
