@@ -57,6 +57,10 @@ pub trait Host {
     }
     /// Whether the manager may change users.
     fn is_root(&self) -> bool;
+    /// The user and the group that the manager is.
+    fn own_ids(&self) -> (u32, u32) {
+        (0, 0)
+    }
     /// `path` without the symbolic links that are in it, as far as it exists.
     fn resolve(&self, path: &Path) -> PathBuf {
         path.to_path_buf()

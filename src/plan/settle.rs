@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 /// The texts of a watcher that are not literal, and its command.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -1074,7 +1075,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             && !folder.value.is_empty()
             && !is_filled(TextOption::Virtualenv)
         {
-            let path = unit.folder.join(&folder.value);
+            let path: PathBuf = unit.folder.join(&folder.value).components().collect();
             if !host.has_folder(&path) {
                 let message = format!("`virtualenv`: there is no folder {} now", path.display());
                 self.warning(folder.place, message);
