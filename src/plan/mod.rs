@@ -234,7 +234,7 @@ fn plan_in_doubt(
     let hints = Hints::new();
     let mut findings = Findings::default();
 
-    settle::fold_manager_env(&mut units.manager.env, &own, &mut findings);
+    settle::fold_manager_env(&mut units.manager.env, &own, sources, &mut findings);
     let control_group = units.manager.control_group.as_ref();
     let control_gid = control_group.and_then(|group| {
         let (key, owner) = ("control_group", "`[manager]`");
