@@ -603,6 +603,35 @@ fn an_env_file_is_read_anew_for_each_worker() {
 }
 
 #[test]
+fn a_file_that_can_not_be_opened_is_named_as_it_is_and_with_words_alone() {
+    let keys = [
+        ("env_file", "env_file = \"./missing\""),
+        ("open stdin", "stdin = \"./missing\""),
+        ("open stdout", "stdout.file = \"./no/missing\""),
+        ("open stderr", "stderr.file = \"./no/missing\""),
+    ];
+    let units = keys.iter().enumerate().map(|(n, (_, key))| {
+        format!("[watcher.w{n}]\ncmd = \"true\"\nmax_retry = 1\nrestart_delay = 0.01\n{key}\n")
+    });
+    let manager = Manager::spawn(&units.collect::<String>());
+    for (n, (step, _)) in keys.iter().enumerate() {
+        let watcher = manager.wait_for_state(&format!("w{n}"), "failed");
+        let error = watcher["error"].as_str().unwrap_or_default();
+        let folder = manager.path("");
+        let start = format!("{step} {}", folder.display());
+        assert!(error.contains(start.trim_end_matches('/')), "{error}");
+        assert!(
+            error.contains("missing: No such file or directory"),
+            "{error}"
+        );
+        assert!(
+            !error.contains("/./") && !error.contains("os error"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn substitutions_reach_the_words_and_the_environment() {
     let manager = spawn_by_script(
         r#"

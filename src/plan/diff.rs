@@ -467,8 +467,8 @@ fn add_sockets(old: &Watcher, new: &Watcher, keys: &mut Keys) {
             "sockets"
         };
         keys.add_unless(key, CAUSES);
-    } else if old.sockets != new.sockets {
-        // The same ones under another `fd_name`.
+    } else if old.sockets != new.sockets && new.unit.listen_fds {
+        // The same ones under another `fd_name`, which stands in LISTEN_FDNAMES.
         keys.add("sockets");
     }
 }
@@ -832,6 +832,12 @@ mod tests {
             told(&old, &new),
             ["socket.b set fd_name", "watcher.w reload sockets"]
         );
+        let untold = |socket: &str| units(socket, "use_sockets = true\nlisten_fds = false");
+        let (old_untold, new_untold) = (
+            untold("[socket.b]\nlisten = 2"),
+            untold("[socket.b]\nlisten = 2\nfd_name = \"x\""),
+        );
+        assert_eq!(told(&old_untold, &new_untold), ["socket.b set fd_name"]);
         let new = units("", "use_sockets = true");
         assert_eq!(
             told(&old, &new),

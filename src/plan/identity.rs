@@ -37,10 +37,6 @@ pub(super) fn of_watcher(
         }
         if wrong { Err(Reported) } else { Ok(ids) }
     });
-    if !host.is_root() {
-        warn_of_root(watcher, findings);
-    }
-
     let (user, group, supplementary) = (
         user.transpose()?,
         group.transpose()?,
@@ -63,6 +59,9 @@ pub(super) fn of_watcher(
             ),
         ));
         return Err(Reported);
+    }
+    if !host.is_root() {
+        warn_of_root(watcher, (uid, gid), host.own_ids(), findings);
     }
     let groups = match (supplementary, uid, gid) {
         (Some(groups), _, _) => Some(groups),
@@ -91,20 +90,6 @@ pub(super) fn of_socket(
         return (None, None);
     }
     let owner = format!("socket `{}`", socket.name.value);
-    if let Some(place) = socket
-        .user
-        .as_ref()
-        .or(socket.group.as_ref())
-        .map(|at| at.place)
-        .filter(|_| !host.is_root())
-    {
-        findings.push(Finding::warning(
-            place,
-            format!(
-                "{owner}: to give its file to another user or group needs root, which the manager is not"
-            ),
-        ));
-    }
     let user = socket
         .user
         .as_ref()
@@ -117,7 +102,23 @@ pub(super) fn of_socket(
         .as_ref()
         .and_then(|found| found.user.as_ref())
         .map(|user| user.gid);
-    (user.map(|found| found.uid), group.or(own_group))
+    let (uid, gid) = (user.map(|found| found.uid), group.or(own_group));
+    let own = host.own_ids();
+    let at = socket.user.as_ref().or(socket.group.as_ref());
+    if let Some(at) = at.filter(|_| !host.is_root() && !is_own((uid, gid), own)) {
+        findings.push(Finding::warning(
+            at.place,
+            format!(
+                "{owner}: to give its file to another user or group needs root, which the manager is not"
+            ),
+        ));
+    }
+    (uid, gid)
+}
+
+/// Whether these are what the manager is already, as far as they are asked for.
+fn is_own((uid, gid): (Option<u32>, Option<u32>), own: (u32, u32)) -> bool {
+    uid.is_none_or(|uid| uid == own.0) && gid.is_none_or(|gid| gid == own.1)
 }
 
 /// The id of a group by name or number.
@@ -208,20 +209,27 @@ fn usable(
     Err(Reported)
 }
 
-fn warn_of_root(watcher: &Watcher, findings: &mut Findings) {
+fn warn_of_root(
+    watcher: &Watcher,
+    asked: (Option<u32>, Option<u32>),
+    own: (u32, u32),
+    findings: &mut Findings,
+) {
+    let groups = watcher.supplementary_groups.as_ref();
+    let (uid, gid) = asked;
+    // A user alone brings its group.
+    let with_user = gid.filter(|_| watcher.group.is_none());
     let asked = [
-        ("user", watcher.user.as_ref()),
-        ("group", watcher.group.as_ref()),
+        ("user", watcher.user.as_ref(), is_own((uid, with_user), own)),
+        ("group", watcher.group.as_ref(), is_own((None, gid), own)),
         (
             "supplementary_groups",
-            watcher
-                .supplementary_groups
-                .as_ref()
-                .and_then(|groups| groups.first()),
+            groups.and_then(|groups| groups.first()),
+            false,
         ),
     ];
-    for (key, at) in asked {
-        if let Some(at) = at {
+    for (key, at, is_own) in asked {
+        if let Some(at) = at.filter(|_| !is_own) {
             findings.push(Finding::warning(
                 at.place,
                 format!(
@@ -371,7 +379,7 @@ mod tests {
     #[test]
     fn without_root_another_user_is_a_warning_and_groups_stay() {
         let mut made = watcher("web", "true");
-        made.user = Some(named("deploy"));
+        made.user = Some(named("root"));
         let mut host = Machine::new();
         host.root = false;
         let (plan, findings) = plan(units([], [made]), &host);
@@ -380,5 +388,28 @@ mod tests {
         assert!(findings[0].message.contains("`user` needs root"));
         let identity = plan.expect("a plan").watchers[0].identity.clone();
         assert_eq!(identity.expect("an identity").groups, None);
+    }
+
+    #[test]
+    fn without_root_to_ask_for_what_the_manager_is_is_no_warning() {
+        let mut host = Machine::new();
+        host.root = false;
+        for (user, group, count) in [
+            (Some("deploy"), None, 0),
+            (Some("deploy"), Some("deploy"), 0),
+            (None, Some("deploy"), 0),
+            (Some("deploy"), Some("www"), 2),
+            (None, Some("www"), 2),
+            (Some("root"), Some("deploy"), 2),
+        ] {
+            let mut made = watcher("web", "true");
+            let mut owned = socket("s");
+            made.use_sockets = true;
+            (made.user, made.group) = (user.map(named), group.map(named));
+            (owned.user, owned.group) = (made.user.clone(), made.group.clone());
+            let (_, findings) = plan(units([owned], [made]), &host);
+            // The socket's one, and the keys of the watcher that need root.
+            assert_eq!(findings.len(), count, "{user:?} {group:?}: {findings:#?}");
+        }
     }
 }

@@ -263,7 +263,8 @@ impl<'a> Filling<'a> {
         if text.as_ref().is_some_and(|text| text.is_empty()) {
             return Err(format!("its `{}` is empty", option.key()));
         }
-        Ok(text.map(|text| self.watcher.unit.folder.join(text)))
+        // Components leave out each `.`.
+        Ok(text.map(|text| self.watcher.unit.folder.join(text).components().collect()))
     }
 
     fn source(&self) -> Result<Source, String> {
@@ -658,7 +659,7 @@ mod tests {
             ("C", "$(circus.env.C)+unit"),
             ("D", "$(circus.env.A)+$(circus.env.E)"),
         ]);
-        made.env_file = Some(at("env"));
+        made.env_file = Some(at("./env"));
         let mut all = units([], [made]);
         all.manager.env = env(&[
             ("A", "manager"),
@@ -667,10 +668,9 @@ mod tests {
             ("LANG", "de"),
         ]);
         let plan = planned(all);
-        assert_eq!(
-            plan.watchers[0].env_file(1),
-            Some(("/etc/units/env".into(), false))
-        );
+        let (path, may_be_missing) = plan.watchers[0].env_file(1).expect("there is one");
+        assert_eq!(path.as_os_str(), "/etc/units/env", "as it is spoken of");
+        assert!(!may_be_missing);
         let made = fill(&plan, Some("B=file\nE='of file'\n"), &[]).expect("an invocation");
         let names = |wanted: &str| variable(&made, wanted);
         for (name, value) in [

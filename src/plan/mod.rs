@@ -57,6 +57,10 @@ pub trait Host {
     }
     /// Whether the manager may change users.
     fn is_root(&self) -> bool;
+    /// The user and the group that the manager is.
+    fn own_ids(&self) -> (u32, u32) {
+        (0, 0)
+    }
     /// `path` without the symbolic links that are in it, as far as it exists.
     fn resolve(&self, path: &Path) -> PathBuf {
         path.to_path_buf()
@@ -230,7 +234,7 @@ fn plan_in_doubt(
     let hints = Hints::new();
     let mut findings = Findings::default();
 
-    settle::fold_manager_env(&mut units.manager.env, &own, &mut findings);
+    settle::fold_manager_env(&mut units.manager.env, &own, sources, &mut findings);
     let control_group = units.manager.control_group.as_ref();
     let control_gid = control_group.and_then(|group| {
         let (key, owner) = ("control_group", "`[manager]`");

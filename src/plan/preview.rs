@@ -1,7 +1,7 @@
 //! What would run, for `tentpole plan`.
 
 use super::{Host, Invocation, Moment, Plan, Sink, Source, Variable, Watcher, inheritable};
-use crate::unit::Gather;
+use crate::unit::{self, Gather};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -83,9 +83,10 @@ impl Plan {
                 Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => {
                     return Err(format!(
-                        "watcher `{}`: `env_file` `{}` can't be read: {error}",
+                        "watcher `{}`: `env_file` `{}` can't be read: {}",
                         watcher.name(),
-                        path.display()
+                        path.display(),
+                        unit::reason(&error)
                     ));
                 }
             },
@@ -183,7 +184,7 @@ mod tests {
     use crate::unit::{At, WatcherKind};
 
     fn missing(_: &Path) -> io::Result<String> {
-        Err(io::ErrorKind::NotFound.into())
+        Err(io::Error::from_raw_os_error(libc::ENOENT))
     }
 
     #[test]
@@ -228,7 +229,10 @@ mod tests {
         let workers: Vec<_> = plan.workers(&Machine::new(), &read).collect();
         assert_eq!(workers[0].as_ref().expect("a worker").argv, ["x", "one"]);
         let why = workers[1].as_ref().expect_err("no file");
-        assert!(why.starts_with("watcher `web`: `env_file` `/etc/units/2.env` can't be read"));
+        assert_eq!(
+            why,
+            "watcher `web`: `env_file` `/etc/units/2.env` can't be read: No such file or directory"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 
 /// The texts of a watcher that are not literal, and its command.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -120,47 +121,55 @@ impl<'a> World<'a> {
 pub(super) fn fold_manager_env(
     env: &mut [(String, At<String>)],
     own: &[Variable],
+    sources: &Sources,
     findings: &mut Findings,
 ) {
     let mut environment = Environment::new(true, own);
     for (key, value) in env {
         let mut filled = String::with_capacity(value.value.len());
-        let mut refuse = |what: String| {
-            findings.push(Finding::error(value.place, format!("`[manager]`: {what}")))
-        };
+        let refusal =
+            |place: Place, what: String| Finding::error(place, format!("`[manager]`: {what}"));
         if let Some(why) = environment::refusal(key) {
-            refuse(format!("`{}` can't be set in `env`: {why}", shorten(key)));
+            let what = format!("`{}` can't be set in `env`: {why}", shorten(key));
+            findings.push(refusal(value.place, what));
             continue;
         }
+        let mut offset = 0;
         for piece in pieces(&value.value) {
-            match piece {
-                Piece::Text(text) => filled.push_str(text),
-                Piece::Unclosed(rest) => refuse(format!("`{}` is not closed", shorten(rest))),
+            let (written, found) = match piece {
+                Piece::Text(text) => (text, Ok(text)),
+                Piece::Unclosed(rest) => (rest, Err(format!("`{}` is not closed", shorten(rest)))),
                 Piece::Reference(Reference { raw, name }) => {
-                    let Some(name) = strip_prefix(name, "env.") else {
-                        refuse(format!(
-                            "`{}` can't stand in `env`, which is the same for all watchers and knows `$(circus.env.NAME)` \
-                             only; put it into the `env` of a watcher",
-                            shorten(raw)
-                        ));
-                        continue;
-                    };
-                    match environment
-                        .value_in_any_case(name)
-                        .map(|found| found.to_str())
-                    {
-                        Some(Some(found)) => filled.push_str(found),
-                        Some(None) => refuse(format!("`{}` is not UTF-8", shorten(raw))),
-                        None => refuse(format!(
+                    let name = strip_prefix(name, "env.");
+                    let found = name.map(|name| environment.value_in_any_case(name));
+                    let found = match found.map(|found| found.map(OsStr::to_str)) {
+                        Some(Some(Some(found))) => Ok(found),
+                        Some(Some(None)) => Err(format!("`{}` is not UTF-8", shorten(raw))),
+                        Some(None) => Err(format!(
                             "`{}` is neither in the manager's environment nor earlier in `env`",
                             shorten(raw)
                         )),
-                    }
+                        None => Err(format!(
+                            "`{}` can't stand in `env`, which is the same for all watchers and knows `$(circus.env.NAME)` \
+                             only; put it into the `env` of a watcher",
+                            shorten(raw)
+                        )),
+                    };
+                    (raw, found)
+                }
+            };
+            match found {
+                Ok(found) => filled.push_str(found),
+                Err(what) => {
+                    let place = place_within(value.place, offset, written.len(), sources, findings);
+                    findings.push(refusal(place, what));
                 }
             }
+            offset += written.len();
         }
         if filled.contains('\0') {
-            refuse(format!("`{key}` in `env` has a NUL byte"));
+            let what = format!("`{key}` in `env` has a NUL byte");
+            findings.push(refusal(value.place, what));
         }
         environment.set(OsString::from(&*key), OsString::from(&filled));
         value.value = filled;
@@ -1074,7 +1083,7 @@ impl<'a, 'f> Compiler<'a, 'f> {
             && !folder.value.is_empty()
             && !is_filled(TextOption::Virtualenv)
         {
-            let path = unit.folder.join(&folder.value);
+            let path: PathBuf = unit.folder.join(&folder.value).components().collect();
             if !host.has_folder(&path) {
                 let message = format!("`virtualenv`: there is no folder {} now", path.display());
                 self.warning(folder.place, message);
@@ -1095,16 +1104,16 @@ impl<'a, 'f> Compiler<'a, 'f> {
 
     /// An error at the substitution in `text` that is being looked at.
     fn refuse(&mut self, text: &Text<'_>, message: String) {
-        let (offset, length) = self.substitution;
-        let mut place = text.place;
-        // It is not written earlier than that; of what is not kept it need not be known more closely.
-        place.start = place.start.saturating_add(index32(offset));
-        if !self.findings.is_beyond(place) {
-            place = match length {
-                0 => text.place,
-                _ => self.world.sources.within(text.place, offset, length),
-            };
-        }
+        let place = match self.substitution {
+            (_, 0) => text.place,
+            (offset, length) => place_within(
+                text.place,
+                offset,
+                length,
+                self.world.sources,
+                self.findings,
+            ),
+        };
         self.error(place, format!("{message} (in `{}`)", text.key));
     }
 
@@ -1140,6 +1149,23 @@ impl Costs<'_> {
         }
         self.known[option as usize] = Some(cost);
         cost
+    }
+}
+
+/// Where a part of the value at `place` stands.
+fn place_within(
+    place: Place,
+    offset: usize,
+    length: usize,
+    sources: &Sources,
+    findings: &Findings,
+) -> Place {
+    let start = place.start.saturating_add(index32(offset));
+    let earliest = Place { start, ..place };
+    // Of what is not kept it need not be known more closely.
+    match findings.is_beyond(earliest) {
+        true => earliest,
+        false => sources.within(place, offset, length),
     }
 }
 
@@ -1691,6 +1717,8 @@ stdout = { file = "$(circus.stdout)" }
 working_dir = "/x/$(circus.virtualenv)"
 virtualenv = "$(circus.working_dir)"
 executable = "$(circus.stdout)"
+[manager]
+env = { A = "\u00e4$(circus.env.PATH)$(circus.env.NONE_SUCH)" }
 "#;
         let found = found(text);
         let places: Vec<_> = (found.iter())
@@ -1698,7 +1726,7 @@ executable = "$(circus.stdout)"
             .collect();
         let wanted = [
             "2:13", "2:29", "2:45", "5:17", "7:20", "8:14", "9:12", "10:20", "11:16", "15:3",
-            "16:3", "20:8", "22:1", "25:19", "26:15",
+            "16:3", "20:8", "22:1", "25:19", "26:15", "30:38",
         ];
         assert_eq!(places, wanted, "{found:#?}");
     }

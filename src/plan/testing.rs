@@ -39,7 +39,7 @@ pub(super) fn env(pairs: &[(&str, &str)]) -> Vec<(String, At<String>)> {
 pub(super) struct Machine {
     /// Answers [`Host::environment`].
     pub(super) environment: Vec<(OsString, OsString)>,
-    /// Answers [`Host::is_root`].
+    /// Answers [`Host::is_root`]; who is not root is deploy.
     pub(super) root: bool,
 }
 
@@ -114,6 +114,13 @@ impl Host for Machine {
 
     fn is_root(&self) -> bool {
         self.root
+    }
+
+    fn own_ids(&self) -> (u32, u32) {
+        match self.root {
+            true => (0, 0),
+            false => (1000, 1000),
+        }
     }
 
     fn has_folder(&self, path: &Path) -> bool {

@@ -51,6 +51,10 @@ impl Host for System {
         users::geteuid() == 0
     }
 
+    fn own_ids(&self) -> (u32, u32) {
+        (users::geteuid(), users::getegid())
+    }
+
     fn resolve(&self, path: &Path) -> PathBuf {
         let mut known = path.ancestors().filter_map(|ancestor| {
             let real = std::fs::canonicalize(ancestor).ok()?;

@@ -39,7 +39,7 @@ use crate::sys::process;
 use crate::sys::signals::SignalFd;
 use crate::sys::spawn;
 use crate::unit::Arrange;
-use crate::unit::Search;
+use crate::unit::{self, Search};
 use leftovers::Leftovers;
 use listeners::Listeners;
 use lookups::Lookups;
@@ -48,6 +48,7 @@ use processes::{Ended, Job, Processes};
 use record::{Home, Keeping};
 use server::Server;
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -684,6 +685,11 @@ fn spawn_failure(reason: String) -> SpawnFailure {
         reason,
         exit_code: 1,
     }
+}
+
+/// The same where something was tried: what it was, and why it failed.
+fn io_failure(what: fmt::Arguments<'_>, error: &io::Error) -> SpawnFailure {
+    spawn_failure(format!("{what}: {}", unit::reason(error)))
 }
 
 /// Which slot a process belongs to.

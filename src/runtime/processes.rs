@@ -1,6 +1,6 @@
 //! The workers' processes: making them, signalling them, knowing whose a pid is.
 
-use super::{SlotKey, Token, listeners::Listeners, spawn_failure};
+use super::{SlotKey, Token, io_failure, listeners::Listeners, spawn_failure};
 use crate::plan::{Invocation, Moment, Sink, Source, Variable, Watcher};
 use crate::supervise::{self, Exit, ProcId, Sender, SocketId, SpawnFailure, WatcherId};
 use crate::sys::epoll::{Epoll, Interest};
@@ -389,10 +389,10 @@ impl Processes {
                 Ok(text) => Some(text),
                 Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => {
-                    return Err(spawn_failure(format!(
-                        "env_file {}: {error}",
-                        path.display()
-                    )));
+                    return Err(io_failure(
+                        format_args!("env_file {}", path.display()),
+                        &error,
+                    ));
                 }
             },
         };
@@ -697,7 +697,7 @@ impl Stdio {
     ) -> Result<Stdio, SpawnFailure> {
         if invocation.stdin == Source::Null && empty.is_none() {
             *empty = Some(
-                output::empty().map_err(|error| spawn_failure(format!("open stdin: {error}")))?,
+                output::empty().map_err(|error| io_failure(format_args!("open stdin"), &error))?,
             );
         }
         let needs_null = [&invocation.stdout, &invocation.stderr]
@@ -706,20 +706,20 @@ impl Stdio {
         if needs_null && null.is_none() {
             *null = Some(
                 output::null()
-                    .map_err(|error| spawn_failure(format!("open /dev/null: {error}")))?,
+                    .map_err(|error| io_failure(format_args!("open /dev/null"), &error))?,
             );
         }
         let stdin = match &invocation.stdin {
             Source::Null | Source::Socket(_) => None,
             Source::File(path) => Some(output::open_read(path).map_err(|error| {
-                spawn_failure(format!("open stdin {}: {error}", path.display()))
+                io_failure(format_args!("open stdin {}", path.display()), &error)
             })?),
         };
         let append = |name: &str, sink: &Sink| match sink {
             Sink::Inherit | Sink::Null => Ok(None),
-            Sink::File(path) => output::open_append(path, 0o640)
-                .map(Some)
-                .map_err(|error| spawn_failure(format!("open {name} {}: {error}", path.display()))),
+            Sink::File(path) => output::open_append(path, 0o640).map(Some).map_err(|error| {
+                io_failure(format_args!("open {name} {}", path.display()), &error)
+            }),
         };
         let stdout = append("stdout", &invocation.stdout)?;
         let stderr = append("stderr", &invocation.stderr)?;

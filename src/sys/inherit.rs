@@ -22,19 +22,23 @@ pub fn listen_fds() -> Vec<(OwnedFd, String)> {
         return Vec::new();
     }
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-    let mut names = names.split(':');
-    (FIRST..FIRST.saturating_add(count))
+    named(count, &names)
         // SAFETY: F_GETFD takes no pointers and changes nothing.
-        .filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0)
-        .map(|number| {
-            let name = names
-                .next()
-                .filter(|name| !name.is_empty())
-                .unwrap_or("unknown");
+        .filter(|(number, _)| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0)
+        .map(|(number, name)| {
             // SAFETY: it is open, our parent gave it to us by the protocol, and it is taken once.
             (unsafe { OwnedFd::from_raw_fd(number) }, name.to_owned())
         })
         .collect()
+}
+
+/// The descriptors of the protocol and their names: one that is not open has its name all the same.
+fn named(count: RawFd, names: &str) -> impl Iterator<Item = (RawFd, &str)> {
+    let mut names = names.split(':');
+    (FIRST..FIRST.saturating_add(count)).map(move |number| {
+        let name = names.next().filter(|name| !name.is_empty());
+        (number, name.unwrap_or("unknown"))
+    })
 }
 
 /// Takes a descriptor by its number, which this program was told of by the one that has executed it; CLOEXEC from now on.
@@ -79,4 +83,15 @@ pub fn message_socket(variable: &str) -> Option<OwnedFd> {
     // SAFETY: F_SETFD takes no pointers. It can't fail for an open descriptor.
     unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
     Some(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_descriptor_has_the_name_of_its_place() {
+        let named: Vec<_> = named(4, "a::c").collect();
+        assert_eq!(named, [(3, "a"), (4, "unknown"), (5, "c"), (6, "unknown")]);
+    }
 }

@@ -77,6 +77,11 @@ pub fn geteuid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+/// The group, likewise.
+pub fn getegid() -> u32 {
+    nix::unistd::getegid().as_raw()
+}
+
 /// A container may well lack the file: then it has no users.
 fn read(path: &str) -> String {
     fs::read(path)

@@ -173,6 +173,12 @@ impl Loader {
             return self.take_folder(path);
         }
         match path.extension().map(OsStr::as_bytes) {
+            Some(b"toml") if is_masked(path) => {
+                self.refuse(
+                    path,
+                    "masked: a link to `/dev/null`, which stands for no units",
+                );
+            }
             Some(b"toml") => {
                 let mut drop_ins = path.as_os_str().to_os_string();
                 drop_ins.push(".d");
@@ -526,8 +532,8 @@ fn is_missing(error: &io::Error) -> bool {
     )
 }
 
-/// What strerror(3) says.
-fn reason(error: &io::Error) -> String {
+/// What strerror(3) says: the number of an error tells nobody more.
+pub fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(number) => Errno::from_raw(number).desc().to_string(),
         None => error.to_string(),
@@ -680,6 +686,16 @@ mod tests {
                 "F0/b.toml:4:1: a second `[manager]`; the first stands at F0/a.toml:3:1, and there is one for all files",
                 "F0/c.toml:1:1: socket `WEB` differs from `web` at F0/a.toml:1:1 by case alone; rename one",
             ]
+        );
+    }
+
+    #[test]
+    fn a_masked_file_that_is_named_is_told_so() {
+        let f = folder(&[("a.toml", "-> /dev/null")]);
+        let loaded = load_paths(&[&f.path().join("a.toml")]);
+        assert_eq!(
+            findings(&loaded, &[&f]),
+            ["F0/a.toml: masked: a link to `/dev/null`, which stands for no units"]
         );
     }
 

@@ -24,7 +24,7 @@ pub use arrange::{Arrange, Gather};
 pub use doubt::{Doubt, Doubts};
 pub use finding::{Finding, Findings, Place, Severity, Sources};
 pub use hash::NameMap;
-pub use load::{Loaded, Search, load, read_text};
+pub use load::{Loaded, Search, load, read_text, reason};
 pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
