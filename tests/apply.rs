@@ -717,6 +717,29 @@ fn a_new_optional_socket_that_cannot_be_bound_yet_is_tried_again() {
 }
 
 #[test]
+fn an_optional_socket_that_moves_is_served_where_it_was_until_it_is_bound() {
+    let units = |port: u16| {
+        format!(
+            "[socket.web]\nlisten = \"127.0.0.1:{port}\"\noptional = true\n[watcher.web]\ncmd = \"PROBE serve $(circus.socket.web)\""
+        )
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("an address").port();
+    let manager = Manager::start(&units(0));
+    let before = (manager.address("web"), manager.pids("web"));
+    let said = manager.apply(&units(port));
+    assert!(said.contains("it stays as it was until then"), "{said}");
+    assert_eq!(ask(&before.0, "pid"), before.1[0].to_string());
+    drop(taken);
+    manager.wait_for("web", "is another", |_| {
+        let pids = manager.pids("web");
+        pids.len() == 1 && pids != before.1
+    });
+    let address = format!("127.0.0.1:{port}");
+    assert_eq!(ask(&address, "pid"), manager.pids("web")[0].to_string());
+}
+
+#[test]
 fn a_socket_that_is_optional_no_more_must_be_bound() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("an address").port();

@@ -1,6 +1,6 @@
 //! Starting and stopping watchers in order, and the manager's own beginning and end.
 
-use super::state::{Binding, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
+use super::state::{Binding, Edition, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
 use super::time::{Due, Time};
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
 use crate::unit::LogLevel;
@@ -213,7 +213,11 @@ impl Supervisor {
 
     /// The socket that keeps a watcher from starting, since it is not bound.
     pub(super) fn lacks(&self, id: WatcherId) -> Option<SocketId> {
-        let edition = &self.watcher(id).edition;
+        self.lacks_of(&self.watcher(id).edition)
+    }
+
+    /// The socket without which nothing can be started from an edition, and which is not bound.
+    pub(super) fn lacks_of(&self, edition: &Edition) -> Option<SocketId> {
         let is_bound = |id: SocketId| {
             let socket = self.sockets.get(id);
             socket.is_some_and(|socket| matches!(socket.binding, Binding::Bound))

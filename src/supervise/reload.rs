@@ -29,7 +29,7 @@ pub(super) struct Reload {
     pub failure: Option<String>,
 }
 
-/// A reload that waits for another to end.
+/// A reload that waits for another to end, or for a socket to be bound.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Queued {
     pub serial: u64,
@@ -48,15 +48,17 @@ pub(super) struct Signalled {
 
 impl Supervisor {
     /// Begins to replace every worker of a watcher that is up, by ones of a new edition if there is one; or will when the
-    /// reload that is under way is over. The answer is the reload's serial number.
+    /// reload that is under way is over, and the new ones have the sockets that they can't do without. The answer is the
+    /// reload's serial number.
     pub(super) fn reload_watcher(
         &mut self,
         turn: &mut Turn<'_>,
         id: WatcherId,
         edition: Option<Edition>,
     ) -> u64 {
+        let lacks = edition.as_ref().and_then(|it| self.lacks_of(it));
         let watcher = self.watcher_mut(id);
-        if watcher.reload.is_some() {
+        if watcher.reload.is_some() || lacks.is_some() {
             let (serial, before) = match watcher.queued.take() {
                 Some(queued) => (queued.serial, queued.edition),
                 None => {
@@ -72,8 +74,31 @@ impl Supervisor {
         }
         watcher.reloads += 1;
         let serial = watcher.reloads;
+        if edition.is_some() {
+            // It waited for a socket, and there is a newer one now.
+            watcher.queued = None;
+        }
         self.begin_reload(turn, id, serial, edition);
         serial
+    }
+
+    /// Begins the reload that waits, unless it has to go on waiting; whether there was one.
+    pub(super) fn begin_queued(&mut self, turn: &mut Turn<'_>, id: WatcherId) -> bool {
+        if self.watcher(id).reload.is_some() || self.queued_lacks(id).is_some() {
+            return false;
+        }
+        let Some(queued) = self.watcher_mut(id).queued.take() else {
+            return false;
+        };
+        let Queued { serial, edition } = *queued;
+        self.begin_reload(turn, id, serial, edition);
+        true
+    }
+
+    /// The socket that a reload waits for, if there is one.
+    pub(super) fn queued_lacks(&self, id: WatcherId) -> Option<SocketId> {
+        let queued = self.watcher(id).queued.as_ref()?;
+        self.lacks_of(queued.edition.as_ref()?)
     }
 
     fn begin_reload(
@@ -310,10 +335,7 @@ impl Supervisor {
         }
         self.forget_editions(id);
         self.look_at_ages(turn, id);
-        if let Some(queued) = self.watcher_mut(id).queued.take() {
-            let Queued { serial, edition } = *queued;
-            self.begin_reload(turn, id, serial, edition);
-        }
+        self.begin_queued(turn, id);
     }
 
     fn note_failed_reload(&mut self, id: WatcherId, serial: u64, failure: String) {

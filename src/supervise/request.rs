@@ -755,7 +755,9 @@ impl Watcher {
     /// Whether a reload of this number is not over.
     fn is_reloading(&self, serial: u64) -> bool {
         self.reload.as_ref().is_some_and(|it| it.serial == serial)
-            || self.queued.as_ref().is_some_and(|it| it.serial == serial)
+            // If none is under way, it waits for a socket, and so does nobody for it.
+            || self.reload.is_some()
+                && self.queued.as_ref().is_some_and(|it| it.serial == serial)
             || self
                 .signalled
                 .as_ref()

@@ -1,6 +1,6 @@
 //! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
 
-use super::state::{Binding, Goal, Mishap};
+use super::state::{Binding, Edition, Goal, Mishap};
 use super::time::Due;
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
@@ -203,7 +203,12 @@ impl Supervisor {
             if matches!(self.watcher(watcher).goal, Goal::Up { .. })
                 && self.refuse_reload(watcher).is_ok()
             {
-                self.reload_watcher(turn, watcher, None);
+                let is_used = |edition: &Edition| edition.sockets.contains(&id);
+                if self.begin_queued(turn, watcher) {
+                    // It brings what has this one too.
+                } else if self.watcher(watcher).begun_editions().any(is_used) {
+                    self.reload_watcher(turn, watcher, None);
+                }
             }
         }
     }

@@ -191,9 +191,12 @@ impl Watcher {
     /// All definitions that matter.
     pub fn editions(&self) -> impl Iterator<Item = &Edition> {
         let queued = self.queued.as_ref().and_then(|it| it.edition.as_ref());
-        std::iter::once(&self.edition)
-            .chain(&self.others)
-            .chain(queued)
+        self.begun_editions().chain(queued)
+    }
+
+    /// Those but the one that waits for its reload.
+    pub fn begun_editions(&self) -> impl Iterator<Item = &Edition> {
+        std::iter::once(&self.edition).chain(&self.others)
     }
 
     /// Whether its workers end and leave what they were started for, again and again.

@@ -177,7 +177,11 @@ impl Supervisor {
             wanted: watcher.wanted,
             ready: watcher.tally.ready,
             restarts: watcher.restarts,
-            error: self.lacking(id).or_else(|| watcher.error(now)),
+            error: match watcher.goal {
+                // What runs comes first, then what is to run.
+                Goal::Up { .. } => watcher.error(now).or_else(|| self.lacking(id)),
+                _ => self.lacking(id).or_else(|| watcher.error(now)),
+            },
             sockets: (watcher.edition.spec.listens.iter())
                 .map(String::as_str)
                 .collect(),
@@ -190,14 +194,18 @@ impl Supervisor {
     /// Why a watcher waits for a socket, if it does.
     pub(super) fn lacking(&self, id: WatcherId) -> Option<String> {
         let watcher = self.watcher(id);
-        let lacks = watcher.lacks.filter(|_| watcher.goal == Goal::Queued)?;
+        let (lacks, what) = match watcher.goal {
+            Goal::Queued => (watcher.lacks?, ""),
+            Goal::Up { .. } => (self.queued_lacks(id)?, "; it stays as it was until then"),
+            _ => return None,
+        };
         let socket = self.sockets.get(lacks)?;
         let (Binding::Failed { error, .. } | Binding::Trying { error, .. }) = &socket.binding
         else {
             return None;
         };
         Some(format!(
-            "socket `{}` is not bound: {error}",
+            "socket `{}` is not bound: {error}{what}",
             socket.spec.name()
         ))
     }

@@ -117,6 +117,7 @@ const RULES: &[&str] = &[
     "reload failed",
     "reload queued",
     "reload refused",
+    "reload waits for a socket",
     "reloaded",
     "replaced",
     "replacement failed",

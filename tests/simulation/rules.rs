@@ -699,7 +699,10 @@ impl Rules {
 
     /// There is a socket that it can do nothing without, and that is not bound: it has no other, or its command says so.
     fn lacks(&self, id: usize) -> bool {
-        let own = &self.watchers[&id].own;
+        self.lacks_of(&self.watchers[&id].own)
+    }
+
+    fn lacks_of(&self, own: &Definition) -> bool {
         let unbound = |socket: &usize| !self.sockets[socket].bound;
         let text = format!("{:?} {:?}", own.spec.unit.cmd, own.spec.unit.env);
         let is_told = |socket: &usize| {
@@ -1235,11 +1238,12 @@ impl Rules {
         for id in self.ids() {
             let uses = |it: &Rc<Definition>| it.sockets.contains(&socket);
             let is_up = matches!(self.watchers[&id].goal, Goal::Up { .. });
-            if is_up
-                && self.unit(id).kind != WatcherKind::Oneshot
-                && self.watchers[&id].definitions().iter().any(uses)
-            {
-                self.begin_reload(id, None);
+            let is_used = self.watchers[&id].definitions().iter().any(uses);
+            if is_up && is_used && self.unit(id).kind != WatcherKind::Oneshot {
+                let is_begun = self.roll_queued(id);
+                if !is_begun && self.watchers[&id].begun_definitions().iter().any(uses) {
+                    self.begin_reload(id, None);
+                }
             }
         }
     }

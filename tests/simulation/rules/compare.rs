@@ -262,11 +262,16 @@ impl Rules {
             if waits && watcher.mishap == Mishap::Return && !error.ends_with("times in a row") {
                 return Err(of("that its workers leave clients waiting is not shown"));
             }
-            let lacks = watcher.goal == Goal::Queued && self.lacks(id);
-            if lacks != error.contains(" is not bound: ") {
+            let shows_lack = error.contains(" is not bound: ");
+            let is_right = match watcher.goal {
+                Goal::Queued => shows_lack == self.lacks(id),
+                Goal::Up { .. } if self.queued_lacks(id) => !error.is_empty(),
+                _ => !shows_lack,
+            };
+            if !is_right {
                 return Err(of("whether it waits for a socket is not what is shown"));
             }
-            let tells_end = tells_end || lacks;
+            let tells_end = tells_end || shows_lack;
             // It tells too why it has a worker that is not wanted.
             let rests = |(wid, slot): (&u32, &Slot)| {
                 *wid > watcher.wanted && matches!(slot.main.life, Life::Resting { .. })

@@ -47,13 +47,19 @@ impl Rules {
 
     /// A rolling reload, of a new definition if there is one; during another it waits for the end of that.
     pub(super) fn begin_reload(&mut self, id: usize, to: Option<Rc<Definition>>) -> u64 {
+        let lacks = to.as_ref().is_some_and(|it| self.lacks_of(it));
         let watcher = self.watcher(id);
-        if watcher.reload.is_none() {
+        if watcher.reload.is_none() && !lacks {
             watcher.reloads += 1;
             let serial = watcher.reloads;
+            watcher.queued.take_if(|_| to.is_some());
             self.roll(id, serial, to);
             return serial;
         }
+        if lacks {
+            self.say("reload waits for a socket");
+        }
+        let watcher = self.watcher(id);
         // Those that wait become one, and a new definition is not forgotten for one without.
         let before = watcher.queued.take();
         let serial = before.as_ref().map_or(watcher.reloads + 1, |it| it.serial);
@@ -225,9 +231,27 @@ impl Rules {
             self.say(if changed { "redefined" } else { "reloaded" });
         }
         self.look_at_ages(id);
-        if let Some(queued) = self.watcher(id).queued.take() {
-            self.roll(id, queued.serial, queued.to);
+        self.roll_queued(id);
+    }
+
+    /// The reload that waits for the end of another or for a socket begins, if it can.
+    pub(super) fn roll_queued(&mut self, id: usize) -> bool {
+        if self.watchers[&id].reload.is_some() || self.queued_lacks(id) {
+            return false;
         }
+        let queued = self.watcher(id).queued.take();
+        let Some(Queued { serial, to }) = queued else {
+            return false;
+        };
+        self.roll(id, serial, to);
+        true
+    }
+
+    /// What the watcher is to be lacks a socket.
+    pub(super) fn queued_lacks(&self, id: usize) -> bool {
+        let queued = self.watchers[&id].queued.as_ref();
+        let to = queued.and_then(|it| it.to.as_ref());
+        to.is_some_and(|it| self.lacks_of(it))
     }
 
     /// A stop, restart or failure of the watcher ends a reload; the newest definition is what counts.
@@ -435,9 +459,16 @@ impl Watcher {
 
     /// All definitions that matter.
     pub(super) fn definitions(&self) -> Vec<Rc<Definition>> {
+        let mut all = self.begun_definitions();
+        all.push(Rc::clone(self.newest()));
+        all
+    }
+
+    /// Those but the one that waits for its reload.
+    pub(super) fn begun_definitions(&self) -> Vec<Rc<Definition>> {
         let of_processes = self.workers().filter(|it| it.is_there());
         (of_processes.filter_map(|it| it.of.as_ref()))
-            .chain([&self.own, self.next(), self.newest()])
+            .chain([&self.own, self.next()])
             .map(Rc::clone)
             .collect()
     }
@@ -455,7 +486,8 @@ impl Watcher {
     /// Whether the reload of this number is under way, or waits.
     pub(super) fn is_reloading(&self, serial: u64) -> bool {
         let reload = self.reload.as_ref().map(|it| it.serial);
-        let queued = self.queued.as_ref().map(|it| it.serial);
+        let queued = (self.queued.as_ref()).filter(|_| self.reload.is_some());
+        let queued = queued.map(|it| it.serial);
         let signalled = self.signalled.as_ref().map(|it| it.serial);
         [reload, queued, signalled].contains(&Some(serial))
     }

@@ -328,8 +328,11 @@ fn a_socket_that_nothing_has_is_closed_at_once() {
 
 #[test]
 fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_removed() {
-    let of = |number| port(number, "optional = true") + &watcher("a", "sockets = [\"s\"]");
-    let mut run = run_of(&watcher("a", ""));
+    let bound = "[socket.t]\nlisten = \"127.0.0.1:99\"\n";
+    let a = |sockets| bound.to_owned() + &watcher("a", sockets);
+    let before = a("sockets = [\"t\"]");
+    let of = |number| port(number, "optional = true") + &a("sockets = [\"t\", \"s\"]");
+    let mut run = run_of(&before);
     assert_eq!(
         run.apply_with_unbound(&of(80), &["s"]),
         ["tell the parent: reloading", "open s", "spawn a/1'"]
@@ -354,7 +357,7 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
     assert_eq!(run.state("a"), "running", "nobody is reloaded for it");
 
     // Nor if it was being tried when it was removed.
-    let mut run = run_of(&watcher("a", ""));
+    let mut run = run_of(&before);
     run.apply_with_unbound(&of(80), &["s"]);
     assert_eq!(run.proved("a/1'"), ["bind s", "TERM to a/1", "CONT to a/1"]);
     run.ends("a/1");
@@ -362,6 +365,38 @@ fn an_optional_socket_of_an_apply_is_bound_later_and_not_any_more_when_it_is_rem
     run.apply(&of(81));
     run.event(Event::BindFailed { socket, error });
     assert_eq!(run.after(100.0), NOTHING);
+}
+
+#[test]
+fn what_can_not_do_without_a_socket_is_reloaded_when_that_is_bound() {
+    let of = |number, cmd| {
+        port(number, "optional = true") + &watcher("a", "sockets = [\"s\"]").replace("program", cmd)
+    };
+    let mut run = run_of(&of(80, "old"));
+    // It serves the old address until the new one is there.
+    assert_eq!(
+        run.apply_with_unbound(&of(81, "new"), &["s"]),
+        [
+            "tell the parent: reloading",
+            "open s",
+            "answer 1: done: watcher `a` waits: socket `s` is not bound: bind: no such address; it stays as it was until then",
+            "tell the parent: ready"
+        ]
+    );
+    assert_eq!(run.state("a"), "running");
+    let error = run.watcher("a").error.expect("it is told");
+    assert!(error.starts_with("socket `s` is not bound: "), "{error}");
+    assert_eq!(run.after(1.0), ["bind s"]);
+    let socket = run.socket("s");
+    assert_eq!(run.event(Event::Bound { socket }), ["spawn a/1'"]);
+    assert_eq!(run.proved("a/1'"), ["drain a/1"]);
+    assert_eq!(run.watcher("a").error, None);
+
+    // A newer definition that needs none of it is not held up.
+    let mut run = run_of(&of(80, "old"));
+    run.apply_with_unbound(&of(81, "new"), &["s"]);
+    let words = run.apply(&of(80, "newest"));
+    assert!(words.contains(&"spawn a/1'".to_owned()), "{words:?}");
 }
 
 #[test]
