@@ -37,7 +37,8 @@
 //! slot, which goes on, a replacement becomes `Due` and so on like any other; `reload_surge` slots at a time have one
 //! beside. When it is ready it takes the main place, and the one it replaced is stopped; only when that is gone does
 //! the slot leave room for the next. One of type `exec`, of which nothing else is known, is `Settling` for 100 ms at least. What has no live process is started from the new definition as it would be
-//! anyhow, a backoff ending at once. A `singleton` is stopped first and started then.
+//! anyhow, a backoff ending at once. A `singleton` is stopped first and started then; its replacement has to stay alive as well before the reload is over,
+//! and so has one that takes the place of a worker that died meanwhile.
 //!
 //! A replacement that fails (it can't be made, it ends before it is ready or badly before the reload is over, it is
 //! late) ends the reload: other replacements on their way are stopped, and workers that came from a *changed*

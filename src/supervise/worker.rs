@@ -185,9 +185,12 @@ impl Supervisor {
     /// What its `type` asks for has come: only `ready_delay`, or the proof of a replacement, is between it and being ready.
     fn settle_worker(&mut self, turn: &mut Turn<'_>, post: Post, worker: Worker) {
         let unit = &self.watcher(post.watcher).edition(worker.edition).spec.unit;
+        let is_replacement =
+            post.seat == Seat::Beside || self.is_replacement(post.watcher, post.wid, worker.proc);
         let delay = match unit.kind {
-            // Of a program that fails at once, one that serves must not be stopped on the word of its exec.
-            WatcherKind::Exec if post.seat == Seat::Beside => unit.ready_delay.max(PROOF),
+            // Of a program that fails at once, neither may one that serves be stopped on the word of its exec, nor a
+            // definition be given up that worked.
+            WatcherKind::Exec if is_replacement => unit.ready_delay.max(PROOF),
             _ => unit.ready_delay,
         };
         if delay.is_zero() {

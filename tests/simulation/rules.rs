@@ -768,7 +768,8 @@ impl Rules {
     fn prove(&mut self, at: At) {
         let unit = &self.definition(at).spec.unit;
         let mut delay = unit.ready_delay;
-        if at.seat == Seat::Beside && unit.kind == WatcherKind::Exec {
+        let replaces = at.seat == Seat::Beside || self.is_replacement(at);
+        if replaces && unit.kind == WatcherKind::Exec {
             delay = delay.max(Duration::from_millis(100));
         }
         let until = self.now + delay;

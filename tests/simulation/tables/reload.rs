@@ -173,8 +173,36 @@ fn a_singleton_is_stopped_first_and_started_then() {
     let mut run = running("singleton = true");
     assert_eq!(run.reload(&["a"]), ["TERM to a/1", "CONT to a/1"]);
     assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "spawn a/1"]);
-    assert_eq!(run.spawned("a/1"), ["answer 1: done"]);
+    assert_eq!(run.spawned("a/1"), NOTHING);
+    assert_eq!(run.after(0.1), ["answer 1: done"]);
     assert_eq!(run.watcher("a").restarts, 0);
+}
+
+#[test]
+fn the_replacement_of_a_singleton_that_ends_at_once_brings_the_old_definition_back() {
+    let mut run = running("singleton = true");
+    run.apply(&watcher(
+        "a",
+        "singleton = true\nnumprocesses = 1\nnice = 1",
+    ));
+    run.ends("a/1");
+    run.spawned("a/1");
+    run.after(0.05);
+    let words = run.exits("a/1", CODE_1);
+    assert!(answer(&words).contains("failed"), "{words:?}");
+    run.spawned("a/1");
+    assert_eq!(run.state("a"), "running");
+    assert!(run.is_as(&watcher("a", "singleton = true")));
+}
+
+#[test]
+fn a_replacement_that_takes_the_place_of_the_dead_has_to_stay_alive_too() {
+    let mut run = running("");
+    assert_eq!(run.reload(&["a"]), ["spawn a/1'"]);
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.spawned("a/1'"), NOTHING);
+    let words = run.exits("a/1'", CODE_1);
+    assert!(answer(&words).contains("failed"), "{words:?}");
 }
 
 #[test]
