@@ -29,7 +29,7 @@ struct End {
     clean: bool,
     /// It exited with code 0.
     succeeded: bool,
-    /// There was a process at all.
+    /// It is a death that another process makes good: there was a process at all, and the reload has not brought it in vain.
     lived: bool,
     /// It was one that is to end.
     is_oneshot: bool,
@@ -889,7 +889,7 @@ impl Supervisor {
     }
 
     /// A process ended that nobody asked to. Its post has been taken.
-    fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: End) {
+    fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, mut end: End) {
         let main = Post::main(id, wid);
         let spec = Rc::clone(&self.watcher(id).edition.spec);
         let unit = &spec.unit;
@@ -911,6 +911,7 @@ impl Supervisor {
         };
         if failed && self.is_replacement(id, wid, end.proc) {
             self.replacement_failed(turn, id, wid, &end.text);
+            end.lived &= end.ready.is_some();
         }
 
         let watcher = self.watcher_mut(id);

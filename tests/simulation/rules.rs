@@ -983,8 +983,11 @@ impl Rules {
             (Restart::Always | Restart::OnFailure, true) => true,
             (Restart::Always, false) => !done && !unit.on_demand.value,
         };
+        let mut is_made_good = end.lived;
         if failed && self.was_replacement(id, wid, end.order) {
             self.replacement_failed(at);
+            // It never served: that another takes its place is the reload's doing.
+            is_made_good &= end.ready.is_some();
         }
         let (most, shortest, longest) =
             (unit.max_retry, unit.restart_delay, unit.restart_max_delay);
@@ -1020,7 +1023,7 @@ impl Rules {
             }
             return;
         }
-        if end.lived && self.follow(id, wid) {
+        if is_made_good && self.follow(id, wid) {
             // The replacement that was on its way makes it good.
             return match self.worker(at).life.runs() {
                 true => self.watcher(id).restarts += 1,
@@ -1036,7 +1039,7 @@ impl Rules {
             slot.row = 0;
         }
         slot.row += 1;
-        slot.owed |= end.lived;
+        slot.owed |= is_made_good;
         let row = slot.row;
         let delay = delay_before(row, shortest, longest);
         slot.main.life = match delay.is_zero() {

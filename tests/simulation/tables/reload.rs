@@ -192,6 +192,7 @@ fn the_replacement_of_a_singleton_that_ends_at_once_brings_the_old_definition_ba
     assert!(answer(&words).contains("failed"), "{words:?}");
     run.spawned("a/1");
     assert_eq!(run.state("a"), "running");
+    assert_eq!(run.watcher("a").restarts, 0, "nobody has died that served");
     assert!(run.is_as(&watcher("a", "singleton = true")));
 }
 
