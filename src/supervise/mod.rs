@@ -51,7 +51,7 @@
 //! reload, and so does its failure; the new definition stays. A worker whose reload for its age came to nothing is
 //! looked at again after `restart_max_delay`.
 //!
-//! A reload by signal is over when it is sent; with `type = "notify"` when each worker has said RELOADING=1 and READY=1
+//! A reload by signal reaches a worker that is not ready when it is, since before it might end it. It is over when it is sent to all; with `type = "notify"` when each worker has said RELOADING=1 and READY=1
 //! or was asked to end, and has failed if one ends instead or `start_timeout` is over. One that is asked for meanwhile
 //! is the same.
 //!

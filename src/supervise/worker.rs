@@ -208,6 +208,7 @@ impl Supervisor {
         worker.expires = self.expiry(id, &worker, turn.now);
         let watchdog = worker.watchdog.map(|interval| turn.now + interval);
         self.watcher_mut(id).failures = 0;
+        self.reload_when_ready(turn, id, &worker);
         self.set_state(post, State::Ready { worker, watchdog });
         self.log(turn, LogLevel::Debug, id, || {
             format!("worker {wid} is ready")
@@ -330,7 +331,7 @@ impl Supervisor {
         }
         self.touched.insert(id);
         if message.ready && was_reloading {
-            self.reloaded_itself(id, proc, None);
+            self.reloaded_itself(id, proc);
         }
         // What comes of it may move the process to the other seat of its slot.
         self.advance_worker(turn, post, message.ready, message.stopping);
@@ -660,7 +661,7 @@ impl Supervisor {
                 }
         );
         let problem = (!was_asked).then(|| format!("worker {wid} {exit}"));
-        self.reloaded_itself(id, proc, problem);
+        self.reloads_no_more(id, proc, problem);
         match self.take_state(post) {
             State::Starting { worker, .. } | State::Settling { worker, .. }
                 if post.seat == Seat::Beside =>

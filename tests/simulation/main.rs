@@ -136,6 +136,7 @@ const RULES: &[&str] = &[
     "start timeout",
     "started by traffic",
     "stopping by itself",
+    "told to reload when it was ready",
     "too old",
     "trigger limit",
     "upgrade",

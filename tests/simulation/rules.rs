@@ -789,6 +789,7 @@ impl Rules {
         worker.ready = Some(now);
         worker.expires = expires;
         worker.feed(now);
+        self.reload_late(at);
         if at.seat == Seat::Beside {
             self.promote(at.id, at.wid);
         } else if at.wid > self.watchers[&at.id].wanted {
@@ -823,7 +824,7 @@ impl Rules {
             self.expect_of(at, Act::Follow(pid), "MAINPID came from whom it may");
         }
         if was_reloading && message.ready {
-            self.reloaded_itself(at.id, proc, false);
+            self.reloaded_itself(at.id, proc);
         }
         self.advance(at, message);
         // A replacement that has become ready has moved.
@@ -898,7 +899,7 @@ impl Rules {
                     ..
                 }
         );
-        self.reloaded_itself(at.id, proc, !asked);
+        self.reloads_no_more(at.id, proc, !asked);
         let worker = self.worker_mut(at);
         let (why, kill) = match worker.life {
             Life::Starting { .. } | Life::Proving { .. } if at.seat == Seat::Beside => {

@@ -569,6 +569,61 @@ fn a_worker_of_type_notify_tells_when_it_has_reloaded() {
 }
 
 #[test]
+fn a_worker_that_is_starting_gets_the_signal_when_it_is_ready() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.after(3.0);
+    assert_eq!(run.reload(&["a"]), ["HUP to a/1"]);
+    run.says("a/1", reloading());
+    assert_eq!(run.says_ready("a/1"), NOTHING, "the other has not done it");
+    run.succeeded(true);
+    assert_eq!(
+        run.says_ready("a/2"),
+        ["HUP to a/2", "tell the parent: ready"]
+    );
+    assert_eq!(run.after(4.9), NOTHING);
+    run.says("a/2", reloading());
+    assert_eq!(run.says_ready("a/2"), ["answer 1: done"]);
+
+    let mut run = running("reload = \"HUP\"\nready_delay = 2");
+    assert_eq!(run.reload(&["a"]), NOTHING);
+    assert_eq!(
+        run.after(2.0),
+        ["HUP to a/1", "answer 1: done", "tell the parent: ready"]
+    );
+    run.exits("a/1", CODE_1);
+    run.spawned("a/1");
+    run.reload(&["a"]);
+    let words = run.exits("a/1", CODE_1);
+    assert!(
+        answer(&words).contains("worker 1 exited with code 1"),
+        "{words:?}"
+    );
+}
+
+#[test]
+fn a_worker_that_does_not_answer_keeps_the_signal_from_nobody() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.after(3.0);
+    run.reload(&["a"]);
+    run.says("a/2", extend(9.0));
+    assert_eq!(run.after(5.0), NOTHING);
+    assert_eq!(
+        run.says_ready("a/2"),
+        ["HUP to a/2", "tell the parent: ready"]
+    );
+    run.says("a/2", reloading());
+    let words = run.says_ready("a/2");
+    assert!(
+        answer(&words).contains("1 workers have not said"),
+        "{words:?}"
+    );
+}
+
+#[test]
 fn a_worker_that_ends_at_the_signal_has_not_reloaded_unless_it_was_stopped() {
     let mut run = running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2");
     run.says_ready("a/1");
