@@ -520,6 +520,17 @@ impl Supervisor {
         self.end_signalled_if_done(id);
     }
 
+    /// A worker asks for more time: if it was asked to reload by a signal, it has it for that.
+    pub(super) fn extend_reload(&mut self, id: WatcherId, proc: ProcId, until: Time) {
+        if let Some(signalled) = &mut self.watcher_mut(id).signalled
+            && signalled.awaited.contains(&proc)
+        {
+            let until = signalled.until.map(|deadline| deadline.max(until));
+            signalled.until = until;
+            self.timers.set(Due::Signalled(id), until);
+        }
+    }
+
     /// A worker that was asked to reload by a signal has done so.
     pub(super) fn reloaded_itself(&mut self, id: WatcherId, proc: ProcId) {
         if let Some(signalled) = &mut self.watcher_mut(id).signalled

@@ -435,9 +435,16 @@ impl Supervisor {
                 why,
                 kill_at: kill_at.map(|deadline| deadline.max(until)),
             },
-            State::Ready { worker, watchdog } => State::Ready {
+            State::Ready { worker, watchdog } => {
+                self.extend_reload(post.watcher, worker.proc, until);
+                State::Ready {
+                    worker,
+                    watchdog: watchdog.map(|deadline| deadline.max(until)),
+                }
+            }
+            State::Draining { worker, until: at } => State::Draining {
                 worker,
-                watchdog: watchdog.map(|deadline| deadline.max(until)),
+                until: at.map(|deadline| deadline.max(until)),
             },
             other => other,
         };

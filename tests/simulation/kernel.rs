@@ -912,7 +912,11 @@ impl Kernel {
             _ => &[says(true, false), says(false, true)],
         };
         for part in parts {
-            self.add(at, Happening::Notify(proc, Sender::Main, part.clone()));
+            let mut part = part.clone();
+            if part.reloading && self.random.chance(40) {
+                part.extend_timeout = Some(self.random.millis(5000));
+            }
+            self.add(at, Happening::Notify(proc, Sender::Main, part));
             // In calm it is in time whatever the limit is.
             let longest = if self.calm { 2 } else { 1200 };
             at = at + Duration::from_millis(1) + self.random.millis(longest);

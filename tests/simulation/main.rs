@@ -113,6 +113,7 @@ const RULES: &[&str] = &[
     "reload",
     "reload by signal",
     "reload by signal ended",
+    "reload by signal takes longer",
     "reload cancelled",
     "reload failed",
     "reload queued",

@@ -834,7 +834,9 @@ impl Rules {
         let worker = self.worker_mut(at);
         if let Some(extension) = message.extend_timeout {
             worker.life.extend(now + extension);
+            self.extend_reload(at.id, proc, now + extension);
         }
+        let worker = self.worker_mut(at);
         if matches!(worker.life, Life::Serving { .. }) {
             match message.watchdog {
                 Some(Watchdog::Trigger) => self.bite(at),
@@ -2127,6 +2129,7 @@ impl Life {
         match self {
             Life::Starting { by: Some(at) }
             | Life::Serving { feed_by: Some(at) }
+            | Life::Draining { until: Some(at) }
             | Life::Ending {
                 kill: Kill::At(at), ..
             } => *at = until.max(*at),

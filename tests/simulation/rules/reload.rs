@@ -392,6 +392,17 @@ impl Rules {
         serial
     }
 
+    /// A worker that was told to reload says that it takes longer.
+    pub(super) fn extend_reload(&mut self, id: usize, proc: ProcId, until: Time) {
+        if let Some(signalled) = &mut self.watcher(id).signalled
+            && signalled.awaited.contains(&proc)
+            && let Some(by) = &mut signalled.by
+        {
+            *by = until.max(*by);
+            self.say("reload by signal takes longer");
+        }
+    }
+
     /// A worker that was told to reload has done so.
     pub(super) fn reloaded_itself(&mut self, id: usize, proc: ProcId) {
         if let Some(signalled) = &mut self.watcher(id).signalled {

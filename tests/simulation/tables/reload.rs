@@ -603,6 +603,27 @@ fn a_worker_that_is_starting_gets_the_signal_when_it_is_ready() {
 }
 
 #[test]
+fn a_worker_that_reloads_gets_the_time_that_it_asks_for() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.says_ready("a/2");
+    run.reload(&["a"]);
+    run.says("a/1", reloading());
+    run.says("a/1", extend(8.0));
+    run.says("a/2", reloading());
+    run.says_ready("a/2");
+    run.says("a/2", extend(60.0));
+    run.succeeded(true);
+    assert_eq!(
+        run.after(7.999),
+        NOTHING,
+        "who has done it asks for nothing"
+    );
+    assert!(run.after(0.001)[0].contains("1 workers have not said"));
+}
+
+#[test]
 fn a_worker_that_does_not_answer_keeps_the_signal_from_nobody() {
     let mut run =
         running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
