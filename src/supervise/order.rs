@@ -3,7 +3,7 @@
 use super::state::{Binding, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
 use super::time::{Due, Time};
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
-use crate::unit::LogLevel;
+use crate::unit::{LogLevel, WatcherKind};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -123,6 +123,16 @@ impl Supervisor {
                         self.slot_mut(id, wid).attempt = 0;
                         self.set_state(main, State::Due);
                     }
+                }
+                // Of those that have ended and are not restarted; a job that is done is not missed.
+                let watcher = self.watcher(id);
+                let wanted = watcher.wanted as usize;
+                let mut slots = watcher.slots.iter().take(wanted);
+                if watcher.unit().kind != WatcherKind::Oneshot
+                    && slots.any(|slot| matches!(slot.main, State::Vacant))
+                {
+                    self.set_goal(id, Goal::Up { complete: false });
+                    self.want_slots(id, 1);
                 }
             }
             Goal::Queued => {}

@@ -96,6 +96,7 @@ const RULES: &[&str] = &[
     "ended",
     "ended without what can't be killed",
     "failed with what it requires",
+    "filled up",
     "first restart",
     "followed by its replacement",
     "forced shutdown",

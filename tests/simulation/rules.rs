@@ -570,6 +570,17 @@ impl Rules {
                         (slot.main.life, slot.row) = (Life::Due, 0);
                     }
                 }
+                let watcher = &self.watchers[&id];
+                let lacks = |wid: u32| {
+                    let slot = watcher.slots.get(&wid);
+                    slot.is_none_or(|slot| slot.main.life == Life::Idle)
+                };
+                let is_oneshot = self.unit(id).kind == WatcherKind::Oneshot;
+                if !is_oneshot && (1..=watcher.wanted).any(lacks) {
+                    self.say("filled up");
+                    self.watcher(id).goal = Goal::Up { complete: false };
+                    self.want_slots(id, 1);
+                }
             }
             Goal::Queued => {}
             _ => {
@@ -1644,6 +1655,11 @@ impl Rules {
             }
             (Want::Up | Want::Scaled, Goal::Queued) => self.lacks(id),
             (Want::Up, Goal::Waiting | Goal::Ended) => true,
+            // What is removed can't be scaled: it was there when that was asked for.
+            (Want::Scaled, Goal::Down { .. }) if watcher.retired => {
+                pending.superseded.push((name, "stop"));
+                true
+            }
             (Want::Scaled, _) => true,
         }
     }
