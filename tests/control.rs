@@ -4,7 +4,7 @@ mod support;
 
 use serde_json::{Value, json};
 use std::io::{BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use support::{Manager, bounded, is_alive, needs_program, needs_root, poll, receive, send};
 
@@ -829,4 +829,33 @@ fn a_control_socket_that_a_killed_manager_left_behind_is_taken_over() {
     assert_ne!(status["manager"]["pid"], own);
     support::kill(second.id() as i32, libc::SIGTERM);
     assert!(second.wait().expect("wait").success());
+}
+
+#[test]
+fn a_control_socket_whose_file_is_gone_comes_back_by_sighup() {
+    let mut manager = Manager::start(WEB);
+    let before = manager.snapshot();
+    let mut old = Client::new(&manager);
+    std::fs::remove_file(manager.path("control")).expect("remove the file");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for_log("bound anew");
+    assert_eq!(manager.snapshot(), before);
+    old.send("Status", json!({}));
+    assert_eq!(error(&old.receive()), "none", "who was connected still is");
+    // What is held for the next manager is the new one.
+    manager.crash();
+    assert_eq!(manager.snapshot(), before);
+
+    // Another's file is left alone if somebody listens there.
+    std::fs::remove_file(manager.path("control")).expect("remove the file");
+    let other = UnixListener::bind(manager.path("control")).expect("bind");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for_log("no command reaches this manager");
+    drop(other);
+    manager.signal(libc::SIGHUP);
+    let found = poll(|| (manager.log().matches("bound anew").count() == 2).then_some(()));
+    assert!(found.is_some(), "{}", manager.log());
+    assert_eq!(manager.snapshot(), before);
+    assert_eq!(manager.stop().code(), Some(0));
+    assert!(!manager.path("control").exists());
 }

@@ -4,7 +4,7 @@ use super::client::{Client, PATIENCE, Trouble};
 use super::{Error, ExitCode, Screen, WIDEST, printable, width, write_json};
 use crate::control::call::{Call, Reply};
 use crate::control::document::{
-    SocketState, SocketStatus, Status, WatcherState, WatcherStatus, WorkerState,
+    ManagerState, SocketState, SocketStatus, Status, WatcherState, WatcherStatus, WorkerState,
 };
 use std::io::{self, Write};
 use std::path::Path;
@@ -37,13 +37,17 @@ fn write_text(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let manager = &status.manager;
+    let age = age(manager.since.time(), now);
     writeln!(
         out,
-        "manager {}, version {}, {} for {}",
+        "manager {}, version {}, {}",
         manager.pid,
         printable(&manager.version),
-        word(&manager.state),
-        age(manager.since.time(), now)
+        match manager.state {
+            ManagerState::Running => format!("running for {age}"),
+            // It is in this state for less time than it is up.
+            state => format!("up {age}, {}", word(&state)),
+        }
     )?;
     if status.sockets.is_empty() && status.watchers.is_empty() {
         return writeln!(out, "it has no units");
@@ -394,6 +398,15 @@ job      backoff   0/1    1234                    -
   exec /usr/bin/job: No such file or directory
 ";
         assert_eq!(text(&troubled(), PLAIN), want);
+    }
+
+    #[test]
+    fn how_long_the_manager_is_up_is_not_said_to_be_how_long_it_stops() {
+        let mut status = example();
+        status.manager.state = ManagerState::Stopping;
+        let text = text(&status, PLAIN);
+        let first = text.lines().next();
+        assert_eq!(first, Some("manager 1, version 0.1.0, up 10m 5s, stopping"));
     }
 
     #[test]

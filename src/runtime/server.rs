@@ -176,6 +176,18 @@ impl Server {
         }
     }
 
+    /// Goes on with another socket, whose file is `node`. Who waits in the one before can be reached no more.
+    pub fn listen_on(&mut self, epoll: &Epoll, socket: OwnedFd, node: Option<Node>) {
+        if let Some(before) = &self.listener {
+            // Others may keep it, so it would be reported for ever.
+            let _ = epoll.remove(&before.socket);
+        }
+        let socket = socket.into();
+        self.listener = Some(Listener { socket, node });
+        self.full = true;
+        self.go_on_accepting(epoll);
+    }
+
     /// Takes new connections.
     pub fn accept(&mut self, epoll: &Epoll, now: Time) {
         self.accept_waiting(epoll, now);

@@ -1,6 +1,8 @@
 //! Reading the units anew while the manager runs, and changing what runs to what they say.
 
 use super::listeners::Names;
+use super::node::Node;
+use super::start::listen_control;
 use super::{Manager, System, clock, logger, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
@@ -45,9 +47,35 @@ impl Manager {
 
     /// The same because of SIGHUP: what becomes of it is logged.
     pub(super) fn apply_by_signal(&mut self) {
+        self.restore_control();
         let request = self.server.new_request();
         self.own_requests.insert(request);
         self.apply_for(request, false, false);
+    }
+
+    /// Binds the control socket anew where its file is gone or another's: nothing but a signal reaches the manager then.
+    fn restore_control(&mut self) {
+        let Some((path, node)) = &mut self.home.control else {
+            return;
+        };
+        if (node.as_ref()).is_some_and(|node| node.is_there() == Some(true)) {
+            return;
+        }
+        // Of those that have come before.
+        self.server.accept(&self.epoll, clock());
+        let mode = self.supervisor.manager().control_mode().0;
+        match listen_control(path, mode, self.supervisor.control_gid()) {
+            Ok(bound) => {
+                log::warn!(target: "manager", "the file of the control socket, {}, was gone or another's, and is bound anew", path.display());
+                *node = Node::made_at(path);
+                self.listeners.control.clone_from(node);
+                self.server.listen_on(&self.epoll, bound.fd, node.clone());
+                self.save_home();
+            }
+            Err(error) => {
+                log::error!(target: "manager", "the control socket: {error}; no command reaches this manager");
+            }
+        }
     }
 
     fn refuse_change(&mut self, request: RequestId, failure: &Failure) {

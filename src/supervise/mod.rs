@@ -37,7 +37,8 @@
 //! slot, which goes on, a replacement becomes `Due` and so on like any other; `reload_surge` slots at a time have one
 //! beside. When it is ready it takes the main place, and the one it replaced is stopped; only when that is gone does
 //! the slot leave room for the next. One of type `exec`, of which nothing else is known, is `Settling` for 100 ms at least. What has no live process is started from the new definition as it would be
-//! anyhow, a backoff ending at once. A `singleton` is stopped first and started then.
+//! anyhow, a backoff ending at once. A `singleton` is stopped first and started then; its replacement has to stay alive as well before the reload is over,
+//! and so has one that takes the place of a worker that died meanwhile.
 //!
 //! A replacement that fails (it can't be made, it ends before it is ready or badly before the reload is over, it is
 //! late) ends the reload: other replacements on their way are stopped, and workers that came from a *changed*
@@ -50,7 +51,7 @@
 //! reload, and so does its failure; the new definition stays. A worker whose reload for its age came to nothing is
 //! looked at again after `restart_max_delay`.
 //!
-//! A reload by signal is over when it is sent; with `type = "notify"` when each worker has said RELOADING=1 and READY=1
+//! A reload by signal reaches a worker that is not ready when it is, since before it might end it. It is over when it is sent to all; with `type = "notify"` when each worker has said RELOADING=1 and READY=1
 //! or was asked to end, and has failed if one ends instead or `start_timeout` is over. One that is asked for meanwhile
 //! is the same.
 //!

@@ -3,7 +3,7 @@
 use super::state::{Binding, Edition, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
 use super::time::{Due, Time};
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
-use crate::unit::LogLevel;
+use crate::unit::{LogLevel, WatcherKind};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -120,6 +120,16 @@ impl Supervisor {
                         self.slot_mut(id, wid).attempt = 0;
                         self.set_state(main, State::Due);
                     }
+                }
+                // Of those that have ended and are not restarted; a job that is done is not missed.
+                let watcher = self.watcher(id);
+                let wanted = watcher.wanted as usize;
+                let mut slots = watcher.slots.iter().take(wanted);
+                if watcher.unit().kind != WatcherKind::Oneshot
+                    && slots.any(|slot| matches!(slot.main, State::Vacant))
+                {
+                    self.set_goal(id, Goal::Up { complete: false });
+                    self.want_slots(id, 1);
                 }
             }
             Goal::Queued | Goal::Stopped { again: true, .. } => {}

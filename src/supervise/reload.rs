@@ -37,11 +37,15 @@ pub(super) struct Queued {
     pub edition: Option<Edition>,
 }
 
-/// A reload by signal, of workers that tell when they have done it.
+/// A reload by signal, of workers that tell when they have done it, or are not ready to be told.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Signalled {
     pub serial: u64,
+    /// They have had the signal, and say when they have done it.
     pub awaited: BTreeSet<ProcId>,
+    /// They get it when they are ready: before, it might end them.
+    #[serde(default)]
+    pub unready: BTreeSet<ProcId>,
     pub problems: Vec<String>,
     pub until: Option<Time>,
 }
@@ -456,15 +460,21 @@ impl Supervisor {
     ) -> u64 {
         let watcher = self.watcher(id);
         let answers = watcher.unit().kind == WatcherKind::Notify;
-        let until = (watcher.unit().start_timeout).map(|timeout| turn.now + timeout);
-        let procs: BTreeSet<ProcId> = (watcher.slots.iter())
-            .filter_map(|slot| match &slot.main {
-                State::Starting { worker, .. }
-                | State::Settling { worker, .. }
-                | State::Ready { worker, .. } => Some(worker.proc),
-                _ => None,
-            })
-            .gather();
+        let (mut procs, mut unready) = (BTreeSet::new(), BTreeSet::new());
+        for slot in &watcher.slots {
+            match &slot.main {
+                State::Starting { worker, .. } | State::Settling { worker, .. } => {
+                    unready.insert(worker.proc);
+                }
+                State::Ready { worker, .. } => {
+                    procs.insert(worker.proc);
+                }
+                _ => {}
+            }
+        }
+        let until = (watcher.unit().start_timeout)
+            .filter(|_| answers && !procs.is_empty())
+            .map(|timeout| turn.now + timeout);
         for proc in &procs {
             turn.effects.push(Effect::Signal {
                 proc: *proc,
@@ -474,7 +484,8 @@ impl Supervisor {
         }
         let name = unit::signal_name(signal);
         self.log(turn, LogLevel::Info, id, || {
-            format!("is reloaded by {name} to {} workers", procs.len())
+            let count = procs.len() + unready.len();
+            format!("is reloaded by {name} to {count} workers")
         });
         let watcher = self.watcher_mut(id);
         // Who waits for one that is under way waits for this one too.
@@ -488,6 +499,7 @@ impl Supervisor {
         watcher.signalled = Some(Box::new(Signalled {
             serial,
             awaited: if answers { procs } else { BTreeSet::new() },
+            unready,
             problems,
             until,
         }));
@@ -496,38 +508,92 @@ impl Supervisor {
         serial
     }
 
-    /// A worker that was asked to reload by a signal has done so, or never will for this reason.
-    pub(super) fn reloaded_itself(&mut self, id: WatcherId, proc: ProcId, problem: Option<String>) {
+    /// A worker has become ready: a reload by signal that has waited for that reaches it now.
+    pub(super) fn reload_when_ready(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: WatcherId,
+        worker: &Worker,
+    ) {
+        let unit = &self.watcher(id).edition(worker.edition).spec.unit;
+        let (reload, kind, timeout) = (unit.reload, unit.kind, unit.start_timeout);
+        let proc = worker.proc;
         let Some(signalled) = &mut self.watcher_mut(id).signalled else {
             return;
         };
-        if !signalled.awaited.remove(&proc) {
+        if !signalled.unready.remove(&proc) {
             return;
         }
-        signalled.problems.extend(problem);
+        if let unit::Reload::Signal(signal) = reload {
+            let group = false;
+            turn.effects.push(Effect::Signal {
+                proc,
+                signal,
+                group,
+            });
+            if kind == WatcherKind::Notify {
+                signalled.awaited.insert(proc);
+                let until = timeout.map(|timeout| turn.now + timeout);
+                let until = signalled.until.max(until);
+                signalled.until = until;
+                self.timers.set(Due::Signalled(id), until);
+            }
+        }
         self.end_signalled_if_done(id);
+    }
+
+    /// A worker asks for more time: if it was asked to reload by a signal, it has it for that.
+    pub(super) fn extend_reload(&mut self, id: WatcherId, proc: ProcId, until: Time) {
+        if let Some(signalled) = &mut self.watcher_mut(id).signalled
+            && signalled.awaited.contains(&proc)
+        {
+            let until = signalled.until.map(|deadline| deadline.max(until));
+            signalled.until = until;
+            self.timers.set(Due::Signalled(id), until);
+        }
+    }
+
+    /// A worker that was asked to reload by a signal has done so.
+    pub(super) fn reloaded_itself(&mut self, id: WatcherId, proc: ProcId) {
+        if let Some(signalled) = &mut self.watcher_mut(id).signalled
+            && signalled.awaited.remove(&proc)
+        {
+            self.end_signalled_if_done(id);
+        }
+    }
+
+    /// One that was asked to, or was to be, has ended, which may be why the reload fails.
+    pub(super) fn reloads_no_more(&mut self, id: WatcherId, proc: ProcId, problem: Option<String>) {
+        if let Some(signalled) = &mut self.watcher_mut(id).signalled
+            && (signalled.awaited.remove(&proc) || signalled.unready.remove(&proc))
+        {
+            signalled.problems.extend(problem);
+            self.end_signalled_if_done(id);
+        }
     }
 
     fn end_signalled_if_done(&mut self, id: WatcherId) {
         let signalled = &self.watcher(id).signalled;
-        if signalled.as_ref().is_some_and(|it| it.awaited.is_empty()) {
+        if (signalled.as_ref()).is_some_and(|it| it.awaited.is_empty() && it.unready.is_empty()) {
             self.end_signalled(id);
         }
         self.touched.insert(id);
     }
 
     pub(super) fn signalled_due(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.get_mut(id) else {
+        if !self.watchers.contains(id) {
             return;
-        };
+        }
+        let watcher = self.watcher_mut(id);
         let timeout = watcher.unit().start_timeout.unwrap_or_default();
         if let Some(signalled) = &mut watcher.signalled {
-            let count = signalled.awaited.len();
+            let count = std::mem::take(&mut signalled.awaited).len();
+            signalled.until = None;
             signalled.problems.push(format!(
                 "{count} workers have not said RELOADING=1 and READY=1 within {timeout:?} (`start_timeout`)"
             ));
         }
-        self.end_signalled(id);
+        self.end_signalled_if_done(id);
     }
 
     fn end_signalled(&mut self, id: WatcherId) {

@@ -693,6 +693,10 @@ impl Supervisor {
             (Want::Up | Want::Scaled, Goal::Queued) => Verdict::Open,
             (Want::Up, Goal::Failed) => Verdict::Failed(failure()),
             (Want::Up, Goal::Waiting | Goal::Ended) => Verdict::Done,
+            // Else it was stopped when it was scaled.
+            (Want::Scaled, Goal::Stopped { .. }) if watcher.retired => {
+                Verdict::Superseded(Later::Stop)
+            }
             (Want::Scaled, _) => Verdict::Done,
         }
     }

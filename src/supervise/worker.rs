@@ -29,7 +29,7 @@ struct End {
     clean: bool,
     /// It exited with code 0.
     succeeded: bool,
-    /// There was a process at all.
+    /// It is a death that another process makes good: there was a process at all, and the reload has not brought it in vain.
     lived: bool,
     /// It was one that is to end.
     is_oneshot: bool,
@@ -185,9 +185,12 @@ impl Supervisor {
     /// What its `type` asks for has come: only `ready_delay`, or the proof of a replacement, is between it and being ready.
     fn settle_worker(&mut self, turn: &mut Turn<'_>, post: Post, worker: Worker) {
         let unit = &self.watcher(post.watcher).edition(worker.edition).spec.unit;
+        let is_replacement =
+            post.seat == Seat::Beside || self.is_replacement(post.watcher, post.wid, worker.proc);
         let delay = match unit.kind {
-            // Of a program that fails at once, one that serves must not be stopped on the word of its exec.
-            WatcherKind::Exec if post.seat == Seat::Beside => unit.ready_delay.max(PROOF),
+            // Of a program that fails at once, neither may one that serves be stopped on the word of its exec, nor a
+            // definition be given up that worked.
+            WatcherKind::Exec if is_replacement => unit.ready_delay.max(PROOF),
             _ => unit.ready_delay,
         };
         if delay.is_zero() {
@@ -205,6 +208,7 @@ impl Supervisor {
         worker.expires = self.expiry(id, &worker, turn.now);
         let watchdog = worker.watchdog.map(|interval| turn.now + interval);
         self.watcher_mut(id).failures = 0;
+        self.reload_when_ready(turn, id, &worker);
         self.set_state(post, State::Ready { worker, watchdog });
         self.log(turn, LogLevel::Debug, id, || {
             format!("worker {wid} is ready")
@@ -327,7 +331,7 @@ impl Supervisor {
         }
         self.touched.insert(id);
         if message.ready && was_reloading {
-            self.reloaded_itself(id, proc, None);
+            self.reloaded_itself(id, proc);
         }
         // What comes of it may move the process to the other seat of its slot.
         self.advance_worker(turn, post, message.ready, message.stopping);
@@ -431,9 +435,16 @@ impl Supervisor {
                 why,
                 kill_at: kill_at.map(|deadline| deadline.max(until)),
             },
-            State::Ready { worker, watchdog } => State::Ready {
+            State::Ready { worker, watchdog } => {
+                self.extend_reload(post.watcher, worker.proc, until);
+                State::Ready {
+                    worker,
+                    watchdog: watchdog.map(|deadline| deadline.max(until)),
+                }
+            }
+            State::Draining { worker, until: at } => State::Draining {
                 worker,
-                watchdog: watchdog.map(|deadline| deadline.max(until)),
+                until: at.map(|deadline| deadline.max(until)),
             },
             other => other,
         };
@@ -657,7 +668,7 @@ impl Supervisor {
                 }
         );
         let problem = (!was_asked).then(|| format!("worker {wid} {exit}"));
-        self.reloaded_itself(id, proc, problem);
+        self.reloads_no_more(id, proc, problem);
         match self.take_state(post) {
             State::Starting { worker, .. } | State::Settling { worker, .. }
                 if post.seat == Seat::Beside =>
@@ -898,7 +909,7 @@ impl Supervisor {
     }
 
     /// A process ended that nobody asked to. Its post has been taken.
-    fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, end: End) {
+    fn ended(&mut self, turn: &mut Turn<'_>, id: WatcherId, wid: u32, mut end: End) {
         let main = Post::main(id, wid);
         let spec = Rc::clone(&self.watcher(id).edition.spec);
         let unit = &spec.unit;
@@ -920,6 +931,7 @@ impl Supervisor {
         };
         if failed && self.is_replacement(id, wid, end.proc) {
             self.replacement_failed(turn, id, wid, &end.text);
+            end.lived &= end.ready.is_some();
         }
 
         let watcher = self.watcher_mut(id);

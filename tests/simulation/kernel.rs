@@ -910,16 +910,20 @@ impl Kernel {
             ..Message::default()
         };
         let mut at = now + self.random.millis(300);
-        let parts: &[Message] = match self.random.below(8) {
+        let parts: &[Message] = match self.random.below(9) {
             _ if self.calm => &[says(true, false), says(false, true)],
-            0 => &[],
-            1 => &[says(true, false)],
-            2 => &[says(false, true)],
-            3 => &[says(true, true)],
+            0 | 1 => &[],
+            2 | 3 => &[says(true, false)],
+            4 => &[says(false, true)],
+            5 => &[says(true, true)],
             _ => &[says(true, false), says(false, true)],
         };
         for part in parts {
-            self.add(at, Happening::Notify(proc, Sender::Main, part.clone()));
+            let mut part = part.clone();
+            if part.reloading && self.random.chance(30) {
+                part.extend_timeout = Some(self.random.millis(5000));
+            }
+            self.add(at, Happening::Notify(proc, Sender::Main, part));
             // In calm it is in time whatever the limit is.
             let longest = if self.calm { 2 } else { 1200 };
             at = at + Duration::from_millis(1) + self.random.millis(longest);

@@ -597,6 +597,17 @@ impl Rules {
                         (slot.main.life, slot.row) = (Life::Due, 0);
                     }
                 }
+                let watcher = &self.watchers[&id];
+                let lacks = |wid: u32| {
+                    let slot = watcher.slots.get(&wid);
+                    slot.is_none_or(|slot| slot.main.life == Life::Idle)
+                };
+                let is_oneshot = self.unit(id).kind == WatcherKind::Oneshot;
+                if !is_oneshot && (1..=watcher.wanted).any(lacks) {
+                    self.say("filled up");
+                    self.watcher(id).goal = Goal::Up { complete: false };
+                    self.want_slots(id, 1);
+                }
             }
             Goal::Queued | Goal::Down { again: true, .. } => {}
             _ => {
@@ -809,7 +820,8 @@ impl Rules {
     fn prove(&mut self, at: At) {
         let unit = &self.definition(at).spec.unit;
         let mut delay = unit.ready_delay;
-        if at.seat == Seat::Beside && unit.kind == WatcherKind::Exec {
+        let replaces = at.seat == Seat::Beside || self.is_replacement(at);
+        if replaces && unit.kind == WatcherKind::Exec {
             delay = delay.max(Duration::from_millis(100));
         }
         let until = self.now + delay;
@@ -829,6 +841,7 @@ impl Rules {
         worker.ready = Some(now);
         worker.expires = expires;
         worker.feed(now);
+        self.reload_late(at);
         if at.seat == Seat::Beside {
             self.promote(at.id, at.wid);
         } else if at.wid > self.watchers[&at.id].wanted {
@@ -863,7 +876,7 @@ impl Rules {
             self.expect_of(at, Act::Follow(pid), "MAINPID came from whom it may");
         }
         if was_reloading && message.ready {
-            self.reloaded_itself(at.id, proc, false);
+            self.reloaded_itself(at.id, proc);
         }
         self.advance(at, message);
         // A replacement that has become ready has moved.
@@ -873,7 +886,9 @@ impl Rules {
         let worker = self.worker_mut(at);
         if let Some(extension) = message.extend_timeout {
             worker.life.extend(now + extension);
+            self.extend_reload(at.id, proc, now + extension);
         }
+        let worker = self.worker_mut(at);
         if matches!(worker.life, Life::Serving { .. }) {
             match message.watchdog {
                 Some(Watchdog::Trigger) => self.bite(at),
@@ -938,7 +953,7 @@ impl Rules {
                     ..
                 }
         );
-        self.reloaded_itself(at.id, proc, !asked);
+        self.reloads_no_more(at.id, proc, !asked);
         let worker = self.worker_mut(at);
         let (why, kill) = match worker.life {
             Life::Starting { .. } | Life::Proving { .. } if at.seat == Seat::Beside => {
@@ -1023,8 +1038,11 @@ impl Rules {
             (Restart::Always | Restart::OnFailure, true) => true,
             (Restart::Always, false) => !done && !unit.on_demand.value,
         };
+        let mut is_made_good = end.lived;
         if failed && self.was_replacement(id, wid, end.order) {
             self.replacement_failed(at);
+            // It never served: that another takes its place is the reload's doing.
+            is_made_good &= end.ready.is_some();
         }
         let (most, shortest, longest) =
             (unit.max_retry, unit.restart_delay, unit.restart_max_delay);
@@ -1060,7 +1078,7 @@ impl Rules {
             }
             return;
         }
-        if end.lived && self.follow(id, wid) {
+        if is_made_good && self.follow(id, wid) {
             // The replacement that was on its way makes it good.
             return match self.worker(at).life.runs() {
                 true => self.watcher(id).restarts += 1,
@@ -1076,7 +1094,7 @@ impl Rules {
             slot.row = 0;
         }
         slot.row += 1;
-        slot.owed |= end.lived;
+        slot.owed |= is_made_good;
         let row = slot.row;
         let delay = delay_before(row, shortest, longest);
         slot.main.life = match delay.is_zero() {
@@ -1705,6 +1723,11 @@ impl Rules {
             }
             (Want::Up | Want::Scaled, Goal::Queued) => self.lacks(id),
             (Want::Up, Goal::Waiting | Goal::Ended) => true,
+            // What is removed can't be scaled: it was there when that was asked for.
+            (Want::Scaled, Goal::Down { .. }) if watcher.retired => {
+                pending.superseded.push((name, "stop"));
+                true
+            }
             (Want::Scaled, _) => true,
         }
     }
@@ -2201,6 +2224,7 @@ impl Life {
         match self {
             Life::Starting { by: Some(at) }
             | Life::Serving { feed_by: Some(at) }
+            | Life::Draining { until: Some(at) }
             | Life::Ending {
                 kill: Kill::At(at), ..
             } => *at = until.max(*at),

@@ -616,6 +616,32 @@ fn a_restart_of_watchers_that_depend_on_each_other_goes_down_and_up_in_order() {
 }
 
 #[test]
+fn a_start_fills_up_what_has_ended_and_is_not_restarted() {
+    let mut run = running("restart = \"never\"\nnumprocesses = 2");
+    run.ends("a/2");
+    assert_eq!(run.state("a"), "running");
+    assert_eq!(run.start(&["a"]), ["spawn a/2"]);
+    assert_eq!(run.spawned("a/2"), ["answer 1: done"]);
+    assert_eq!(run.start(&["a"]), ["answer 2: done"]);
+
+    let mut run = running("type = \"oneshot\"\nnumprocesses = 2");
+    run.ends("a/2");
+    assert_eq!(run.start(&["a"]), NOTHING, "it is done");
+}
+
+#[test]
+fn a_scaling_is_overtaken_by_a_removal() {
+    let mut run = running("type = \"notify\"");
+    run.says_ready("a/1");
+    assert_eq!(run.command(scale("a", Amount::To(2))), ["spawn a/2"]);
+    let words = run.apply(&watcher("b", ""));
+    assert!(
+        words.contains(&"answer 1: a superseded by stop".to_owned()),
+        "{words:?}"
+    );
+}
+
+#[test]
 fn a_second_sigterm_kills() {
     let mut run = running("numprocesses = 2");
     run.terminate();

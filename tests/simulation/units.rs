@@ -298,7 +298,7 @@ fn write_life(table: &mut Table, random: &mut Random) {
     any(35, "stop_children", &["true"]);
     any(5, "critical", &["true"]);
     any(30, "priority", &["-1", "1", "2"]);
-    any(18, "reload", &["\"HUP\"", "\"rolling\""]);
+    any(28, "reload", &["\"HUP\"", "\"HUP\"", "\"rolling\""]);
     any(40, "reload_surge", &["1", "2", "2", "3", "9"]);
     if any(12, "max_age", &["0.02", "1", "4", "4", "15"]) {
         any(70, "max_age_variance", &["0", "0.5", "3"]);

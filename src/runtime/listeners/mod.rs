@@ -38,7 +38,7 @@ pub struct Listeners {
     /// Bound for an apply, and not known to the supervisor yet.
     prepared: HashMap<String, Listener>,
     /// The file of the control socket, which is no unit's.
-    control: Option<Node>,
+    pub(super) control: Option<Node>,
     groups: Groups,
     draining: Vec<Draining>,
     closing: Vec<Closing>,

@@ -28,6 +28,8 @@ pub(super) struct Queued {
 pub(super) struct Signalled {
     serial: u64,
     awaited: BTreeSet<ProcId>,
+    /// To be told as soon as they are ready.
+    early: BTreeSet<ProcId>,
     has_problem: bool,
     pub(super) by: Option<Time>,
 }
@@ -379,19 +381,25 @@ impl Rules {
     fn signal_reload(&mut self, id: usize, signal: Signal) -> u64 {
         let unit = self.unit(id);
         let answers = unit.kind == WatcherKind::Notify;
-        let by = unit.start_timeout.map(|timeout| self.now + timeout);
-        let mut awaited = BTreeSet::new();
-        for at in self.places(id) {
+        let timeout = unit.start_timeout;
+        let (mut awaited, mut early) = (BTreeSet::new(), BTreeSet::new());
+        for at in self
+            .places(id)
+            .into_iter()
+            .filter(|at| at.seat == Seat::Main)
+        {
             let worker = self.worker(at);
-            let hears = matches!(
-                worker.life,
-                Life::Starting { .. } | Life::Proving { .. } | Life::Serving { .. }
-            );
-            if at.seat == Seat::Main && hears {
-                awaited.extend(worker.proc);
-                self.expect_of(at, Act::Signal(signal, false), "it is to reload");
+            match worker.life {
+                Life::Starting { .. } | Life::Proving { .. } => early.extend(worker.proc),
+                Life::Serving { .. } => {
+                    awaited.extend(worker.proc.filter(|_| answers));
+                    self.expect_of(at, Act::Signal(signal, false), "it is to reload");
+                }
+                _ => {}
             }
         }
+        let timeout = timeout.filter(|_| !awaited.is_empty());
+        let by = timeout.map(|timeout| self.now + timeout);
         self.say("reload by signal");
         let watcher = self.watcher(id);
         let before = watcher.signalled.take();
@@ -400,27 +408,71 @@ impl Rules {
         watcher.signalled = Some(Signalled {
             serial,
             has_problem: before.is_some_and(|it| it.has_problem),
-            awaited: if answers { awaited } else { BTreeSet::new() },
+            awaited,
+            early,
             by,
         });
         self.end_signalled_if_done(id);
         serial
     }
 
-    /// A worker that was told to reload has done so, or has ended instead.
-    pub(super) fn reloaded_itself(&mut self, id: usize, proc: ProcId, failed: bool) {
-        let Some(signalled) = &mut self.watcher(id).signalled else {
-            return;
-        };
-        if signalled.awaited.remove(&proc) {
-            signalled.has_problem |= failed;
+    /// A worker that was told to reload says that it takes longer.
+    pub(super) fn extend_reload(&mut self, id: usize, proc: ProcId, until: Time) {
+        if let Some(signalled) = &mut self.watcher(id).signalled
+            && signalled.awaited.contains(&proc)
+            && let Some(by) = &mut signalled.by
+        {
+            *by = until.max(*by);
+            self.say("reload by signal takes longer");
+        }
+    }
+
+    /// A worker that was told to reload has done so.
+    pub(super) fn reloaded_itself(&mut self, id: usize, proc: ProcId) {
+        if let Some(signalled) = &mut self.watcher(id).signalled {
+            signalled.awaited.remove(&proc);
             self.end_signalled_if_done(id);
         }
     }
 
+    /// It has ended instead, or before it could be told.
+    pub(super) fn reloads_no_more(&mut self, id: usize, proc: ProcId, failed: bool) {
+        if let Some(signalled) = &mut self.watcher(id).signalled {
+            let was_told = signalled.awaited.remove(&proc);
+            let is_concerned = signalled.early.remove(&proc) || was_told;
+            signalled.has_problem |= failed && is_concerned;
+            self.end_signalled_if_done(id);
+        }
+    }
+
+    /// It serves now, so it can be told.
+    pub(super) fn reload_late(&mut self, at: At) {
+        let unit = &self.definition(at).spec.unit;
+        let (way, answers) = (unit.reload, unit.kind == WatcherKind::Notify);
+        let by = unit.start_timeout.map(|timeout| self.now + timeout);
+        let Some(proc) = self.worker(at).proc else {
+            return;
+        };
+        let Some(signalled) = &mut self.watcher(at.id).signalled else {
+            return;
+        };
+        if !signalled.early.remove(&proc) {
+            return;
+        }
+        if let Way::Signal(signal) = way {
+            if answers {
+                signalled.awaited.insert(proc);
+                signalled.by = signalled.by.max(by);
+            }
+            self.say("told to reload when it was ready");
+            self.expect_of(at, Act::Signal(signal, false), "it is to reload, and ready");
+        }
+        self.end_signalled_if_done(at.id);
+    }
+
     fn end_signalled_if_done(&mut self, id: usize) {
         let signalled = self.watchers[&id].signalled.as_ref();
-        if signalled.is_some_and(|it| it.awaited.is_empty()) {
+        if signalled.is_some_and(|it| it.awaited.is_empty() && it.early.is_empty()) {
             self.end_signalled(id);
         }
     }
@@ -429,8 +481,10 @@ impl Rules {
         self.say("did not reload in time");
         if let Some(signalled) = &mut self.watcher(id).signalled {
             signalled.has_problem = true;
+            signalled.awaited.clear();
+            signalled.by = None;
         }
-        self.end_signalled(id);
+        self.end_signalled_if_done(id);
     }
 
     fn end_signalled(&mut self, id: usize) {

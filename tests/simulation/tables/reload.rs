@@ -173,8 +173,37 @@ fn a_singleton_is_stopped_first_and_started_then() {
     let mut run = running("singleton = true");
     assert_eq!(run.reload(&["a"]), ["TERM to a/1", "CONT to a/1"]);
     assert_eq!(run.ends("a/1"), ["kill leftovers of a/1", "spawn a/1"]);
-    assert_eq!(run.spawned("a/1"), ["answer 1: done"]);
+    assert_eq!(run.spawned("a/1"), NOTHING);
+    assert_eq!(run.after(0.1), ["answer 1: done"]);
     assert_eq!(run.watcher("a").restarts, 0);
+}
+
+#[test]
+fn the_replacement_of_a_singleton_that_ends_at_once_brings_the_old_definition_back() {
+    let mut run = running("singleton = true");
+    run.apply(&watcher(
+        "a",
+        "singleton = true\nnumprocesses = 1\nnice = 1",
+    ));
+    run.ends("a/1");
+    run.spawned("a/1");
+    run.after(0.05);
+    let words = run.exits("a/1", CODE_1);
+    assert!(answer(&words).contains("failed"), "{words:?}");
+    run.spawned("a/1");
+    assert_eq!(run.state("a"), "running");
+    assert_eq!(run.watcher("a").restarts, 0, "nobody has died that served");
+    assert!(run.is_as(&watcher("a", "singleton = true")));
+}
+
+#[test]
+fn a_replacement_that_takes_the_place_of_the_dead_has_to_stay_alive_too() {
+    let mut run = running("");
+    assert_eq!(run.reload(&["a"]), ["spawn a/1'"]);
+    run.exits("a/1", CODE_1);
+    assert_eq!(run.spawned("a/1'"), NOTHING);
+    let words = run.exits("a/1'", CODE_1);
+    assert!(answer(&words).contains("failed"), "{words:?}");
 }
 
 #[test]
@@ -537,6 +566,82 @@ fn a_worker_of_type_notify_tells_when_it_has_reloaded() {
         "{words:?}"
     );
     assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn a_worker_that_is_starting_gets_the_signal_when_it_is_ready() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.after(3.0);
+    assert_eq!(run.reload(&["a"]), ["HUP to a/1"]);
+    run.says("a/1", reloading());
+    assert_eq!(run.says_ready("a/1"), NOTHING, "the other has not done it");
+    run.succeeded(true);
+    assert_eq!(
+        run.says_ready("a/2"),
+        ["HUP to a/2", "tell the parent: ready"]
+    );
+    assert_eq!(run.after(4.9), NOTHING);
+    run.says("a/2", reloading());
+    assert_eq!(run.says_ready("a/2"), ["answer 1: done"]);
+
+    let mut run = running("reload = \"HUP\"\nready_delay = 2");
+    assert_eq!(run.reload(&["a"]), NOTHING);
+    assert_eq!(
+        run.after(2.0),
+        ["HUP to a/1", "answer 1: done", "tell the parent: ready"]
+    );
+    run.exits("a/1", CODE_1);
+    run.spawned("a/1");
+    run.reload(&["a"]);
+    let words = run.exits("a/1", CODE_1);
+    assert!(
+        answer(&words).contains("worker 1 exited with code 1"),
+        "{words:?}"
+    );
+}
+
+#[test]
+fn a_worker_that_reloads_gets_the_time_that_it_asks_for() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.says_ready("a/2");
+    run.reload(&["a"]);
+    run.says("a/1", reloading());
+    run.says("a/1", extend(8.0));
+    run.says("a/2", reloading());
+    run.says_ready("a/2");
+    run.says("a/2", extend(60.0));
+    run.succeeded(true);
+    assert_eq!(
+        run.after(7.999),
+        NOTHING,
+        "who has done it asks for nothing"
+    );
+    assert!(run.after(0.001)[0].contains("1 workers have not said"));
+}
+
+#[test]
+fn a_worker_that_does_not_answer_keeps_the_signal_from_nobody() {
+    let mut run =
+        running("reload = \"HUP\"\ntype = \"notify\"\nnumprocesses = 2\nstart_timeout = 5");
+    run.says_ready("a/1");
+    run.after(3.0);
+    run.reload(&["a"]);
+    run.says("a/2", extend(9.0));
+    assert_eq!(run.after(5.0), NOTHING);
+    assert_eq!(
+        run.says_ready("a/2"),
+        ["HUP to a/2", "tell the parent: ready"]
+    );
+    run.says("a/2", reloading());
+    let words = run.says_ready("a/2");
+    assert!(
+        answer(&words).contains("1 workers have not said"),
+        "{words:?}"
+    );
 }
 
 #[test]
