@@ -963,6 +963,62 @@ fn a_watcher_that_is_stopped_leaves_its_clients_to_the_one_that_shares_its_socke
 }
 
 #[test]
+fn clients_of_a_worker_that_ends_well_are_served_though_others_go_on() {
+    // The other worker hangs.
+    for sharding in ["", "so_reuseport = true"] {
+        let manager = Manager::start(&format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            {sharding}
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            on_demand = true
+            numprocesses = 2
+            "#
+        ));
+        let address = manager.address("web");
+        ask(&address, "pid");
+        manager.wait_for("web", "has both", |web| web["ready"] == 2);
+        let pids = manager.pids("web");
+        freeze(pids[1]);
+        kill(pids[0], libc::SIGTERM);
+        manager.wait_for("web", "has lost one", |web| web["ready"] == 1);
+        let ask_all = || (0..20).map(|_| begin(&address, "env TENTPOLE_WID"));
+        let waiting: Vec<TcpStream> = ask_all().collect();
+        manager.wait_for("web", "has both again", |web| {
+            web["workers"][0]["wid"] == 1 && web["workers"][0]["generation"] == 2
+        });
+        kill(pids[1], libc::SIGCONT);
+        let wids: Vec<String> = waiting.into_iter().map(finish).collect();
+        assert!(wids.iter().any(|wid| wid == "1"), "{wids:?}");
+    }
+}
+
+#[test]
+fn clients_go_to_the_workers_that_are_left_when_one_has_ended_for_good() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        restart = "never"
+        numprocesses = 3
+        "#,
+    );
+    let address = manager.address("web");
+    for left in [2, 1] {
+        drop(begin(&address, "exit 0"));
+        manager.wait_for("web", "has lost one", |web| web["ready"] == left);
+        for _ in 0..30 {
+            assert_ne!(ask(&address, "pid"), "");
+        }
+    }
+}
+
+#[test]
 fn clients_do_not_wait_for_workers_that_start_much_later() {
     let manager = Manager::spawn(
         r#"

@@ -361,7 +361,7 @@ impl Manager {
                     .close_shard(&self.epoll, socket, wid, clock())
             }
             Effect::ShutShard { socket, wid } => {
-                self.listeners.shut_shard(socket, wid);
+                self.listeners.shut_shard(&self.epoll, socket, wid);
                 None
             }
             Effect::OpenShard { socket, wid } => {
@@ -380,8 +380,8 @@ impl Manager {
                 self.listeners.close(socket);
                 None
             }
-            Effect::Watch { socket } => {
-                self.listeners.watch(&self.epoll, socket);
+            Effect::Watch { socket, shards } => {
+                self.listeners.watch(&self.epoll, socket, shards);
                 None
             }
             Effect::Unwatch { socket } => {

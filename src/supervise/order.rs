@@ -334,6 +334,7 @@ impl Supervisor {
         self.forget_editions(id);
         self.trim_slots(id);
         self.stir_shards(id);
+        self.stir_watched(id);
         self.tell_state(turn, id);
         self.answer_requests(turn, id);
         if self.watcher(id).retired && self.watcher(id).tally.busy() == 0 {

@@ -34,6 +34,9 @@ pub(super) struct Socket {
     /// What the runtime was last told; whether it *should* be watched is computed.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched: bool,
+    /// If not all of its shards are: those of these wids.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub watched_shards: Vec<u32>,
     /// Since when, or since when last.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched_since: Time,
@@ -191,6 +194,15 @@ impl Watcher {
         std::iter::once(&self.edition)
             .chain(&self.others)
             .chain(queued)
+    }
+
+    /// Whether traffic starts a worker in the place of one that has ended well, be it while others go on: a slot that is
+    /// vacant.
+    pub fn is_on_call(&self, slot: &Slot) -> bool {
+        let unit = self.unit();
+        let once = unit.kind == unit::WatcherKind::Oneshot || unit.restart == unit::Restart::Never;
+        // The end of a critical one that runs once is that of the manager.
+        unit.on_demand.value && !(unit.critical && once) && slot.ended_badly.is_none()
     }
 
     /// Whether its workers end and leave what they were started for, again and again.

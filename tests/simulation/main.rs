@@ -105,6 +105,7 @@ const RULES: &[&str] = &[
     "leftovers may stop by themselves",
     "made to drain a shard",
     "not restarted",
+    "one more started by traffic",
     "parent asked for time",
     "promoted",
     "redefined",

@@ -21,7 +21,8 @@ pub(super) struct Listener {
     pub(super) found: Found,
     /// Where it is bound, with the real port.
     pub(super) local: Option<Local>,
-    pub(super) watched: bool,
+    /// Whether traffic on it is reported, and if only that of some wids' shards, of which.
+    pub(super) watched: Option<Vec<u32>>,
     /// With whom it shares its address.
     pub(super) group: Option<Group>,
     /// How often it was bound anew: a descriptor that is another is held by another name.
@@ -45,7 +46,7 @@ impl Listener {
             fds: Fds::Unbound,
             found: Ok(Vec::new()),
             local: None,
-            watched: false,
+            watched: None,
             group: None,
             number: 0,
             is_succeeded: false,
@@ -166,6 +167,12 @@ impl Listener {
         }
         if self.spec.unit.so_reuseport.value && self.group.is_none() {
             self.join_group(groups);
+        }
+        // What was a shard that new clients were kept from is all that there is.
+        if let (Fds::One(fd), Some(group)) = (&self.fds, &self.group)
+            && fd.socket.retired.replace(false)
+        {
+            group.choose(fd);
         }
     }
 
@@ -470,6 +477,21 @@ impl Listener {
         Ok(())
     }
 
+    /// Those that are watched.
+    pub(super) fn fds_watched(&self) -> impl Iterator<Item = &Descriptor> {
+        let is_meant = |wid: Option<u32>| match &self.watched {
+            None => false,
+            Some(wids) => wids.is_empty() || wid.is_some_and(|wid| wids.contains(&wid)),
+        };
+        let (one, shards) = match &self.fds {
+            Fds::Unbound => (None, &[][..]),
+            Fds::One(fd) => (self.watched.is_some().then_some(fd), &[][..]),
+            Fds::Shards(shards) => (None, shards.as_slice()),
+        };
+        let shards = shards.iter().filter(move |shard| is_meant(shard.wid));
+        one.into_iter().chain(shards.map(|shard| &shard.fd))
+    }
+
     /// What its descriptor is held by, if it has no shards: a number once it is another than at first.
     pub(super) fn number_held(&self) -> Option<u32> {
         (self.number > 0).then_some(self.number)
@@ -571,7 +593,8 @@ impl Listener {
             shards[index].wid = None;
             return;
         }
-        if self.watched {
+        if self.watched.is_some() {
+            // It is not in the set if it is none of those that are watched.
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
         let shard = shards.swap_remove(index);

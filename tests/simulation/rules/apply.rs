@@ -28,7 +28,7 @@ impl Rules {
             window: None,
             activations: 0,
             paused: None,
-            watched: false,
+            watched: None,
             watched_since: Time::ZERO,
             shards: match spec.unit.so_reuseport.value {
                 true => BTreeMap::from([(1, Shard::Open)]),
