@@ -83,7 +83,9 @@ impl Listener {
         groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
-        if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
+        // The last, where one of a former apply is still there.
+        let mut leaving_last = leaving.iter().rev();
+        if let Some((id, predecessor)) = leaving_last.find(|(_, it)| self.is_same_as(it)) {
             self.fds = self
                 .fds_of(predecessor)
                 .map_err(|error| error.to_string())?;
@@ -179,9 +181,10 @@ impl Listener {
     /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
     pub(super) fn is_same_as(&self, bound: &Listener) -> bool {
         let (ours, theirs) = (&self.spec.unit, &bound.spec.unit);
+        // With a port that the kernel chooses, each unit has one of its own.
         let is_chosen_by_kernel = ours.address.value.port() == Some(0);
         !matches!(bound.fds, Fds::Unbound)
-            && !is_chosen_by_kernel
+            && (!is_chosen_by_kernel || self.spec.name() == bound.spec.name())
             && address_of(ours) == address_of(theirs)
             && ours.kind == theirs.kind
     }
