@@ -596,6 +596,36 @@ fn an_inherited_socket_is_taken_by_its_name_unless_several_have_it() {
 }
 
 #[test]
+fn an_inherited_socket_may_be_the_first_of_several_shards() {
+    let given = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = given.local_addr().unwrap().to_string();
+    let manager = spawn_by_script(
+        &format!(
+            r#"
+            [socket.web]
+            listen = "{address}"
+            so_reuseport = true
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 2
+            "#
+        ),
+        r#"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@""#,
+        |command| pass_fds(command, &[given.as_fd()]),
+    );
+    manager.wait_for_notice("READY=1");
+    assert_eq!(listeners(&address).len(), 2);
+    let mut left: Vec<&str> = vec!["1", "2"];
+    let both = poll(|| {
+        let wid = ask(&address, "env TENTPOLE_WID");
+        left.retain(|other| *other != wid);
+        left.is_empty().then_some(())
+    });
+    assert!(both.is_some(), "{left:?} are never chosen");
+    manager.wait_for_state("web", "running");
+}
+
+#[test]
 fn sockets_that_were_meant_for_another_process_are_not_taken() {
     let given = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = given.local_addr().unwrap();
