@@ -921,6 +921,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
         booting: false,
         wanted: spec.unit.numprocesses.value,
         slots: Vec::new(),
+        past: state::Past::default(),
         restarts: 0,
         failures: 0,
         failures_ever: 0,

@@ -1,6 +1,6 @@
 //! The life of a shard: the kernel queue of one wid. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Post, Slot, State, Watcher};
+use super::state::{Goal, Post, State, Watcher};
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Restart, WatcherKind};
@@ -246,10 +246,7 @@ impl Supervisor {
         let Some(heir) = self.heir_of_shard(id, wid) else {
             return;
         };
-        let slots = &mut self.watcher_mut(heir).slots;
-        if slots.len() < wid as usize {
-            slots.resize_with(wid as usize, Slot::default);
-        }
+        self.add_slots(heir, wid);
         let by = Some(heir);
         let tries = tries.saturating_add(1);
         self.set_shard(id, wid, Shard::Draining { by, tries });

@@ -61,6 +61,8 @@ struct Watcher {
     goal: Goal,
     wanted: u32,
     slots: BTreeMap<u32, Slot>,
+    /// How many processes each wid has ever had.
+    generations: BTreeMap<u32, u64>,
     restarts: u64,
     failed_starts: u32,
     failures: u64,
@@ -109,8 +111,6 @@ enum Goal {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Processes it has had.
-    generation: u64,
     /// Restarts in a row.
     row: u32,
     /// A worker died, and no other has taken its place.
@@ -1865,12 +1865,12 @@ impl Rules {
             let order = self.orders;
             let definition = Rc::clone(self.watchers[&id].next());
             self.open_shards(&definition.sockets, at.wid);
-            let slot = self.slot(at);
-            slot.generation += 1;
             if at.seat == Seat::Main {
-                slot.ended_badly = None;
+                self.slot(at).ended_badly = None;
             }
-            let generation = slot.generation;
+            let generation = self.watcher(id).generations.entry(at.wid).or_default();
+            *generation += 1;
+            let generation = *generation;
             *self.worker_mut(at) = Worker {
                 life: Life::Ordered { cancelled: false },
                 generation,

@@ -1145,6 +1145,26 @@ fn scale_adds_and_takes_away_from_the_end() {
 }
 
 #[test]
+fn a_wid_that_comes_back_goes_on_counting_its_workers() {
+    let mut run = running("numprocesses = 3");
+    run.exits("a/3", CODE_1);
+    run.spawned("a/3");
+    let generations = |run: &Scenario| -> Vec<u64> {
+        let workers = &run.watcher("a").workers;
+        workers.iter().map(|worker| worker.generation).collect()
+    };
+    assert_eq!(generations(&run), [1, 1, 2]);
+    run.command(scale("a", Amount::To(1)));
+    run.ends("a/3");
+    run.ends("a/2");
+    // Another manager knows of it too.
+    run.succeeded(false);
+    run.command(scale("a", Amount::To(4)));
+    run.all_spawned(&["a/2", "a/3", "a/4"]);
+    assert_eq!(generations(&run), [1, 2, 3, 1]);
+}
+
+#[test]
 fn scaling_a_watcher_that_waits_for_its_turn_is_done_when_it_runs() {
     let text = "[manager]\nwarmup_delay = 1\n".to_owned() + &watcher("a", "") + &watcher("b", "");
     let mut run = Scenario::of(&text);

@@ -52,6 +52,7 @@ impl Rules {
             goal: Goal::Down { held: false },
             wanted,
             slots: (1..=wanted).map(|wid| (wid, Slot::default())).collect(),
+            generations: BTreeMap::new(),
             restarts: 0,
             failed_starts: 0,
             failures: 0,
