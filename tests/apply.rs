@@ -992,6 +992,40 @@ fn clients_are_served_by_workers_that_an_apply_leaves_out() {
     }
 }
 
+#[test]
+fn an_apply_that_ends_sharding_while_a_stopped_watcher_drains_loses_nobody() {
+    let port = free_port();
+    let units = |shared: bool| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:{port}"
+            so_reuseport = {shared}
+            [watcher.green]
+            cmd = "PROBE serve $(circus.socket.web)"
+            [watcher.blue]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 3
+            "#
+        )
+    };
+    let manager = Manager::start(&units(true));
+    let address = manager.address("web");
+    let mut pids = manager.pids("blue");
+    pids.extend(manager.pids("green"));
+    pids.iter().for_each(|pid| freeze(*pid));
+    let waiting: Vec<TcpStream> = (0..30).map(|_| begin(&address, "pid")).collect();
+    manager.ok(&["stop", "blue", "--no-wait"]);
+    manager.write(&units(false));
+    manager.ok(&["apply", "--no-wait"]);
+    pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    manager.wait_for_state("blue", "stopped");
+    assert_eq!(ask(&address, "env TENTPOLE_WATCHER"), "green");
+}
+
 fn changes_after(manager: &Manager, units: &str) -> Value {
     manager.write(units);
     changes(manager)
