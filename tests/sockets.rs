@@ -1049,6 +1049,39 @@ fn clients_go_to_the_workers_that_are_left_when_one_has_ended_for_good() {
 }
 
 #[test]
+fn a_first_queue_that_was_left_out_takes_clients_again_when_it_is_the_last() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        restart = "never"
+        numprocesses = 2
+        "#,
+    );
+    let address = manager.address("web");
+    let pids = manager.pids("web");
+    kill(pids[0], libc::SIGTERM);
+    manager.wait_for("web", "has lost one", |web| web["ready"] == 1);
+    for _ in 0..20 {
+        assert_eq!(ask(&address, "env TENTPOLE_WID"), "2");
+    }
+    manager.ok(&["scale", "web", "1"]);
+    wait_until_dead(pids[1]);
+    let place = address.parse().expect("an address");
+    let patience = Duration::from_millis(500);
+    let heard = || TcpStream::connect_timeout(&place, patience);
+    let waiting: Vec<TcpStream> = (0..5).map(|_| heard().expect("it listens")).collect();
+    manager.ok(&["start", "web"]);
+    for mut stream in waiting {
+        writeln!(stream, "env TENTPOLE_WID").expect("ask");
+        assert_eq!(finish(stream), "1");
+    }
+}
+
+#[test]
 fn clients_do_not_wait_for_workers_that_start_much_later() {
     let manager = Manager::spawn(
         r#"

@@ -553,6 +553,15 @@ impl Listener {
         }
     }
 
+    /// It is one to come to again, after all of its shards were not.
+    pub(super) fn let_in(&self) {
+        if self.is_tcp() {
+            for fd in self.fds.iter() {
+                let _ = socket::let_in(fd.as_fd());
+            }
+        }
+    }
+
     fn is_tcp(&self) -> bool {
         matches!(self.local, Some(Local::Ip(_))) && self.spec.unit.kind == unit::SocketKind::Stream
     }

@@ -450,6 +450,9 @@ impl Listeners {
         self.closing
             .retain(|closing| (closing.socket, closing.wid) != (socket, wid));
         self.set_retired(socket, wid, false);
+        if let Some(listener) = self.all.get(&socket) {
+            listener.let_in();
+        }
     }
 
     fn set_retired(&mut self, id: SocketId, wid: u32, retired: bool) {
