@@ -847,13 +847,17 @@ fn sharding_may_begin_and_end_while_clients_come() {
         )
     };
     let manager = Manager::start(&units(false));
+    let address = manager.address("web");
+    let before = listeners(&address);
     let all = changes_after(&manager, &units(true));
     assert_eq!(all[0]["action"], "rebind");
     manager.ok(&["apply"]);
-    let address = manager.address("web");
+    // A port that the kernel has chosen is kept like any other.
+    assert_eq!(manager.address("web"), address);
     assert_eq!(listeners(&address).len(), 2);
     manager.apply(&units(false));
-    assert_eq!(listeners(&manager.address("web")).len(), 1);
+    assert_eq!(manager.address("web"), address);
+    assert_eq!(listeners(&address), before);
 }
 
 #[test]
@@ -1068,6 +1072,40 @@ fn clients_are_served_by_workers_that_an_apply_leaves_out() {
             assert_ne!(finish(stream), "", "{before}\n{after}");
         }
     }
+}
+
+#[test]
+fn an_apply_that_ends_sharding_while_a_stopped_watcher_drains_loses_nobody() {
+    let port = free_port();
+    let units = |shared: bool| {
+        format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:{port}"
+            so_reuseport = {shared}
+            [watcher.green]
+            cmd = "PROBE serve $(circus.socket.web)"
+            [watcher.blue]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 3
+            "#
+        )
+    };
+    let manager = Manager::start(&units(true));
+    let address = manager.address("web");
+    let mut pids = manager.pids("blue");
+    pids.extend(manager.pids("green"));
+    pids.iter().for_each(|pid| freeze(*pid));
+    let waiting: Vec<TcpStream> = (0..30).map(|_| begin(&address, "pid")).collect();
+    manager.ok(&["stop", "blue", "--no-wait"]);
+    manager.write(&units(false));
+    manager.ok(&["apply", "--no-wait"]);
+    pids.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    for stream in waiting {
+        assert_ne!(finish(stream), "");
+    }
+    manager.wait_for_state("blue", "stopped");
+    assert_eq!(ask(&address, "env TENTPOLE_WATCHER"), "green");
 }
 
 fn changes_after(manager: &Manager, units: &str) -> Value {

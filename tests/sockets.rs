@@ -596,6 +596,36 @@ fn an_inherited_socket_is_taken_by_its_name_unless_several_have_it() {
 }
 
 #[test]
+fn an_inherited_socket_may_be_the_first_of_several_shards() {
+    let given = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = given.local_addr().unwrap().to_string();
+    let manager = spawn_by_script(
+        &format!(
+            r#"
+            [socket.web]
+            listen = "{address}"
+            so_reuseport = true
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            numprocesses = 2
+            "#
+        ),
+        r#"LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec "$@""#,
+        |command| pass_fds(command, &[given.as_fd()]),
+    );
+    manager.wait_for_notice("READY=1");
+    assert_eq!(listeners(&address).len(), 2);
+    let mut left: Vec<&str> = vec!["1", "2"];
+    let both = poll(|| {
+        let wid = ask(&address, "env TENTPOLE_WID");
+        left.retain(|other| *other != wid);
+        left.is_empty().then_some(())
+    });
+    assert!(both.is_some(), "{left:?} are never chosen");
+    manager.wait_for_state("web", "running");
+}
+
+#[test]
 fn sockets_that_were_meant_for_another_process_are_not_taken() {
     let given = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = given.local_addr().unwrap();
@@ -960,6 +990,95 @@ fn a_watcher_that_is_stopped_leaves_its_clients_to_the_one_that_shares_its_socke
     }
     let one = poll(|| (listeners(&address).len() == 1).then_some(()));
     assert!(one.is_some(), "{:?}", listeners(&address));
+}
+
+#[test]
+fn clients_of_a_worker_that_ends_well_are_served_though_others_go_on() {
+    // The other worker hangs.
+    for sharding in ["", "so_reuseport = true"] {
+        let manager = Manager::start(&format!(
+            r#"
+            [socket.web]
+            listen = "127.0.0.1:0"
+            {sharding}
+            [watcher.web]
+            cmd = "PROBE serve $(circus.socket.web)"
+            on_demand = true
+            numprocesses = 2
+            "#
+        ));
+        let address = manager.address("web");
+        ask(&address, "pid");
+        manager.wait_for("web", "has both", |web| web["ready"] == 2);
+        let pids = manager.pids("web");
+        freeze(pids[1]);
+        kill(pids[0], libc::SIGTERM);
+        manager.wait_for("web", "has lost one", |web| web["ready"] == 1);
+        let ask_all = || (0..20).map(|_| begin(&address, "env TENTPOLE_WID"));
+        let waiting: Vec<TcpStream> = ask_all().collect();
+        manager.wait_for("web", "has both again", |web| {
+            web["workers"][0]["wid"] == 1 && web["workers"][0]["generation"] == 2
+        });
+        kill(pids[1], libc::SIGCONT);
+        let wids: Vec<String> = waiting.into_iter().map(finish).collect();
+        assert!(wids.iter().any(|wid| wid == "1"), "{wids:?}");
+    }
+}
+
+#[test]
+fn clients_go_to_the_workers_that_are_left_when_one_has_ended_for_good() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        restart = "never"
+        numprocesses = 3
+        "#,
+    );
+    let address = manager.address("web");
+    for left in [2, 1] {
+        drop(begin(&address, "exit 0"));
+        manager.wait_for("web", "has lost one", |web| web["ready"] == left);
+        for _ in 0..30 {
+            assert_ne!(ask(&address, "pid"), "");
+        }
+    }
+}
+
+#[test]
+fn a_first_queue_that_was_left_out_takes_clients_again_when_it_is_the_last() {
+    let manager = Manager::start(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        restart = "never"
+        numprocesses = 2
+        "#,
+    );
+    let address = manager.address("web");
+    let pids = manager.pids("web");
+    kill(pids[0], libc::SIGTERM);
+    manager.wait_for("web", "has lost one", |web| web["ready"] == 1);
+    for _ in 0..20 {
+        assert_eq!(ask(&address, "env TENTPOLE_WID"), "2");
+    }
+    manager.ok(&["scale", "web", "1"]);
+    wait_until_dead(pids[1]);
+    let place = address.parse().expect("an address");
+    let patience = Duration::from_millis(500);
+    let heard = || TcpStream::connect_timeout(&place, patience);
+    let waiting: Vec<TcpStream> = (0..5).map(|_| heard().expect("it listens")).collect();
+    manager.ok(&["start", "web"]);
+    for mut stream in waiting {
+        writeln!(stream, "env TENTPOLE_WID").expect("ask");
+        assert_eq!(finish(stream), "1");
+    }
 }
 
 #[test]

@@ -363,7 +363,7 @@ impl Manager {
                     .close_shard(&self.epoll, socket, wid, clock())
             }
             Effect::ShutShard { socket, wid } => {
-                self.listeners.shut_shard(socket, wid);
+                self.listeners.shut_shard(&self.epoll, socket, wid);
                 None
             }
             Effect::OpenShard { socket, wid } => {
@@ -382,8 +382,8 @@ impl Manager {
                 self.listeners.close(socket);
                 None
             }
-            Effect::Watch { socket } => {
-                self.listeners.watch(&self.epoll, socket);
+            Effect::Watch { socket, shards } => {
+                self.listeners.watch(&self.epoll, socket, shards);
                 None
             }
             Effect::Unwatch { socket } => {

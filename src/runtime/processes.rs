@@ -340,7 +340,9 @@ impl Processes {
         };
         for name in invocation.fds.iter().chain(on_stdin) {
             let id = job.socket(name).ok_or_else(|| unbound(name))?;
-            listeners.provide(id, job.wid).map_err(spawn_failure)?;
+            listeners
+                .provide(epoll, id, job.wid)
+                .map_err(spawn_failure)?;
             // Not at a start of many: nobody has had it before.
             if job.generation > 1 {
                 listeners.mend(epoll, id, job.wid, &is_alone);

@@ -70,8 +70,9 @@
 //! A watcher does not start as long as a socket is not bound that it can't do without: that is no failed start. One that
 //! can do with its other sockets starts with those, and is reloaded when the rest is bound.
 //!
-//! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic. Everything else is
-//! the workers' business: whatever they do, it stays open.
+//! It is watched exactly when it is bound, not paused, and some watcher on it is waiting for traffic, or has a slot that is
+//! vacant since its worker ended well: that is started by traffic (with shards: in that of its wid) though others run. Everything
+//! else is the workers' business: whatever they do, it stays open.
 //!
 //! # The rules of a shard
 //!
@@ -79,16 +80,17 @@
 //! shards. The first stays as long as the socket, another is opened when its worker is made.
 //!
 //! A shard is wanted where clients that come to it are served: a watcher that is up wants its wid and has a worker there, or one
-//! that has failed and comes again (not one that `warmup_delay` lets start later), or a watcher is started by traffic. One that
-//! nobody wants any more gets no new clients from that moment, and is closed when two things are true: no worker has it, and no
-//! client waits in it. Where no watcher of the socket is up, started by traffic or about to start, there is nobody who would
+//! that has failed and comes again (not one that `warmup_delay` lets start later, nor one that has ended for good), or traffic
+//! starts one. A shard that nobody wants any more gets no new clients from that moment, and is closed when two things are true: no
+//! worker has it, and no client waits in it. The first only gets no new ones, and that as long as others are wanted. Where no watcher of the socket is up, started by traffic or about to start, there is nobody who would
 //! serve clients any sooner: then the shards stay as they are as long as the wid is one that some watcher will have.
 //!
 //! A worker whose shard is not wanted any more (it is scaled away, or its watcher is stopped while another one is up) is
 //! `Draining` before it is stopped, up to `graceful_timeout`. Where clients are left nevertheless (nothing was running; it
 //! hung, or was killed) the shard is *owed*: as soon as a watcher of the socket is up, that gets a worker of this
 //! wid beyond the wanted ones, which drains it as soon as it is ready and is stopped then. If that does not do it either, the
-//! next one comes after a delay that doubles, as that of a restart does. No command waits for these.
+//! next one comes after a delay that doubles, as that of a restart does. No command waits for these. A worker of a wid that is to
+//! have one is no such: where that has ended for good, those who wait in its shard wait for the next start.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -444,10 +446,12 @@ pub enum Effect {
         /// Which.
         socket: SocketId,
     },
-    /// Report traffic on the socket.
+    /// Report traffic on the socket, in place of what was watched of it before.
     Watch {
         /// Which.
         socket: SocketId,
+        /// If it is to be that in some of its shards: of which wids.
+        shards: Vec<u32>,
     },
     /// Stop reporting traffic.
     Unwatch {
@@ -904,6 +908,7 @@ fn new_socket(spec: &Rc<plan::Socket>, error: Option<&String>) -> Socket {
             false => Vec::new(),
         },
         watched: false,
+        watched_shards: Vec::new(),
         watched_since: Time::ZERO,
     }
 }
@@ -927,6 +932,7 @@ fn new_watcher(spec: &Rc<plan::Watcher>, sockets: Rc<[SocketId]>) -> Watcher {
         booting: false,
         wanted: spec.unit.numprocesses.value,
         slots: Vec::new(),
+        past: state::Past::default(),
         restarts: 0,
         failures: 0,
         failures_ever: 0,

@@ -212,7 +212,9 @@ impl Supervisor {
     pub(super) fn may_start(&self, id: WatcherId) -> bool {
         let watcher = self.watcher(id);
         let allows = |(other, requires): &(WatcherId, bool)| match self.watcher(*other).goal {
-            Goal::Queued | Goal::Up { complete: false } => false,
+            Goal::Queued | Goal::Up { complete: false } | Goal::Stopped { again: true, .. } => {
+                false
+            }
             Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => true,
             Goal::Stopped { .. } | Goal::Failed => !requires,
         };
@@ -276,13 +278,7 @@ impl Supervisor {
     /// Makes every wanted slot that is vacant due, from this wid on.
     pub(super) fn want_slots(&mut self, id: WatcherId, from: u32) {
         let wanted = self.watcher(id).wanted;
-        let watcher = self.watcher_mut(id);
-        // Most watchers have one, and would get room for four.
-        let missing = (wanted as usize).saturating_sub(watcher.slots.len());
-        watcher.slots.reserve_exact(missing);
-        while (watcher.slots.len() as u32) < wanted {
-            watcher.slots.push(Slot::default());
-        }
+        self.add_slots(id, wanted);
         for wid in from..=wanted {
             let main = Post::main(id, wid);
             if matches!(self.state(main), State::Vacant) {
@@ -290,6 +286,27 @@ impl Supervisor {
             }
         }
         self.touched.insert(id);
+    }
+
+    /// Sees to it that there are so many slots.
+    pub(super) fn add_slots(&mut self, id: WatcherId, count: u32) {
+        let watcher = self.watcher_mut(id);
+        // Most watchers have one, and would get room for four.
+        let missing = (count as usize).saturating_sub(watcher.slots.len());
+        watcher.slots.reserve_exact(missing);
+        let mut returned = Vec::new();
+        while (watcher.slots.len() as u32) < count {
+            let generation = watcher.past.pop();
+            let slot = Slot {
+                generation,
+                ..Slot::default()
+            };
+            watcher.slots.push(slot);
+            if generation > 0 {
+                returned.push((id, watcher.slots.len() as u32));
+            }
+        }
+        self.dirty.slots.extend(returned);
     }
 
     /// Wants a watcher down, and first what requires it. Its workers keep their stop until those of the watchers that
@@ -425,6 +442,7 @@ impl Supervisor {
         self.forget_editions(id);
         self.trim_slots(id);
         self.stir_shards(id);
+        self.stir_watched(id);
         self.tell_state(turn, id);
         self.answer_requests(turn, id);
         if self.watcher(id).retired && self.watcher(id).tally.busy() == 0 {
@@ -467,8 +485,10 @@ impl Supervisor {
                 .is_some_and(super::state::Slot::is_vacant)
         {
             let wid = watcher.slots.len() as u32;
-            watcher.slots.pop();
+            let trimmed = watcher.slots.pop();
+            watcher.past.push(trimmed.map_or(0, |slot| slot.generation));
             self.dirty.slots.insert((id, wid));
+            self.dirty.watchers.insert(id);
         }
     }
 

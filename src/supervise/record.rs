@@ -442,7 +442,8 @@ impl Supervisor {
                 turn.effects.push(Effect::Bind { socket: id });
             }
             if socket.watched {
-                turn.effects.push(Effect::Watch { socket: id });
+                let shards = socket.watched_shards.clone();
+                turn.effects.push(Effect::Watch { socket: id, shards });
             }
             for (wid, shard) in (1..).zip(&socket.shards) {
                 if let Shard::Closing { .. } = shard {

@@ -1,6 +1,6 @@
 //! The life of a shard: the kernel queue of one wid. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Post, Slot, State, Watcher};
+use super::state::{Goal, Post, State, Watcher};
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::{LogLevel, Restart, WatcherKind};
@@ -98,12 +98,23 @@ impl Supervisor {
         })
     }
 
-    /// Where a watcher of the socket is on, those that are on decide; else all that will start again.
+    /// The first stays as long as the socket does, so that its port does. It gets no clients only where others do.
     fn need_of_shard(&self, id: SocketId, wid: u32) -> Need {
-        if wid == 1 {
-            // It stays as long as the socket does, so that its port does.
-            return Need::Served;
+        let need = self.need_of_wid(id, wid);
+        if wid > 1 || need == Need::Served {
+            return need;
         }
+        let others = (2..).zip(self.sockets[id].shards.iter().skip(1));
+        let mut open = others.filter(|(_, shard)| **shard == Shard::Open);
+        let is_another_served = open.any(|(wid, _)| self.need_of_wid(id, wid) == Need::Served);
+        match need == Need::None && is_another_served {
+            true => Need::None,
+            false => Need::Served,
+        }
+    }
+
+    /// Where a watcher of the socket is on, those that are on decide; else all that will start again.
+    fn need_of_wid(&self, id: SocketId, wid: u32) -> Need {
         let (mut need, mut is_on, mut is_meant) = (Need::None, false, false);
         for user in &self.sockets[id].watchers {
             let watcher = self.watcher(*user);
@@ -133,10 +144,14 @@ impl Supervisor {
             Goal::Waiting => Need::Served,
             Goal::Up { .. } => {
                 let slot = watcher.slots.get(wid as usize - 1);
-                let is_later = |slot: &Slot| slot.main == State::Due && slot.beside.is_none();
-                match slot.is_none_or(is_later) {
-                    true => Need::None,
-                    false => Need::Served,
+                let is_served = slot.is_some_and(|slot| match slot.main {
+                    State::Due => slot.beside.is_some(),
+                    State::Vacant => watcher.is_on_call(slot),
+                    _ => true,
+                });
+                match is_served {
+                    true => Need::Served,
+                    false => Need::None,
                 }
             }
         };
@@ -191,7 +206,9 @@ impl Supervisor {
         if socket.retired || socket.watchers.is_empty() || self.is_stopping() {
             return;
         }
-        for wid in 2..=socket.shards.len() as u32 {
+        // The first when it is known what becomes of the others.
+        for wid in (2..=socket.shards.len() as u32).chain([1]) {
+            let is_kept = wid == 1 || self.is_shard_in_use(id, wid);
             let shard = self.sockets[id].shard(wid);
             let close = |tries| {
                 let effect = Effect::CloseShard { socket: id, wid };
@@ -206,16 +223,12 @@ impl Supervisor {
                     Shard::Draining { .. } | Shard::Closing { .. } | Shard::Owed { .. },
                     Need::Served,
                 ) => (Effect::OpenShard { socket: id, wid }, Shard::Open),
-                (Shard::Open, Need::None) if self.is_shard_in_use(id, wid) => {
+                (Shard::Open, Need::None) if is_kept => {
                     let (by, tries) = (None, 0);
                     let effect = Effect::ShutShard { socket: id, wid };
                     (effect, Shard::Draining { by, tries })
                 }
-                (Shard::Draining { .. } | Shard::Owed { .. }, Need::None)
-                    if self.is_shard_in_use(id, wid) =>
-                {
-                    continue;
-                }
+                (Shard::Draining { .. } | Shard::Owed { .. }, Need::None) if is_kept => continue,
                 (Shard::Open, Need::None) => close(0),
                 (Shard::Draining { tries, .. }, Need::None) => close(tries),
                 (Shard::Owed { tries }, Need::None) => {
@@ -233,10 +246,7 @@ impl Supervisor {
         let Some(heir) = self.heir_of_shard(id, wid) else {
             return;
         };
-        let slots = &mut self.watcher_mut(heir).slots;
-        if slots.len() < wid as usize {
-            slots.resize_with(wid as usize, Slot::default);
-        }
+        self.add_slots(heir, wid);
         let by = Some(heir);
         let tries = tries.saturating_add(1);
         self.set_shard(id, wid, Shard::Draining { by, tries });

@@ -1,10 +1,11 @@
 //! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
 
-use super::state::{Binding, Edition, Goal, Mishap};
+use super::state::{Binding, Edition, Goal, Mishap, Post, State};
 use super::time::Due;
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
-use crate::unit::LogLevel;
+use crate::unit::{Gather, LogLevel};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const SHORTEST_BIND_RETRY: Duration = Duration::from_millis(100);
@@ -14,17 +15,52 @@ const LONGEST_BIND_RETRY: Duration = Duration::from_secs(30);
 const AT_ONCE: Duration = Duration::from_millis(50);
 
 impl Supervisor {
-    /// Whether traffic on it must wake us.
-    pub(super) fn must_watch(&self, id: SocketId) -> bool {
-        let Some(socket) = self.sockets.get(id) else {
-            return false;
-        };
-        matches!(socket.binding, Binding::Bound)
-            && socket.trigger.paused.is_none()
-            && socket
-                .watchers
-                .iter()
-                .any(|watcher| self.is_started_by(*watcher, id))
+    /// Whether traffic on it must wake us: on all of it, or only in the shards of these wids.
+    fn to_watch(&self, id: SocketId) -> Option<Vec<u32>> {
+        let socket = self.sockets.get(id)?;
+        if !matches!(socket.binding, Binding::Bound) || socket.trigger.paused.is_some() {
+            return None;
+        }
+        let mut users = socket.watchers.iter();
+        if users.any(|watcher| self.is_started_by(*watcher, id)) {
+            return Some(Vec::new());
+        }
+        let users = socket.watchers.iter();
+        let wids: BTreeSet<u32> = (users.flat_map(|it| self.on_call(*it, id))).gather();
+        match socket.spec.unit.so_reuseport.value {
+            _ if wids.is_empty() => None,
+            true => Some(wids.into_iter().collect()),
+            false => Some(Vec::new()),
+        }
+    }
+
+    /// The slots of a watcher that is up in which traffic on the socket starts a worker.
+    fn on_call(&self, watcher: WatcherId, id: SocketId) -> Vec<u32> {
+        let watcher = self.watcher(watcher);
+        let is_up = matches!(watcher.goal, Goal::Up { .. });
+        // Most have none, and are asked often.
+        let busy = watcher.tally.busy() - watcher.tally.beside;
+        let has_vacant = busy < watcher.slots.len() as u32;
+        if !is_up || !has_vacant || !watcher.edition.sockets.contains(&id) {
+            return Vec::new();
+        }
+        (watcher.numbered().take(watcher.wanted as usize))
+            .filter(|(_, slot)| slot.is_vacant() && watcher.is_on_call(slot))
+            .map(|(wid, _)| wid)
+            .collect()
+    }
+
+    /// Those of a watcher's sockets that may have to be watched, or not any more.
+    pub(super) fn stir_watched(&mut self, id: WatcherId) {
+        for edition in self.watchers[id].editions() {
+            let is_on_demand = edition.spec.unit.on_demand.value;
+            let may_change = |id: &&SocketId| {
+                let socket = self.sockets.get(**id);
+                is_on_demand || socket.is_some_and(|socket| socket.watched)
+            };
+            self.stirred
+                .extend(edition.sockets.iter().filter(may_change));
+        }
     }
 
     /// Whether traffic on the socket starts the watcher.
@@ -35,26 +71,28 @@ impl Supervisor {
 
     pub(super) fn settle_socket(&mut self, turn: &mut Turn<'_>, id: SocketId) {
         self.settle_shards(turn, id);
-        let must = self.must_watch(id);
+        let must = self.to_watch(id);
         let Some(socket) = self.sockets.get_mut(id) else {
             return;
         };
-        if socket.watched != must {
-            socket.watched = must;
-            if must {
-                socket.watched_since = turn.now;
-            }
-            self.dirty.sockets.insert(id);
-            turn.effects.push(if must {
-                Effect::Watch { socket: id }
-            } else {
-                Effect::Unwatch { socket: id }
-            });
+        let watched = socket.watched.then_some(&socket.watched_shards);
+        if watched == must.as_ref() {
+            return;
         }
+        self.dirty.sockets.insert(id);
+        socket.watched = must.is_some();
+        socket.watched_shards = must.clone().unwrap_or_default();
+        turn.effects.push(match must {
+            Some(shards) => {
+                socket.watched_since = turn.now;
+                Effect::Watch { socket: id, shards }
+            }
+            None => Effect::Unwatch { socket: id },
+        });
     }
 
     pub(super) fn traffic(&mut self, turn: &mut Turn<'_>, id: SocketId) {
-        if !self.must_watch(id) {
+        if self.to_watch(id).is_none() {
             return;
         }
         let Some(socket) = self.socket_mut(id) else {
@@ -87,6 +125,17 @@ impl Supervisor {
                     "started by traffic".into()
                 });
                 self.start_watcher(turn, watcher);
+                continue;
+            }
+            let wids = self.on_call(watcher, id);
+            if !wids.is_empty() {
+                self.note_return(turn, watcher, id);
+            }
+            for wid in wids {
+                self.log(turn, LogLevel::Debug, watcher, || {
+                    format!("worker {wid} is started by traffic")
+                });
+                self.set_state(Post::main(watcher, wid), State::Due);
             }
         }
     }

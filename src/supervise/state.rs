@@ -34,6 +34,9 @@ pub(super) struct Socket {
     /// What the runtime was last told; whether it *should* be watched is computed.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched: bool,
+    /// If not all of its shards are: those of these wids.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub watched_shards: Vec<u32>,
     /// Since when, or since when last.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub watched_since: Time,
@@ -114,6 +117,9 @@ pub(super) struct Watcher {
     /// Slot `i` is wid `i + 1`.
     #[serde(skip)]
     pub slots: Vec<Slot>,
+    /// How many processes the slots past the end have had.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub past: Past,
     /// Deaths that were made good.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub restarts: u64,
@@ -197,6 +203,15 @@ impl Watcher {
     /// Those but the one that waits for its reload.
     pub fn begun_editions(&self) -> impl Iterator<Item = &Edition> {
         std::iter::once(&self.edition).chain(&self.others)
+    }
+
+    /// Whether traffic starts a worker in the place of one that has ended well, be it while others go on: a slot that is
+    /// vacant.
+    pub fn is_on_call(&self, slot: &Slot) -> bool {
+        let unit = self.unit();
+        let once = unit.kind == unit::WatcherKind::Oneshot || unit.restart == unit::Restart::Never;
+        // The end of a critical one that runs once is that of the manager.
+        unit.on_demand.value && !(unit.critical && once) && slot.ended_badly.is_none()
     }
 
     /// Whether its workers end and leave what they were started for, again and again.
@@ -317,6 +332,46 @@ impl Goal {
             self,
             Goal::Up { .. } | Goal::Queued | Goal::Stopped { again: true, .. }
         )
+    }
+}
+
+/// What is remembered of slots that were trimmed, so that no worker has the wid and the generation of another that was
+/// before it. The last trimmed is the first to come back, and neighbours mostly have had as many processes: each entry is a
+/// number of processes, and of how many slots in a row it is.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Past(Vec<(u64, u32)>);
+
+impl Past {
+    /// The most entries. Past that, slots that are far out are taken to have had as many processes as the busiest of them.
+    const MOST: usize = 64;
+
+    /// The last slot goes, which has had so many processes.
+    pub fn push(&mut self, generation: u64) {
+        match self.0.last_mut() {
+            Some((known, count)) if *known == generation => *count += 1,
+            // What never was need not be remembered.
+            None if generation == 0 => {}
+            _ => self.0.push((generation, 1)),
+        }
+        if self.0.len() > Past::MOST {
+            let (farthest, count) = self.0.remove(0);
+            let (next, its_count) = &mut self.0[0];
+            *next = farthest.max(*next);
+            *its_count += count;
+        }
+    }
+
+    /// The slot after the last comes back: how many processes it has had.
+    pub fn pop(&mut self) -> u64 {
+        let Some((generation, count)) = self.0.last_mut() else {
+            return 0;
+        };
+        let generation = *generation;
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.0.pop();
+        }
+        generation
     }
 }
 
@@ -588,5 +643,32 @@ impl Tally {
     /// Slots that are not vacant.
     pub fn busy(&self) -> u32 {
         self.live() + self.due + self.backoff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_come_back_with_what_they_have_had() {
+        let mut past = Past::default();
+        let all = [0, 0, 5, 5, 0, 2];
+        all.iter().for_each(|generation| past.push(*generation));
+        assert_eq!(past.0, [(5, 2), (0, 1), (2, 1)]);
+        let back: Vec<u64> = all.iter().map(|_| past.pop()).collect();
+        assert_eq!(back, [2, 0, 5, 5, 0, 0]);
+        assert_eq!(past, Past::default());
+    }
+
+    #[test]
+    fn what_is_remembered_of_slots_has_an_end_and_repeats_nothing() {
+        let mut past = Past::default();
+        let all: Vec<u64> = (0..1000).map(|wid| wid * 7 % 1000).collect();
+        all.iter().for_each(|generation| past.push(*generation));
+        assert_eq!(past.0.len(), Past::MOST);
+        for generation in all.iter().rev() {
+            assert!(past.pop() >= *generation);
+        }
     }
 }

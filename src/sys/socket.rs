@@ -784,12 +784,15 @@ pub fn is_in_the_way(local: SocketAddr, listen: &Listen<'_>) -> bool {
 }
 
 /// Makes an inherited socket as [`listen`] would have made it, as far as that can be changed: CLOEXEC, O_NONBLOCK (which
-/// all who share the socket see), and listening.
+/// all who share the socket see), SO_REUSEPORT where others are to be bound beside it, and listening.
 pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     let flags = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD)?);
     fcntl(fd, FcntlArg::F_SETFD(flags | FdFlag::FD_CLOEXEC))?;
     let socket = SockRef::from(&fd);
     socket.set_nonblocking(!listen.blocking)?;
+    if listen.reuseport {
+        set_shareable(fd, true)?;
+    }
     if listen.kind.has_connections() && !socket.is_listener()? {
         socket.listen(backlog(listen))?;
     }

@@ -105,7 +105,8 @@ pub enum Stage {
 #[derive(Default)]
 struct Port {
     pending: u32,
-    is_watched: bool,
+    /// All of it, or the shards of some wids.
+    watched: Option<Vec<u32>>,
     is_bound: bool,
     traffic_queued: bool,
     /// With `so_reuseport`, by wid.
@@ -369,7 +370,7 @@ impl Kernel {
                 self.ports.get_mut(&port)?.traffic_queued = false;
                 self.look_at(now, port);
                 let it = &self.ports[&port];
-                (it.is_watched && it.pending > 0).then_some(Event::Traffic {
+                it.has_traffic().then_some(Event::Traffic {
                     socket: SocketId(port),
                 })
             }
@@ -440,7 +441,7 @@ impl Kernel {
                 if let Some(process) = self.procs.values().find(has_it) {
                     return Err(format!("a socket is closed while {process:?} has it"));
                 }
-                if self.port(*socket, "closed")?.is_watched {
+                if self.port(*socket, "closed")?.watched.is_some() {
                     return Err("a socket is closed while it is watched".into());
                 }
                 self.ports.remove(&socket.0);
@@ -519,23 +520,25 @@ impl Kernel {
                 let shard = self.shard(*socket, *wid)?;
                 (shard.is_closing, shard.is_retired) = (false, false);
             }
-            Effect::Watch { socket } => {
+            Effect::Watch { socket, shards } => {
                 let port = self.port(*socket, "watched")?;
-                if port.is_watched {
+                if port.watched.as_ref() == Some(shards) {
                     return Err("a socket is watched twice".into());
                 }
                 if !port.is_bound {
                     return Err("a socket is watched that is not bound".into());
                 }
-                port.is_watched = true;
+                if !shards.is_empty() && port.shards.is_none() {
+                    return Err("shards are watched of a socket that has none".into());
+                }
+                port.watched = Some(shards.clone());
                 self.look_at(now, socket.0);
             }
             Effect::Unwatch { socket } => {
                 let port = self.port(*socket, "unwatched")?;
-                if !port.is_watched {
+                if port.watched.take().is_none() {
                     return Err("a socket is unwatched that is not watched".into());
                 }
-                port.is_watched = false;
             }
             Effect::Bind { socket } => {
                 if self.port(*socket, "bound")?.is_bound {
@@ -965,7 +968,7 @@ impl Kernel {
             process.is_awaited = false;
         }
         for port in self.ports.values_mut() {
-            (port.is_watched, port.traffic_queued) = (false, false);
+            (port.watched, port.traffic_queued) = (None, false);
             let shards = port.shards.iter_mut().flatten();
             shards.for_each(|(_, shard)| shard.is_closing = false);
         }
@@ -1040,10 +1043,25 @@ impl Kernel {
         let Some(it) = self.ports.get_mut(&port) else {
             return;
         };
-        if it.is_watched && it.pending > 0 && !it.traffic_queued {
+        if it.has_traffic() && !it.traffic_queued {
             it.traffic_queued = true;
             let delay = self.random.millis(5);
             self.add(now + delay, Happening::Traffic(port));
+        }
+    }
+}
+
+impl Port {
+    /// Somebody waits where it is watched.
+    fn has_traffic(&self) -> bool {
+        let waits = |wid: &u32| {
+            let shard = self.shards.as_ref().and_then(|shards| shards.get(wid));
+            shard.is_some_and(|shard| shard.waits)
+        };
+        match &self.watched {
+            None => false,
+            Some(wids) if wids.is_empty() => self.pending > 0,
+            Some(wids) => wids.iter().any(waits),
         }
     }
 }

@@ -19,7 +19,7 @@ use rules::{Rules, brief};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use tentpole::plan::Plan;
+use tentpole::plan::{Action, Change, Plan, Unit};
 use tentpole::supervise::notify::Watchdog;
 use tentpole::supervise::{
     Amount, Command, Effect, Event, Key, ParentNotice, ProcId, Refusal, RequestId, Settings,
@@ -106,6 +106,7 @@ const RULES: &[&str] = &[
     "leftovers may stop by themselves",
     "made to drain a shard",
     "not restarted",
+    "one more started by traffic",
     "one signal in both ways",
     "parent asked for time",
     "promoted",
@@ -152,6 +153,14 @@ const RULES: &[&str] = &[
     "watcher added",
     "watcher removed",
 ];
+
+/// Whether it was said of a watcher that what it is to be waits for a socket: what becomes of that is not awaited.
+fn tells_that_it_waits(said: Option<&str>, unit: &Unit) -> bool {
+    let Unit::Watcher(name) = unit else {
+        return false;
+    };
+    said.is_some_and(|said| said.contains(&format!("watcher `{name}` waits: ")))
+}
 
 #[test]
 fn one_seed() {
@@ -284,6 +293,15 @@ struct Asked {
     progress: bool,
     /// The workers that there were.
     procs: BTreeSet<ProcId>,
+    /// Watchers that were scaled by hand since.
+    scaled: BTreeSet<String>,
+}
+
+impl Asked {
+    fn was_scaled(&self, change: &Change) -> bool {
+        let mut scaled = self.scaled.iter().map(|name| Unit::Watcher(name.clone()));
+        change.action == Action::Scale && scaled.any(|unit| unit == change.unit)
+    }
 }
 
 #[derive(Debug)]
@@ -674,8 +692,11 @@ impl<'a> Run<'a> {
                 };
                 if !self.rules.is_beyond_force() {
                     check_answer(outcome, &asked, &view, &self.kernel)?;
-                    if let (Ok(_), What::Apply(plan), false) = (outcome, &asked.what, asked.no_wait)
-                        && let Some(change) = self.supervisor.changes_to(plan).first()
+                    if let (Ok(said), What::Apply(plan), false) =
+                        (outcome, &asked.what, asked.no_wait)
+                        && let Some(change) = (self.supervisor.changes_to(plan).into_iter())
+                            .filter(|change| !tells_that_it_waits(said.as_deref(), &change.unit))
+                            .find(|change| !asked.was_scaled(change))
                     {
                         return Err(format!("an apply is said to be done, and not: {change:?}"));
                     }
@@ -744,7 +765,13 @@ impl<'a> Run<'a> {
                     no_wait: *no_wait,
                     progress: *progress,
                     procs: self.replaceable(),
+                    scaled: BTreeSet::new(),
                 };
+                if let Command::Scale { name, .. } = command {
+                    for earlier in self.open.values_mut() {
+                        earlier.scaled.insert(name.clone());
+                    }
+                }
                 self.open.insert(*request, asked);
             }
             Event::Apply {
@@ -759,6 +786,7 @@ impl<'a> Run<'a> {
                     no_wait: *no_wait,
                     progress: *progress,
                     procs: BTreeSet::new(),
+                    scaled: BTreeSet::new(),
                 };
                 self.open.insert(*request, asked);
             }

@@ -65,6 +65,8 @@ struct Watcher {
     together: Option<u64>,
     wanted: u32,
     slots: BTreeMap<u32, Slot>,
+    /// How many processes each wid has ever had.
+    generations: BTreeMap<u32, u64>,
     restarts: u64,
     failed_starts: u32,
     failures: u64,
@@ -129,8 +131,6 @@ enum Goal {
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Processes it has had.
-    generation: u64,
     /// Restarts in a row.
     row: u32,
     /// A worker died, and no other has taken its place.
@@ -234,7 +234,8 @@ struct Socket {
     window: Option<Time>,
     activations: u32,
     paused: Option<Time>,
-    watched: bool,
+    /// All of it, or the shards of these wids.
+    watched: Option<Vec<u32>>,
     watched_since: Time,
     /// By wid.
     shards: BTreeMap<u32, Shard>,
@@ -315,7 +316,7 @@ enum Act {
     Open(Rc<plan::Socket>),
     Change(Rc<plan::Socket>),
     Close,
-    Watch,
+    Watch(Vec<u32>),
     Unwatch,
     Bind,
     Reply(Answer),
@@ -1229,7 +1230,9 @@ impl Rules {
         }
         let was_there = now.since(it.watched_since) <= Duration::from_millis(50);
         for id in self.ids() {
-            if self.watchers[&id].waits_on(socket) {
+            let is_asleep = self.watchers[&id].waits_on(socket);
+            let on_call = self.watchers[&id].on_call(socket);
+            if is_asleep || !on_call.is_empty() {
                 self.say("started by traffic");
                 let watcher = self.watcher(id);
                 let is_left = was_there && watcher.last_end.is_some_and(|end| !end.failed);
@@ -1238,7 +1241,14 @@ impl Rules {
                     watcher.mishap = Mishap::Return;
                     self.say("clients are left waiting");
                 }
-                self.start(id);
+                for wid in on_call {
+                    self.say("one more started by traffic");
+                    let slot = self.watcher(id).slots.entry(wid).or_default();
+                    slot.main.life = Life::Due;
+                }
+                if is_asleep {
+                    self.start(id);
+                }
             }
         }
     }
@@ -1266,15 +1276,23 @@ impl Rules {
         }
     }
 
-    fn must_watch(&self, socket: usize) -> bool {
+    /// Whether traffic is of interest, and if only in some shards, in which.
+    fn to_watch(&self, socket: usize) -> Option<Vec<u32>> {
         let it = &self.sockets[&socket];
-        it.bound
-            && it.paused.is_none()
-            && !self.is_stopping()
-            && self
-                .watchers
-                .values()
-                .any(|watcher| watcher.waits_on(socket))
+        if !it.bound || it.paused.is_some() || self.is_stopping() {
+            return None;
+        }
+        let mut watchers = self.watchers.values();
+        if watchers.any(|watcher| watcher.waits_on(socket)) {
+            return Some(Vec::new());
+        }
+        let on_call = self.watchers.values().flat_map(|it| it.on_call(socket));
+        let wids: BTreeSet<u32> = on_call.collect();
+        match it.spec.unit.so_reuseport.value {
+            _ if wids.is_empty() => None,
+            true => Some(wids.into_iter().collect()),
+            false => Some(Vec::new()),
+        }
     }
 
     // Commands.
@@ -1859,17 +1877,20 @@ impl Rules {
     }
 
     fn settle_socket(&mut self, index: usize) {
-        let must = self.must_watch(index);
         let is_closed = self.is_unused(index);
+        let must = self.to_watch(index).filter(|_| !is_closed);
         let Some(socket) = self.sockets.get_mut(&index) else {
             return;
         };
-        let must = must && !is_closed;
-        if must && !socket.watched {
-            socket.watched_since = self.now;
-        }
-        if std::mem::replace(&mut socket.watched, must) != must {
-            let act = if must { Act::Watch } else { Act::Unwatch };
+        if socket.watched != must {
+            socket.watched = must.clone();
+            let act = match must {
+                Some(wids) => {
+                    socket.watched_since = self.now;
+                    Act::Watch(wids)
+                }
+                None => Act::Unwatch,
+            };
             let reason = "somebody waits for traffic, or not";
             self.expect(Key::Socket(index), act, reason);
         }
@@ -1969,12 +1990,12 @@ impl Rules {
             let order = self.orders;
             let definition = Rc::clone(self.watchers[&id].next());
             self.open_shards(&definition.sockets, at.wid);
-            let slot = self.slot(at);
-            slot.generation += 1;
             if at.seat == Seat::Main {
-                slot.ended_badly = None;
+                self.slot(at).ended_badly = None;
             }
-            let generation = slot.generation;
+            let generation = self.watcher(id).generations.entry(at.wid).or_default();
+            *generation += 1;
+            let generation = *generation;
             *self.worker_mut(at) = Worker {
                 life: Life::Ordered { cancelled: false },
                 generation,
@@ -2134,6 +2155,28 @@ impl Watcher {
     /// Traffic on this socket starts it.
     fn waits_on(&self, socket: usize) -> bool {
         self.goal == Goal::Waiting && self.own.sockets.contains(&socket)
+    }
+
+    /// The wids of workers that ended well by themselves while others go on, and come with the next traffic on this socket.
+    fn on_call(&self, socket: usize) -> Vec<u32> {
+        let is_up = matches!(self.goal, Goal::Up { .. });
+        if !is_up || !self.own.sockets.contains(&socket) {
+            return Vec::new();
+        }
+        let is_meant = |(wid, slot): &(&u32, &Slot)| {
+            let is_idle = slot.main.life == Life::Idle && slot.beside.life == Life::Idle;
+            **wid <= self.wanted && is_idle && self.comes_with_traffic(slot)
+        };
+        let meant = self.slots.iter().filter(is_meant);
+        meant.map(|(wid, _)| *wid).collect()
+    }
+
+    /// Of a slot in which nothing runs.
+    fn comes_with_traffic(&self, slot: &Slot) -> bool {
+        let unit = &self.own.spec.unit;
+        let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
+        let ends_all = unit.critical && once;
+        unit.on_demand.value && !ends_all && slot.ended_badly.is_none()
     }
 
     fn state(&self) -> WatcherState {

@@ -384,7 +384,15 @@ impl Scenario {
             Effect::OpenShard { socket, wid } => {
                 format!("open shard {}/{wid}", self.sockets[socket])
             }
-            Effect::Watch { socket } => format!("watch {}", self.sockets[socket]),
+            Effect::Watch { socket, shards } => {
+                let name = &self.sockets[socket];
+                let shards: Vec<String> =
+                    shards.iter().map(|wid| format!("{name}/{wid}")).collect();
+                match shards.is_empty() {
+                    true => format!("watch {name}"),
+                    false => format!("watch {}", shards.join(" ")),
+                }
+            }
             Effect::Unwatch { socket } => format!("unwatch {}", self.sockets[socket]),
             Effect::Bind { socket } => format!("bind {}", self.sockets[socket]),
             Effect::Reply { request, outcome } => {

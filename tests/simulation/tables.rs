@@ -946,6 +946,90 @@ fn traffic_on_a_socket_of_several_starts_all_that_wait() {
 }
 
 #[test]
+fn a_worker_that_ends_well_is_started_by_traffic_though_others_go_on() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nnumprocesses = 2";
+    let text = socket("trigger_limit = { burst = 2, interval = 10 }") + &watcher("a", lines);
+    let mut run = Scenario::of(&text);
+    run.begin();
+    run.traffic("s");
+    run.all_spawned(&["a/1", "a/2"]);
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "watch s"]
+    );
+    assert_eq!(run.state("a"), "running");
+    assert_eq!(run.traffic("s"), ["spawn a/1", "unwatch s"]);
+    run.spawned("a/1");
+    assert_eq!(run.watcher("a").restarts, 0);
+    // The limit is one for all starts by traffic.
+    run.exits("a/1", CODE_0);
+    assert_eq!(run.traffic("s"), ["unwatch s"]);
+    assert_eq!(run.after(10.0), ["watch s"]);
+    assert_eq!(
+        run.stop(&["a"]),
+        ["TERM to a/2", "CONT to a/2", "unwatch s"]
+    );
+}
+
+#[test]
+fn traffic_in_the_shard_of_a_worker_that_ended_well_starts_it() {
+    let lines = "sockets = [\"s\"]\non_demand = true\nnumprocesses = 3";
+    let mut run = Scenario::of(&(socket("so_reuseport = true") + &watcher("a", lines)));
+    run.begin();
+    run.traffic("s");
+    run.all_spawned(&["a/1", "a/2", "a/3"]);
+    assert_eq!(
+        run.exits("a/3", CODE_0),
+        ["kill leftovers of a/3", "watch s/3"]
+    );
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "watch s/1 s/3"]
+    );
+    assert_eq!(
+        run.traffic("s"),
+        ["spawn a/1", "spawn a/3", "unwatch s"],
+        "which of them it is in is not known"
+    );
+    run.all_spawned(&["a/1", "a/3"]);
+    run.exits("a/1", CODE_0);
+    run.exits("a/2", CODE_0);
+    assert_eq!(
+        run.exits("a/3", CODE_0),
+        ["kill leftovers of a/3", "watch s"]
+    );
+    assert_eq!(run.state("a"), "waiting");
+}
+
+#[test]
+fn the_shard_of_a_worker_that_ended_for_good_gets_no_clients_while_others_live() {
+    let lines = "sockets = [\"s\"]\nrestart = \"never\"\nnumprocesses = 3";
+    let mut run = Scenario::of(&(socket("so_reuseport = true") + &watcher("a", lines)));
+    run.begin();
+    run.all_spawned(&["a/1", "a/2", "a/3"]);
+    assert_eq!(
+        run.exits("a/2", CODE_0),
+        ["kill leftovers of a/2", "close shard s/2"]
+    );
+    // Who waits in it waits for the next start, ...
+    assert_eq!(run.shard_owed("s", 2), NOTHING);
+    // ... and the first is never closed.
+    assert_eq!(
+        run.exits("a/1", CODE_0),
+        ["kill leftovers of a/1", "shut shard s/1"]
+    );
+    assert_eq!(
+        run.exits("a/3", CODE_0),
+        ["kill leftovers of a/3", "open shard s/1"]
+    );
+    assert_eq!(run.state("a"), "stopped");
+    assert_eq!(
+        run.start(&["a"]),
+        ["spawn a/1", "spawn a/2", "spawn a/3", "open shard s/2"]
+    );
+}
+
+#[test]
 fn stopped_is_not_waiting_and_start_means_now() {
     let text = socket("") + &watcher("a", "sockets = [\"s\"]\non_demand = true");
     let mut run = Scenario::of(&text);
@@ -1209,6 +1293,26 @@ fn scale_adds_and_takes_away_from_the_end() {
         ["TERM to a/1", "CONT to a/1"]
     );
     assert_eq!(run.watcher("a").wanted, 0);
+}
+
+#[test]
+fn a_wid_that_comes_back_goes_on_counting_its_workers() {
+    let mut run = running("numprocesses = 3");
+    run.exits("a/3", CODE_1);
+    run.spawned("a/3");
+    let generations = |run: &Scenario| -> Vec<u64> {
+        let workers = &run.watcher("a").workers;
+        workers.iter().map(|worker| worker.generation).collect()
+    };
+    assert_eq!(generations(&run), [1, 1, 2]);
+    run.command(scale("a", Amount::To(1)));
+    run.ends("a/3");
+    run.ends("a/2");
+    // Another manager knows of it too.
+    run.succeeded(false);
+    run.command(scale("a", Amount::To(4)));
+    run.all_spawned(&["a/2", "a/3", "a/4"]);
+    assert_eq!(generations(&run), [1, 2, 3, 1]);
 }
 
 #[test]
@@ -1476,10 +1580,7 @@ fn a_watcher_whose_last_worker_is_scaled_away_has_run_out() {
     run.all_spawned(&["a/1", "a/2"]);
     run.ends("a/1");
     run.command(scale("a", Amount::To(1)));
-    assert_eq!(
-        run.ends("a/2"),
-        ["kill leftovers of a/2", "answer 1: done", "watch s"]
-    );
+    assert_eq!(run.ends("a/2"), ["kill leftovers of a/2", "answer 1: done"]);
     assert_eq!(run.state("a"), "waiting");
 
     let mut run = running("restart = \"never\"\nnumprocesses = 2");

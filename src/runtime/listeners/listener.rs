@@ -21,7 +21,8 @@ pub(super) struct Listener {
     pub(super) found: Found,
     /// Where it is bound, with the real port.
     pub(super) local: Option<Local>,
-    pub(super) watched: bool,
+    /// Whether traffic on it is reported, and if only that of some wids' shards, of which.
+    pub(super) watched: Option<Vec<u32>>,
     /// With whom it shares its address.
     pub(super) group: Option<Group>,
     /// How often it was bound anew: a descriptor that is another is held by another name.
@@ -45,7 +46,7 @@ impl Listener {
             fds: Fds::Unbound,
             found: Ok(Vec::new()),
             local: None,
-            watched: false,
+            watched: None,
             group: None,
             number: 0,
             is_succeeded: false,
@@ -82,7 +83,9 @@ impl Listener {
         groups: &mut Groups,
         own: &[FileId],
     ) -> Result<(), Obstacle> {
-        if let Some((id, predecessor)) = leaving.iter().find(|(_, it)| self.is_same_as(it)) {
+        // The last, where one of a former apply is still there.
+        let mut leaving_last = leaving.iter().rev();
+        if let Some((id, predecessor)) = leaving_last.find(|(_, it)| self.is_same_as(it)) {
             self.fds = self
                 .fds_of(predecessor)
                 .map_err(|error| error.to_string())?;
@@ -167,14 +170,21 @@ impl Listener {
         if self.spec.unit.so_reuseport.value && self.group.is_none() {
             self.join_group(groups);
         }
+        // What was a shard that new clients were kept from is all that there is.
+        if let (Fds::One(fd), Some(group)) = (&self.fds, &self.group)
+            && fd.socket.retired.replace(false)
+        {
+            group.choose(fd);
+        }
     }
 
     /// Whether a socket that is bound is, for the kernel, what this one would be: all else can be set on it.
     pub(super) fn is_same_as(&self, bound: &Listener) -> bool {
         let (ours, theirs) = (&self.spec.unit, &bound.spec.unit);
+        // With a port that the kernel chooses, each unit has one of its own.
         let is_chosen_by_kernel = ours.address.value.port() == Some(0);
         !matches!(bound.fds, Fds::Unbound)
-            && !is_chosen_by_kernel
+            && (!is_chosen_by_kernel || self.spec.name() == bound.spec.name())
             && address_of(ours) == address_of(theirs)
             && ours.kind == theirs.kind
     }
@@ -471,6 +481,21 @@ impl Listener {
         Ok(())
     }
 
+    /// Those that are watched.
+    pub(super) fn fds_watched(&self) -> impl Iterator<Item = &Descriptor> {
+        let is_meant = |wid: Option<u32>| match &self.watched {
+            None => false,
+            Some(wids) => wids.is_empty() || wid.is_some_and(|wid| wids.contains(&wid)),
+        };
+        let (one, shards) = match &self.fds {
+            Fds::Unbound => (None, &[][..]),
+            Fds::One(fd) => (self.watched.is_some().then_some(fd), &[][..]),
+            Fds::Shards(shards) => (None, shards.as_slice()),
+        };
+        let shards = shards.iter().filter(move |shard| is_meant(shard.wid));
+        one.into_iter().chain(shards.map(|shard| &shard.fd))
+    }
+
     /// What its descriptor is held by, if it has no shards: a number once it is another than at first.
     pub(super) fn number_held(&self) -> Option<u32> {
         (self.number > 0).then_some(self.number)
@@ -529,6 +554,15 @@ impl Listener {
         }
     }
 
+    /// It is one to come to again, after all of its shards were not.
+    pub(super) fn let_in(&self) {
+        if self.is_tcp() {
+            for fd in self.fds.iter() {
+                let _ = socket::let_in(fd.as_fd());
+            }
+        }
+    }
+
     fn is_tcp(&self) -> bool {
         matches!(self.local, Some(Local::Ip(_))) && self.spec.unit.kind == unit::SocketKind::Stream
     }
@@ -572,7 +606,8 @@ impl Listener {
             shards[index].wid = None;
             return;
         }
-        if self.watched {
+        if self.watched.is_some() {
+            // It is not in the set if it is none of those that are watched.
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
         let shard = shards.swap_remove(index);

@@ -327,7 +327,7 @@ impl Listeners {
     }
 
     /// Makes sure that a wid has its shard of this socket.
-    pub fn provide(&mut self, id: SocketId, wid: u32) -> Result<(), String> {
+    pub fn provide(&mut self, epoll: &Epoll, id: SocketId, wid: u32) -> Result<(), String> {
         let Some(listener) = self.all.get_mut(&id) else {
             return Ok(());
         };
@@ -335,6 +335,9 @@ impl Listeners {
             Ok(false) => Ok(()),
             Ok(true) => {
                 self.dirty.insert(id);
+                if let Some(shards) = listener.watched.clone() {
+                    self.watch(epoll, id, shards);
+                }
                 Ok(())
             }
             Err(error) => Err(format!("socket `{}`: {error}", listener.spec.name())),
@@ -352,8 +355,8 @@ impl Listeners {
         let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
-        let was_watched = listener.watched;
-        if was_watched {
+        let watched = listener.watched.clone();
+        if watched.is_some() {
             self.unwatch(epoll, id);
         }
         if let Some(listener) = self.all.get_mut(&id)
@@ -361,8 +364,8 @@ impl Listeners {
         {
             self.dirty.insert(id);
         }
-        if was_watched {
-            self.watch(epoll, id);
+        if let Some(shards) = watched {
+            self.watch(epoll, id, shards);
         }
     }
 
@@ -371,13 +374,14 @@ impl Listeners {
         self.all.get(&id)?.trouble.as_deref()
     }
 
-    /// Reports traffic on a socket from now on.
-    pub fn watch(&mut self, epoll: &Epoll, id: SocketId) {
+    /// Reports traffic on a socket from now on, or only that in the shards of some wids.
+    pub fn watch(&mut self, epoll: &Epoll, id: SocketId, shards: Vec<u32>) {
+        self.unwatch(epoll, id);
         let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
-        listener.watched = true;
-        for fd in listener.fds.iter() {
+        listener.watched = Some(shards);
+        for fd in listener.fds_watched() {
             if let Err(error) =
                 epoll.add(fd.as_fd(), Token::Socket(id.0).pack(), Interest::Readable)
             {
@@ -391,11 +395,11 @@ impl Listeners {
         let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
-        listener.watched = false;
-        for fd in listener.fds.iter() {
+        for fd in listener.fds_watched() {
             // It is not in the set if it could not be added.
             let _ = epoll.remove(fd.as_fd());
         }
+        listener.watched = None;
     }
 
     /// Keeps new clients from these sockets, or from a wid's shards of them, and waits until their queues are empty.
@@ -449,12 +453,10 @@ impl Listeners {
     }
 
     /// Takes a shard that somebody has, or is going to, out of the kernel's choice.
-    pub fn shut_shard(&mut self, socket: SocketId, wid: u32) {
-        if let Some(listener) = self.all.get_mut(&socket)
-            && let Err(error) = listener.provide(wid)
-        {
+    pub fn shut_shard(&mut self, epoll: &Epoll, socket: SocketId, wid: u32) {
+        if let Err(error) = self.provide(epoll, socket, wid) {
             // Its worker, which is not made yet, fails with the same.
-            log::debug!(target: &format!("socket.{}", listener.spec.name()), "no shard can be had: {error}");
+            log::debug!(target: "manager", "no shard can be had: {error}");
         }
         self.set_retired(socket, wid, true);
     }
@@ -464,6 +466,9 @@ impl Listeners {
         self.closing
             .retain(|closing| (closing.socket, closing.wid) != (socket, wid));
         self.set_retired(socket, wid, false);
+        if let Some(listener) = self.all.get(&socket) {
+            listener.let_in();
+        }
     }
 
     fn set_retired(&mut self, id: SocketId, wid: u32, retired: bool) {

@@ -28,7 +28,7 @@ impl Rules {
             window: None,
             activations: 0,
             paused: None,
-            watched: false,
+            watched: None,
             watched_since: Time::ZERO,
             shards: match spec.unit.so_reuseport.value {
                 true => BTreeMap::from([(1, Shard::Open)]),
@@ -53,6 +53,7 @@ impl Rules {
             together: None,
             wanted,
             slots: (1..=wanted).map(|wid| (wid, Slot::default())).collect(),
+            generations: BTreeMap::new(),
             restarts: 0,
             failed_starts: 0,
             failures: 0,

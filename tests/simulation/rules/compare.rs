@@ -100,7 +100,7 @@ impl Rules {
             Effect::Open { socket, .. }
             | Effect::Change { socket, .. }
             | Effect::Close { socket }
-            | Effect::Watch { socket }
+            | Effect::Watch { socket, .. }
             | Effect::Unwatch { socket }
             | Effect::Bind { socket } => Key::Socket(socket.0 as usize),
             Effect::Reply { request, .. } => Key::Request(*request),
@@ -136,9 +136,9 @@ impl Rules {
             | (Act::ShutShard, Effect::ShutShard { .. })
             | (Act::OpenShard, Effect::OpenShard { .. })
             | (Act::Close, Effect::Close { .. })
-            | (Act::Watch, Effect::Watch { .. })
             | (Act::Unwatch, Effect::Unwatch { .. })
             | (Act::Bind, Effect::Bind { .. }) => true,
+            (Act::Watch(wids), Effect::Watch { shards, .. }) => wids == shards,
             (Act::Drain(shards), Effect::Drain { sockets, .. }) => {
                 let ids: Vec<usize> = sockets.iter().map(|socket| socket.0 as usize).collect();
                 *shards == ids
@@ -208,14 +208,18 @@ impl Rules {
                 SocketState::Failed
             } else if socket.paused.is_some() {
                 SocketState::Paused
-            } else if socket.watched {
+            } else if socket.watched.is_some() {
                 SocketState::Armed
             } else {
                 SocketState::Listening
             };
             let of = |what: &str| format!("{what} of socket `{}`", shown.name);
             same(|| of("the state"), shown.state, state)?;
-            same(|| of("the watching"), shown.watched, socket.watched)?;
+            same(
+                || of("the watching"),
+                shown.watched,
+                socket.watched.is_some(),
+            )?;
             let index = shown.id.0 as usize;
             let users = self.ids().into_iter().map(|id| &self.watchers[&id]);
             let users: Vec<&str> = (users.filter(|watcher| watcher.refers_to(index)))

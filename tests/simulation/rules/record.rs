@@ -28,10 +28,10 @@ impl Rules {
                     reason: "who was to bind it is gone",
                 });
             }
-            if socket.watched {
+            if let Some(wids) = &socket.watched {
                 self.expected.push(Expected {
                     key,
-                    act: Act::Watch,
+                    act: Act::Watch(wids.clone()),
                     reason: "who watched it is gone",
                 });
             }

@@ -62,8 +62,22 @@ impl Rules {
         }
     }
 
-    /// Where new clients of a shard would wait: the first is the socket's own.
+    /// Where new clients of a shard would wait. The first is the socket's own, and is there for all where no other is.
     fn wish(&self, index: usize, wid: u32) -> Wish {
+        if wid > 1 {
+            return self.wish_of_wid(index, wid);
+        }
+        let is_open = |(wid, shard): (&u32, &Shard)| {
+            let is_served = || self.wish_of_wid(index, *wid) == Wish::Open;
+            *wid > 1 && *shard == Shard::Open && is_served()
+        };
+        match self.wish_of_wid(index, 1) {
+            Wish::Shut if self.sockets[&index].shards.iter().any(is_open) => Wish::Shut,
+            _ => Wish::Open,
+        }
+    }
+
+    fn wish_of_wid(&self, index: usize, wid: u32) -> Wish {
         let users: Vec<usize> = (self.watchers.iter())
             .filter(|(_, it)| !it.retired && it.will_have(index))
             .map(|(id, _)| *id)
@@ -77,9 +91,16 @@ impl Rules {
         let is_served = |id: &usize| match self.watchers[id].goal {
             Goal::Waiting => true,
             Goal::Up { .. } => {
-                let slot = self.watchers[id].slots.get(&wid);
-                // One that is due has to wait for `warmup_delay`.
-                slot.is_some_and(|it| it.main.life != Life::Due || it.beside.life != Life::Idle)
+                let watcher = &self.watchers[id];
+                watcher
+                    .slots
+                    .get(&wid)
+                    .is_some_and(|slot| match slot.main.life {
+                        // It has to wait for `warmup_delay`.
+                        Life::Due => slot.beside.life != Life::Idle,
+                        Life::Idle => watcher.comes_with_traffic(slot),
+                        _ => true,
+                    })
             }
             _ => false,
         };
@@ -87,7 +108,6 @@ impl Rules {
         let on: Vec<usize> = users.iter().copied().filter(is_on).collect();
         let mut wanting = on.iter().filter(|id| wants(id));
         match on.is_empty() {
-            _ if wid == 1 => Wish::Open,
             true if users.iter().any(wants) => Wish::Same,
             true => Wish::Shut,
             false if wanting.clone().any(is_served) => Wish::Open,
@@ -157,12 +177,19 @@ impl Rules {
             return false;
         }
         let mut moved = false;
-        for (wid, shard) in self.sockets[&index].shards.clone() {
+        let mut shards: Vec<(u32, Shard)> =
+            self.sockets[&index].shards.clone().into_iter().collect();
+        // What becomes of the first depends on the others.
+        shards.sort_by_key(|(wid, _)| (*wid == 1, *wid));
+        for (wid, shard) in shards {
             let wish = self.wish(index, wid);
-            let is_in_use = users.iter().any(|id| {
-                let slot = self.watchers[id].slots.get(&wid);
-                slot.is_some_and(|it| it.main.life != Life::Idle || it.beside.life != Life::Idle)
-            });
+            let is_in_use = wid == 1
+                || users.iter().any(|id| {
+                    let slot = self.watchers[id].slots.get(&wid);
+                    slot.is_some_and(|it| {
+                        it.main.life != Life::Idle || it.beside.life != Life::Idle
+                    })
+                });
             let next = match shard {
                 _ if wish == Wish::Same => continue,
                 Shard::Open if wish == Wish::Open => continue,
