@@ -33,6 +33,54 @@ enum Need {
     Served,
 }
 
+/// A watcher that has a socket.
+struct Claim<'a> {
+    watcher: &'a Watcher,
+    /// It is up, started by traffic or about to start.
+    is_on: bool,
+}
+
+impl Claim<'_> {
+    fn wants(&self, wid: u32) -> bool {
+        wid <= self.watcher.wanted
+    }
+
+    /// What it needs a shard for, if it is on.
+    fn need(&self, wid: u32) -> Need {
+        match self.watcher.goal {
+            _ if !self.is_on || !self.wants(wid) => Need::None,
+            Goal::Waiting => Need::Served,
+            Goal::Up { .. } => {
+                let slot = self.watcher.slots.get(wid as usize - 1);
+                let is_served = slot.is_some_and(|slot| match slot.main {
+                    // It has to wait for `warmup_delay`.
+                    State::Due => slot.beside.is_some(),
+                    State::Vacant => self.watcher.is_on_call(slot),
+                    _ => true,
+                });
+                match is_served {
+                    true => Need::Served,
+                    false => Need::None,
+                }
+            }
+            // It is opened when the worker is made.
+            Goal::Queued | Goal::Stopped { .. } | Goal::Ended | Goal::Failed => Need::Kept,
+        }
+    }
+}
+
+/// Where a watcher of the socket is on, those that are on decide; else all that will start again.
+fn need_of_wid(claims: &[Claim<'_>], wid: u32) -> Need {
+    if claims.iter().any(|claim| claim.is_on) {
+        let needs = claims.iter().map(|claim| claim.need(wid));
+        return needs.max().unwrap_or(Need::None);
+    }
+    match claims.iter().any(|claim| claim.wants(wid)) {
+        true => Need::Kept,
+        false => Need::None,
+    }
+}
+
 impl Supervisor {
     /// Says that this wid is going to have its shards.
     pub(super) fn open_shards(&mut self, sockets: &[SocketId], wid: u32) {
@@ -100,66 +148,38 @@ impl Supervisor {
 
     /// The first stays as long as the socket does, so that its port does. It gets no clients only where others do.
     fn need_of_shard(&self, id: SocketId, wid: u32) -> Need {
-        let need = self.need_of_wid(id, wid);
-        if wid > 1 || need == Need::Served {
-            return need;
+        let claims = self.claims(id);
+        match wid {
+            1 => self.need_of_first(id, |wid| need_of_wid(&claims, wid)),
+            _ => need_of_wid(&claims, wid),
         }
-        let others = (2..).zip(self.sockets[id].shards.iter().skip(1));
-        let mut open = others.filter(|(_, shard)| **shard == Shard::Open);
-        let is_another_served = open.any(|(wid, _)| self.need_of_wid(id, wid) == Need::Served);
-        match need == Need::None && is_another_served {
+    }
+
+    fn need_of_first(&self, id: SocketId, need_of_wid: impl Fn(u32) -> Need) -> Need {
+        if need_of_wid(1) != Need::None {
+            return Need::Served;
+        }
+        let mut others = (2..).zip(self.sockets[id].shards.iter().skip(1));
+        match others.any(|(wid, it)| *it == Shard::Open && need_of_wid(wid) == Need::Served) {
             true => Need::None,
             false => Need::Served,
         }
     }
 
-    /// Where a watcher of the socket is on, those that are on decide; else all that will start again.
-    fn need_of_wid(&self, id: SocketId, wid: u32) -> Need {
-        let (mut need, mut is_on, mut is_meant) = (Need::None, false, false);
-        for user in &self.sockets[id].watchers {
-            let watcher = self.watcher(*user);
-            if !watcher.retired && watcher.is_to_have(id) {
-                is_meant |= wid <= watcher.wanted;
-                if let Some(of_it) = self.need_of_watcher(*user, wid) {
-                    is_on = true;
-                    need = need.max(of_it);
-                }
-            }
-        }
-        match is_meant {
-            true if !is_on => Need::Kept,
-            _ => need,
-        }
-    }
-
-    /// What a watcher needs the shard of this wid for; `None` if it is not on: neither up, nor started by traffic, nor about
-    /// to start.
-    fn need_of_watcher(&self, id: WatcherId, wid: u32) -> Option<Need> {
-        let watcher = self.watcher(id);
-        let need = match watcher.goal {
-            Goal::Stopped { .. } | Goal::Ended | Goal::Failed => return None,
-            Goal::Queued if !self.may_start(id) => return None,
-            // It is opened when the worker is made.
-            Goal::Queued => Need::Kept,
-            Goal::Waiting => Need::Served,
-            Goal::Up { .. } => {
-                let slot = watcher.slots.get(wid as usize - 1);
-                let is_served = slot.is_some_and(|slot| match slot.main {
-                    State::Due => slot.beside.is_some(),
-                    State::Vacant => watcher.is_on_call(slot),
-                    _ => true,
-                });
-                match is_served {
-                    true => Need::Served,
-                    false => Need::None,
-                }
-            }
-        };
-        Some(if wid <= watcher.wanted {
-            need
-        } else {
-            Need::None
-        })
+    /// What the watchers of a socket have to do with its shards.
+    fn claims(&self, id: SocketId) -> Vec<Claim<'_>> {
+        let users = (self.sockets[id].watchers.iter()).map(|user| (*user, self.watcher(*user)));
+        let users = users.filter(|(_, watcher)| !watcher.retired && watcher.is_to_have(id));
+        users
+            .map(|(user, watcher)| Claim {
+                watcher,
+                is_on: match watcher.goal {
+                    Goal::Up { .. } | Goal::Waiting => true,
+                    Goal::Queued => self.may_start(user),
+                    Goal::Stopped { .. } | Goal::Ended | Goal::Failed => false,
+                },
+            })
+            .collect()
     }
 
     /// Whether some watcher has a worker of this wid that may have the shard.
@@ -203,18 +223,30 @@ impl Supervisor {
             return;
         };
         // A socket that goes takes its shards along, and one that nobody has may get another watcher.
-        if socket.retired || socket.watchers.is_empty() || self.is_stopping() {
+        if socket.shards.is_empty()
+            || socket.retired
+            || socket.watchers.is_empty()
+            || self.is_stopping()
+        {
             return;
         }
+        let claims = self.claims(id);
+        let wids = 1..=socket.shards.len() as u32;
+        let needs: Vec<Need> = wids.map(|wid| need_of_wid(&claims, wid)).collect();
+        let need_of_wid = |wid: u32| needs[wid as usize - 1];
         // The first when it is known what becomes of the others.
         for wid in (2..=socket.shards.len() as u32).chain([1]) {
-            let is_kept = wid == 1 || self.is_shard_in_use(id, wid);
+            let need = match wid {
+                1 => self.need_of_first(id, need_of_wid),
+                _ => need_of_wid(wid),
+            };
+            let is_kept = need == Need::None && (wid == 1 || self.is_shard_in_use(id, wid));
             let shard = self.sockets[id].shard(wid);
             let close = |tries| {
                 let effect = Effect::CloseShard { socket: id, wid };
                 (effect, Shard::Closing { tries })
             };
-            let (effect, next) = match (shard, self.need_of_shard(id, wid)) {
+            let (effect, next) = match (shard, need) {
                 (Shard::Closed, _)
                 | (Shard::Open, Need::Served)
                 | (_, Need::Kept)
