@@ -313,8 +313,11 @@ fn put<T: Serialize>(
 }
 
 fn content<T: Serialize>(name: &str, value: &T) -> io::Result<Vec<u8>> {
-    serde_json::to_vec(value)
-        .map_err(|error| io::Error::other(format!("record `{name}` can't be written: {error}")))
+    serde_json::to_vec(value).map_err(|error| unwritable(name, &error))
+}
+
+fn unwritable(name: &str, error: &serde_json::Error) -> io::Error {
+    io::Error::other(format!("record `{name}` can't be written: {error}"))
 }
 
 fn read<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, String> {

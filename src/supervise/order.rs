@@ -33,9 +33,12 @@ pub(super) enum Phase {
         /// When it is forced; and when it was, given up.
         until: Option<Time>,
         forced: bool,
-        /// Whether a signal asked for it: one that came directly, one that was forwarded.
+        /// A signal that came directly has asked for it.
         #[serde(default)]
-        signalled: [bool; 2],
+        direct: bool,
+        /// And one that was forwarded.
+        #[serde(default)]
+        forwarded: bool,
         code: i32,
     },
     /// Everything has ended.
@@ -566,15 +569,19 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn terminate(&mut self, turn: &mut Turn<'_>, forwarded: bool) {
+    pub(super) fn terminate(&mut self, turn: &mut Turn<'_>, is_forwarded: bool) {
         if !self.is_stopping() {
             self.stop_all(turn, 0);
         }
-        let Phase::Stopping { signalled, .. } = &mut self.phase else {
+        let Phase::Stopping {
+            direct, forwarded, ..
+        } = &mut self.phase
+        else {
             return;
         };
         // The first is none too many where it was a command or a critical watcher that began the stop.
-        if std::mem::replace(&mut signalled[usize::from(forwarded)], true) {
+        let has_come = if is_forwarded { forwarded } else { direct };
+        if std::mem::replace(has_come, true) {
             self.force(turn);
         }
         self.dirty.manager = true;
@@ -625,7 +632,8 @@ impl Supervisor {
         self.set_phase(Phase::Stopping {
             until,
             forced: false,
-            signalled: [false; 2],
+            direct: false,
+            forwarded: false,
             code,
         });
         self.startable.clear();

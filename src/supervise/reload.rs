@@ -462,15 +462,14 @@ impl Supervisor {
         let answers = watcher.unit().kind == WatcherKind::Notify;
         let (mut procs, mut unready) = (BTreeSet::new(), BTreeSet::new());
         for slot in &watcher.slots {
-            match &slot.main {
+            let (set, worker) = match &slot.main {
                 State::Starting { worker, .. } | State::Settling { worker, .. } => {
-                    unready.insert(worker.proc);
+                    (&mut unready, worker)
                 }
-                State::Ready { worker, .. } => {
-                    procs.insert(worker.proc);
-                }
-                _ => {}
-            }
+                State::Ready { worker, .. } => (&mut procs, worker),
+                _ => continue,
+            };
+            set.insert(worker.proc);
         }
         let until = (watcher.unit().start_timeout)
             .filter(|_| answers && !procs.is_empty())
