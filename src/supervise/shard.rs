@@ -83,12 +83,18 @@ fn need_of_wid(claims: &[Claim<'_>], wid: u32) -> Need {
 
 impl Supervisor {
     /// Says that this wid is going to have its shards.
-    pub(super) fn open_shards(&mut self, sockets: &[SocketId], wid: u32) {
+    pub(super) fn open_shards(&mut self, turn: &mut Turn<'_>, sockets: &[SocketId], wid: u32) {
         for id in sockets {
             let Some(socket) = self.sockets.get(*id) else {
                 continue;
             };
-            let is_there = !matches!(socket.shard(wid), Shard::Closed);
+            let shard = socket.shard(wid);
+            if let Shard::Closing { .. } = shard {
+                // Not under a worker that is made for what waits in another of its shards.
+                let socket = *id;
+                turn.effects.push(Effect::OpenShard { socket, wid });
+            }
+            let is_there = !matches!(shard, Shard::Closed | Shard::Closing { .. });
             if socket.spec.unit.so_reuseport.value && !is_there {
                 self.set_shard(*id, wid, Shard::Open);
             }

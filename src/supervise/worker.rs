@@ -96,7 +96,7 @@ impl Supervisor {
         }
         let edition = self.watcher(post.watcher).next();
         let (edition, sockets) = (edition.number, Rc::clone(&edition.sockets));
-        self.open_shards(&sockets, post.wid);
+        self.open_shards(turn, &sockets, post.wid);
         let launching = State::Launching {
             proc,
             edition,

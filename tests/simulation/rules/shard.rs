@@ -36,7 +36,12 @@ impl Rules {
         for index in sockets {
             let socket = self.sockets.get_mut(index);
             if let Some(socket) = socket.filter(|it| it.spec.unit.so_reuseport.value) {
-                socket.shards.entry(wid).or_insert(Shard::Open);
+                let shard = socket.shards.entry(wid).or_insert(Shard::Open);
+                if let Shard::Closing { .. } = shard {
+                    *shard = Shard::Open;
+                    let reason = "a worker gets it after all";
+                    self.expect(Key::Shard(*index, wid), Act::OpenShard, reason);
+                }
             }
         }
     }
