@@ -561,6 +561,8 @@ impl<'a> Run<'a> {
         let crash = !self.kernel.calm && self.random.chance(50);
         let pause = match crash {
             true => self.random.pick(&[0, 1, 5, 40, 300]),
+            // Nor is anything late.
+            false if self.kernel.calm => 0,
             false => self.random.pick(&[0, 0, 1, 40]),
         };
         let until = self.now + self.random.millis(pause + 1);
