@@ -341,7 +341,8 @@ impl Supervisor {
         }
         let mut levels = free.iter().map(|id| self.watcher(*id).level);
         let first = levels.next();
-        if levels.any(|level| Some(level) != first) {
+        // At the manager's end all are on their way together.
+        if levels.any(|level| Some(level) != first) && !self.is_stopping() {
             self.begin_descent(&free);
         }
     }
