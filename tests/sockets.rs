@@ -1019,6 +1019,8 @@ fn clients_of_a_worker_that_ends_well_are_served_though_others_go_on() {
         manager.wait_for("web", "has both again", |web| {
             web["workers"][0]["wid"] == 1 && web["workers"][0]["generation"] == 2
         });
+        let is_taken = || manager.socket("web")["queue"].as_u64() < Some(20);
+        assert!(poll(|| is_taken().then_some(())).is_some());
         kill(pids[1], libc::SIGCONT);
         let wids: Vec<String> = waiting.into_iter().map(finish).collect();
         assert!(wids.iter().any(|wid| wid == "1"), "{wids:?}");
