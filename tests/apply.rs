@@ -791,11 +791,9 @@ fn the_file_of_a_unix_socket_is_as_a_new_one_would_be_and_that_of_another_is_lef
     let before = access();
     manager.apply(&units("mode = \"0666\"\nuser = 12"));
     assert_eq!(access(), before);
-    let log = manager.log();
-    assert!(
-        log.contains("somebody has put another file in its place"),
-        "{log}"
-    );
+    let error = manager.socket("web")["error"].to_string();
+    let reason = "somebody has put another file in its place";
+    assert!(error.contains(reason), "{error}");
 }
 
 #[test]

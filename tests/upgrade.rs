@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use support::lives::open_descriptors;
 use support::load::Load;
 use support::{
-    DEADLINE, Manager, ask, environment, is_alive, kill, poll, receive, send, uninterrupted,
-    wait_until_dead,
+    DEADLINE, Manager, ask, environment, freeze, is_alive, kill, poll, receive, send,
+    uninterrupted, wait_until_dead,
 };
 
 const WEB: &str = r#"
@@ -121,6 +121,35 @@ fn everything_is_the_same_but_the_program() {
     });
     assert_eq!(manager.stop().code(), Some(0), "{}", manager.log());
     manager.wait_until_childless();
+}
+
+#[test]
+fn what_changes_in_the_turn_of_an_upgrade_outlives_the_manager_too() {
+    let other = "[socket.other]\nlisten = \"127.0.0.1:0\"\n[watcher.other]\ncmd = \"PROBE serve $(circus.socket.other)\"\n";
+    for script in ["", "#!/bin/sh\nexit 1\n"] {
+        let manager = spawn_own(WEB, |_| {});
+        if !script.is_empty() {
+            install(&manager, script);
+        }
+        manager.write(&format!("{WEB}{other}"));
+        let pid = manager.manager_pid();
+        freeze(pid);
+        kill(pid, libc::SIGHUP);
+        kill(pid, libc::SIGUSR2);
+        kill(pid, libc::SIGCONT);
+        manager.wait_for_state("other", "running");
+        let what = if script.is_empty() {
+            "upgraded"
+        } else {
+            "upgrade"
+        };
+        manager.wait_for_log(what);
+        install_own(&manager);
+        let before = (manager.snapshot(), manager.address("other"));
+        manager.crash();
+        assert_eq!((manager.snapshot(), manager.address("other")), before);
+        assert_eq!(ask(&before.1, "pid"), manager.pids("other")[0].to_string());
+    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Manager {
         let answer = memory::file(c"tentpole-answer")
             .map_err(|error| format!("the new program can't be asked: {error}"))?;
         let path = image::c_string(program.clone().into_os_string());
-        let null = output::null().map_err(|error| format!("/dev/null: {error}"))?;
+        let null = output::empty().map_err(|error| format!("/dev/null: {error}"))?;
         let mut argv = vec![
             path.clone(),
             image::c_string(PROBE.into()),

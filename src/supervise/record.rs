@@ -161,20 +161,24 @@ impl Supervisor {
         &mut self,
         sink: &mut dyn FnMut(Key, Option<Vec<u8>>),
     ) -> Result<(), Unwritable> {
-        self.dirty = Dirty {
+        let all = Dirty {
             manager: true,
             sockets: self.sockets.ids().gather(),
             watchers: self.watchers.ids().gather(),
             editions: BTreeSet::new(),
             slots: BTreeSet::new(),
         };
+        let changed = std::mem::replace(&mut self.dirty, all);
         for (id, watcher) in self.watchers.iter() {
             let editions = watcher.editions().map(|edition| (id, edition.number));
             self.dirty.editions.extend(editions);
             let slots = watcher.numbered().map(|(wid, _)| (id, wid));
             self.dirty.slots.extend(slots);
         }
-        self.record(sink)
+        let written = self.record(sink);
+        // They are for somebody else: where changes are recorded, these are still to come.
+        self.dirty = changed;
+        written
     }
 
     /// Takes everything for recorded: nobody is going to ask.

@@ -137,6 +137,11 @@ impl Supervisor {
         }));
         self.users_stale |= has_edition;
         self.touched.insert(id);
+        let watcher = self.watcher(id);
+        if watcher.unit().on_demand.value && !watcher.next().spec.unit.on_demand.value {
+            // Nobody is going to start those that ended well.
+            self.want_slots(id, 1);
+        }
         self.log(turn, LogLevel::Info, id, || "is reloaded".into());
     }
 

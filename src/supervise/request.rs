@@ -432,7 +432,11 @@ impl Supervisor {
     pub(super) fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         match self.watcher(id).goal {
             Goal::Up { .. } => {
+                // What it can't be yet, it is not by a restart either.
+                let waits = self.queued_lacks(id).is_some();
+                let queued = self.watcher_mut(id).queued.take_if(|_| waits);
                 self.cancel_reload(turn, id);
+                self.watcher_mut(id).queued = queued;
                 self.stop_posts(turn, id);
                 self.set_goal(id, Goal::Up { complete: false });
                 self.want_slots(id, 1);
@@ -550,9 +554,11 @@ impl Supervisor {
         }
         if let Some(pending) = self.pending.remove(&request) {
             for id in pending.open.into_keys() {
-                self.watcher_mut(id)
-                    .requests
-                    .retain(|other| *other != request);
+                // A record may name one that there is not.
+                if self.watchers.contains(id) {
+                    let requests = &mut self.watcher_mut(id).requests;
+                    requests.retain(|other| *other != request);
+                }
             }
         }
     }

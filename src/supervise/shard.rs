@@ -347,7 +347,8 @@ impl Watcher {
 
 impl super::state::Socket {
     fn shard(&self, wid: u32) -> Shard {
-        let shard = self.shards.get(wid as usize - 1);
+        let place = wid.checked_sub(1);
+        let shard = place.and_then(|place| self.shards.get(place as usize));
         shard.copied().unwrap_or(Shard::Closed)
     }
 }

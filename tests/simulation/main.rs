@@ -673,6 +673,10 @@ impl<'a> Run<'a> {
         self.check_gaps(&event, &effects)?;
         self.finish_turn(effects, is_tick)?;
         self.has_begun |= matches!(event, Event::Begin);
+        if self.random.chance(3) {
+            // For an upgrade that comes to nothing.
+            all_records(&mut self.supervisor);
+        }
         if !self.is_over && self.has_begun && self.random.below(1000) < self.restarts {
             self.restart()?;
         }

@@ -1533,7 +1533,10 @@ impl Rules {
     fn restart(&mut self, id: usize) {
         match self.watchers[&id].goal {
             Goal::Up { .. } => {
+                let waits = self.queued_lacks(id);
+                let queued = self.watcher(id).queued.take_if(|_| waits);
                 self.cancel_reload(id);
+                self.watcher(id).queued = queued;
                 self.dismiss_all(id);
                 // It is not running again before all of its workers are.
                 self.watcher(id).goal = Goal::Up { complete: false };

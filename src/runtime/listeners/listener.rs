@@ -222,12 +222,15 @@ impl Listener {
         }
     }
 
-    pub(super) fn adjust(&self) {
+    pub(super) fn adjust(&mut self) {
+        self.trouble = None;
         let address = address_of(&self.spec.unit);
         let file = self.node.as_ref().map(Node::id);
         for fd in self.fds.iter() {
             if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address), file) {
-                log::warn!(target: &format!("socket.{}", self.spec.name()), "could not be changed: {error}");
+                let trouble = format!("could not be changed to what its unit says: {error}");
+                log::warn!(target: &format!("socket.{}", self.spec.name()), "{trouble}");
+                self.trouble = Some(trouble);
             }
         }
     }

@@ -89,6 +89,10 @@ impl Rules {
             aged: None,
             failed: false,
         });
+        let is_on_demand = |it: &Definition| it.spec.unit.on_demand.value;
+        if is_on_demand(&watcher.own) && !is_on_demand(watcher.next()) {
+            self.want_slots(id, 1);
+        }
     }
 
     /// A worker has reached its `max_age`.
