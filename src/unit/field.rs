@@ -418,8 +418,13 @@ impl<'v, 'f> Field<'v, 'f> {
                 None
             }
             None => {
+                let is_built = |near: &str| {
+                    let mut built = vocabulary.iter().filter(|(_, meaning)| meaning.is_some());
+                    built.any(|(known, _)| *known == near)
+                };
                 let hint = match nearest(word, vocabulary.iter().map(|(known, _)| *known)) {
-                    Some(near) => format!("; did you mean `\"{near}\"`?"),
+                    Some(near) if is_built(near) => format!("; did you mean `\"{near}\"`?"),
+                    Some(near) => format!("; `\"{near}\"` is not built yet"),
                     None => String::new(),
                 };
                 self.mismatch_but(format_args!("one of {}", allowed(vocabulary)), &hint);

@@ -400,6 +400,37 @@ fn what_can_not_do_without_a_socket_is_reloaded_when_that_is_bound() {
 }
 
 #[test]
+fn a_restart_of_what_waits_for_a_socket_leaves_it_where_it_was() {
+    let of = |number| port(number, "optional = true") + &watcher("a", "sockets = [\"s\"]");
+    let mut run = run_of(&of(80));
+    run.apply_with_unbound(&of(81), &["s"]);
+    run.restart(&["a"]);
+    let words = run.ends("a/1");
+    assert!(words.contains(&"spawn a/1".to_owned()), "{words:?}");
+    run.spawned("a/1");
+    assert_eq!(run.state("a"), "running");
+    run.after(1.0);
+    let socket = run.socket("s");
+    assert_eq!(run.event(Event::Bound { socket }), ["spawn a/1'"]);
+}
+
+#[test]
+fn what_ended_well_and_waited_for_traffic_is_started_when_it_is_on_demand_no_more() {
+    let of = |line: &str| {
+        let lines = format!("sockets = [\"s\"]\nnumprocesses = 2\n{line}");
+        port(80, "") + &watcher("a", &lines)
+    };
+    let mut run = run_of(&of("on_demand = true"));
+    run.traffic("s");
+    for slot in ["a/1", "a/2"] {
+        run.spawned(slot);
+    }
+    run.ends("a/1");
+    let words = run.apply(&of(""));
+    assert!(words.contains(&"spawn a/1".to_owned()), "{words:?}");
+}
+
+#[test]
 fn what_depends_on_each_other_may_be_forgotten_one_after_the_other() {
     let text = watcher("a", "autostart = false") + &watcher("b", "after = [\"a\"]");
     let mut run = run_of(&text);
