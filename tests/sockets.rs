@@ -19,6 +19,20 @@ use support::{
     refused_in, spawn_by_script, wait_until_dead, write_units,
 };
 
+/// A watcher `web` with such lines, whose workers serve a shard of the socket `web` each.
+fn sharded(lines: &str) -> Manager {
+    Manager::start(&format!(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:0"
+        so_reuseport = true
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        {lines}
+        "#
+    ))
+}
+
 #[test]
 fn a_worker_gets_its_socket_at_fd_3_and_answers_on_it() {
     let manager = Manager::start(
@@ -750,16 +764,7 @@ fn two_watchers_share_a_socket() {
 
 #[test]
 fn each_worker_has_a_queue_of_its_own_that_outlives_it() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        numprocesses = 3
-        "#,
-    );
+    let manager = sharded("numprocesses = 3");
     let shards = || -> Vec<String> {
         manager
             .pids("web")
@@ -810,16 +815,7 @@ fn each_worker_has_a_queue_of_its_own_that_outlives_it() {
 
 #[test]
 fn scaling_shards_down_and_up_under_load_loses_no_connection() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        numprocesses = 4
-        "#,
-    );
+    let manager = sharded("numprocesses = 4");
     let address = manager.address("web");
     let done = AtomicBool::new(false);
     let (asked, errors) = std::thread::scope(|scope| {
@@ -857,16 +853,7 @@ fn scaling_shards_down_and_up_under_load_loses_no_connection() {
 
 #[test]
 fn connections_in_the_queue_of_a_worker_that_is_scaled_away_are_answered_by_it() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        numprocesses = 2
-        "#,
-    );
+    let manager = sharded("numprocesses = 2");
     let pids = manager.pids("web");
     pids.iter().for_each(|pid| freeze(*pid));
     let address = manager.address("web");
@@ -895,16 +882,7 @@ fn connections_in_the_queue_of_a_worker_that_is_scaled_away_are_answered_by_it()
 
 #[test]
 fn connections_in_queues_that_nobody_serves_are_answered_when_fewer_workers_start() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        numprocesses = 4
-        "#,
-    );
+    let manager = sharded("numprocesses = 4");
     let address = manager.address("web");
     manager.ok(&["stop", "web"]);
     let mut waiting: Vec<TcpStream> = (0..40)
@@ -933,17 +911,7 @@ fn connections_in_queues_that_nobody_serves_are_answered_when_fewer_workers_star
 
 #[test]
 fn connections_that_a_hung_worker_leaves_are_answered_by_the_next() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        numprocesses = 2
-        graceful_timeout = 0.1
-        "#,
-    );
+    let manager = sharded("numprocesses = 2\ngraceful_timeout = 0.1");
     let pids = manager.pids("web");
     pids.iter().for_each(|pid| freeze(*pid));
     let address = manager.address("web");
@@ -1029,17 +997,7 @@ fn clients_of_a_worker_that_ends_well_are_served_though_others_go_on() {
 
 #[test]
 fn clients_go_to_the_workers_that_are_left_when_one_has_ended_for_good() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        restart = "never"
-        numprocesses = 3
-        "#,
-    );
+    let manager = sharded("restart = \"never\"\nnumprocesses = 3");
     let address = manager.address("web");
     for left in [2, 1] {
         drop(begin(&address, "exit 0"));
@@ -1052,17 +1010,7 @@ fn clients_go_to_the_workers_that_are_left_when_one_has_ended_for_good() {
 
 #[test]
 fn a_first_queue_that_was_left_out_takes_clients_again_when_it_is_the_last() {
-    let manager = Manager::start(
-        r#"
-        [socket.web]
-        listen = "127.0.0.1:0"
-        so_reuseport = true
-        [watcher.web]
-        cmd = "PROBE serve $(circus.socket.web)"
-        restart = "never"
-        numprocesses = 2
-        "#,
-    );
+    let manager = sharded("restart = \"never\"\nnumprocesses = 2");
     let address = manager.address("web");
     let pids = manager.pids("web");
     kill(pids[0], libc::SIGTERM);

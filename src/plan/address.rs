@@ -7,9 +7,8 @@
 //! with their pairs.
 
 use super::Host;
-use crate::unit::Arrange;
 use crate::unit::{
-    Address, At, Doubts, Family, Finding, Findings, Socket, SocketKind, path::FilePath,
+    Address, Arrange, At, Doubts, Family, Finding, Findings, Socket, SocketKind, path::FilePath,
 };
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

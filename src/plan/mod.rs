@@ -26,8 +26,9 @@ pub use environment::{Variable, inheritable};
 pub use preview::{PlannedFd, PlannedWorker};
 pub use settle::Templates;
 
-use crate::unit::Arrange;
-use crate::unit::{self, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Sources, Units};
+use crate::unit::{
+    self, Arrange, Doubts, Finding, Findings, Limit, Mode, Name, Resource, Sources, Units,
+};
 use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;

@@ -1,8 +1,7 @@
 //! In which order watchers start.
 
 use super::nearest::Hints;
-use crate::unit::Arrange;
-use crate::unit::{At, Doubts, Finding, Findings, Name, Watcher};
+use crate::unit::{Arrange, At, Doubts, Finding, Findings, Name, Watcher};
 use std::cmp::Reverse;
 
 /// The start level of each of `watchers`, or `None` where `after` and `requires` allow no order; what is wrong with

@@ -3,8 +3,7 @@
 use crate::plan;
 use crate::sys::inherit;
 use crate::sys::socket::{self, Bound, Listen};
-use crate::unit::Gather;
-use crate::unit::Inherit;
+use crate::unit::{Gather, Inherit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -1,10 +1,10 @@
 //! The file of a unix socket.
 
-use crate::sys::socket::FileId;
+use crate::sys::socket::{self, FileId};
 use crate::unit::path::FilePath;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
@@ -47,12 +47,8 @@ impl Node {
 
     /// Changes its mode, and its group where one is given, if it is still there.
     pub fn restrict(&self, mode: u32, gid: Option<u32>) -> std::io::Result<()> {
-        let data = std::fs::symlink_metadata(&*self.path)?;
-        if (data.dev(), data.ino()) != (self.device, self.inode) {
-            return Ok(());
-        }
-        std::os::unix::fs::lchown(&*self.path, None, gid)?;
-        std::fs::set_permissions(&*self.path, std::fs::Permissions::from_mode(mode))
+        let access = socket::set_access(&self.path, Some(self.id()), (None, gid), mode);
+        access.map(|_is_there| ())
     }
 
     /// Removes it, if it is still there.

@@ -8,8 +8,7 @@ use crate::control::document::{
 use crate::supervise::{self, SocketView, Supervisor, Time, View, WatcherView};
 use crate::sys::process::Pid;
 use crate::sys::socket::{self, Queue};
-use crate::unit::Arrange;
-use crate::unit::{self, SocketKind};
+use crate::unit::{self, Arrange, SocketKind};
 use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 

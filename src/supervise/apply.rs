@@ -9,8 +9,7 @@ use super::{
     new_watcher,
 };
 use crate::plan::{self, Action, Change, Plan, Unit};
-use crate::unit::{self, LogLevel, NameMap, WatcherKind};
-use crate::unit::{Arrange, Gather};
+use crate::unit::{self, Arrange, Gather, LogLevel, NameMap, WatcherKind};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 

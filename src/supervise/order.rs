@@ -165,41 +165,22 @@ impl Supervisor {
         }
         let mut waits = lacks.is_some();
         for (other, requires) in self.watcher(id).dependencies.clone() {
-            let name = self.watcher(other).name();
-            match self.watcher(other).goal {
+            let other = self.watcher(other);
+            match other.goal.lets_start(requires) {
                 // Another may still be a reason to give up.
-                Goal::Queued | Goal::Up { complete: false } | Goal::Stopped { again: true, .. } => {
-                    waits = true
-                }
-                Goal::Up { complete: true } | Goal::Ended => {}
-                // Traffic starts it when somebody needs it.
-                Goal::Waiting => {}
-                Goal::Stopped { .. } | Goal::Failed if !requires => {}
-                Goal::Stopped { .. } => {
-                    let text = format!("it requires `{name}`, which is stopped");
-                    return self.give_up(
-                        turn,
-                        id,
-                        Mishap {
-                            text,
-                            wid: 0,
-                            exit_code: 1,
-                            of_reload: false,
-                        },
-                    );
-                }
-                Goal::Failed => {
-                    let text = format!("it requires `{name}`, which failed");
-                    return self.give_up(
-                        turn,
-                        id,
-                        Mishap {
-                            text,
-                            wid: 0,
-                            exit_code: 1,
-                            of_reload: false,
-                        },
-                    );
+                Some(lets_start) => waits |= !lets_start,
+                None => {
+                    let how = match other.goal {
+                        Goal::Failed => "failed",
+                        _ => "is stopped",
+                    };
+                    let mishap = Mishap {
+                        text: format!("it requires `{}`, which {how}", other.name()),
+                        wid: 0,
+                        exit_code: 1,
+                        of_reload: false,
+                    };
+                    return self.give_up(turn, id, mishap);
                 }
             }
         }
@@ -214,12 +195,8 @@ impl Supervisor {
     /// Whether a queued watcher waits for nothing but its turn.
     pub(super) fn may_start(&self, id: WatcherId) -> bool {
         let watcher = self.watcher(id);
-        let allows = |(other, requires): &(WatcherId, bool)| match self.watcher(*other).goal {
-            Goal::Queued | Goal::Up { complete: false } | Goal::Stopped { again: true, .. } => {
-                false
-            }
-            Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => true,
-            Goal::Stopped { .. } | Goal::Failed => !requires,
+        let allows = |(other, requires): &(WatcherId, bool)| {
+            self.watcher(*other).goal.lets_start(*requires) == Some(true)
         };
         watcher.goal == Goal::Queued
             && self.lacks(id).is_none()
@@ -366,7 +343,8 @@ impl Supervisor {
     /// A watcher that was stopped together with others has ended, or is not stopped any more.
     pub(super) fn leave_descent(&mut self, id: WatcherId) {
         let watcher = self.watcher(id);
-        if let (Some(number), level) = (watcher.descent, watcher.level) {
+        let (descent, level) = (watcher.descent, watcher.level);
+        if let Some(number) = descent {
             self.watcher_mut(id).descent = None;
             self.descend(number, level, id);
         }

@@ -15,8 +15,7 @@ use super::{
     WatcherId,
 };
 use crate::plan;
-use crate::unit;
-use crate::unit::Gather;
+use crate::unit::{self, Gather};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

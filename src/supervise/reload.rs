@@ -3,8 +3,7 @@
 use super::state::{Edition, Goal, Mishap, Post, State, Why, Worker};
 use super::time::Due;
 use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
-use crate::unit::Gather;
-use crate::unit::{self, LogLevel, Signal, WatcherKind};
+use crate::unit::{self, Gather, LogLevel, Signal, WatcherKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;

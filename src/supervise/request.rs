@@ -2,8 +2,7 @@
 
 use super::state::{Goal, Seat, Socket, State, Watcher};
 use super::{Effect, RequestId, Supervisor, Turn, WatcherId};
-use crate::unit::{Arrange, Gather};
-use crate::unit::{LogLevel, Reload, Signal};
+use crate::unit::{Arrange, Gather, LogLevel, Reload, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 

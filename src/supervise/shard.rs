@@ -3,7 +3,7 @@
 use super::state::{Goal, Post, State, Watcher};
 use super::worker::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
-use crate::unit::{LogLevel, Restart, WatcherKind};
+use crate::unit::LogLevel;
 use serde::{Deserialize, Serialize};
 
 /// What becomes of a shard.
@@ -201,12 +201,10 @@ impl Supervisor {
     fn heir_of_shard(&self, id: SocketId, wid: u32) -> Option<WatcherId> {
         let is_fit = |watcher: &WatcherId| {
             let watcher = self.watcher(*watcher);
-            let unit = &watcher.next().spec.unit;
             // What is to run once does not run again for this.
-            let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
             matches!(watcher.goal, Goal::Up { .. })
                 && !watcher.retired
-                && !once
+                && !watcher.next().spec.unit.runs_once()
                 && wid > watcher.wanted
                 && watcher.next().sockets.contains(&id)
         };

@@ -205,13 +205,17 @@ impl Watcher {
         std::iter::once(&self.edition).chain(&self.others)
     }
 
+    /// Whether traffic starts its workers again when they have ended. The end of a critical one that runs once is that of the
+    /// manager.
+    pub fn is_armed_again(&self) -> bool {
+        let unit = self.unit();
+        unit.on_demand.value && !(unit.critical && unit.runs_once())
+    }
+
     /// Whether traffic starts a worker in the place of one that has ended well, be it while others go on: a slot that is
     /// vacant.
     pub fn is_on_call(&self, slot: &Slot) -> bool {
-        let unit = self.unit();
-        let once = unit.kind == unit::WatcherKind::Oneshot || unit.restart == unit::Restart::Never;
-        // The end of a critical one that runs once is that of the manager.
-        unit.on_demand.value && !(unit.critical && once) && slot.ended_badly.is_none()
+        self.is_armed_again() && slot.ended_badly.is_none()
     }
 
     /// Whether its workers end and leave what they were started for, again and again.
@@ -325,6 +329,19 @@ impl Goal {
         held: true,
         again: false,
     };
+
+    /// Whether a watcher that is after this one, or even `requires` it, may start. `None` if that is not going to change by
+    /// itself.
+    pub fn lets_start(self, requires: bool) -> Option<bool> {
+        match self {
+            Goal::Queued | Goal::Up { complete: false } | Goal::Stopped { again: true, .. } => {
+                Some(false)
+            }
+            // Where it is waiting, traffic starts it when somebody needs it.
+            Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => Some(true),
+            Goal::Stopped { .. } | Goal::Failed => (!requires).then_some(true),
+        }
+    }
 
     /// Its workers are wanted, now or as soon as what it is `after` allows it.
     pub fn is_up(self) -> bool {

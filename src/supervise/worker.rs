@@ -1064,10 +1064,8 @@ impl Supervisor {
     pub(super) fn ran_out(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         self.cancel_reload(turn, id);
         let watcher = self.watcher(id);
-        let unit = watcher.unit();
-        let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
-        let critical = unit.critical;
-        if watcher.unit().on_demand.value && !(critical && once) {
+        let critical = watcher.unit().critical;
+        if watcher.is_armed_again() {
             self.set_goal(id, Goal::Waiting);
             return;
         }

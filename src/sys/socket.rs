@@ -630,11 +630,12 @@ fn finish_node(listen: &Listen<'_>, socket: &Socket, path: &Path) -> Result<(), 
 
 /// Changes the owner of a socket's node, and of nothing that somebody may have put in its place.
 fn chown_node(path: &Path, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-    let (node, _) = open_node(path)?;
+    let (node, found) = open_node(path)?;
+    check_is_socket(&found)?;
     chown_opened(&node, uid, gid)
 }
 
-/// The node of a socket, to be changed and not to be used.
+/// What stands at a path, to be changed and not to be used.
 fn open_node(path: &Path) -> io::Result<(OwnedFd, FileStat)> {
     let node = open(
         path,
@@ -642,11 +643,14 @@ fn open_node(path: &Path) -> io::Result<(OwnedFd, FileStat)> {
         Mode::empty(),
     )?;
     let found = fstat(&node)?;
-    let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
-    if kind != SFlag::S_IFSOCK {
-        return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
-    }
     Ok((node, found))
+}
+
+fn check_is_socket(found: &FileStat) -> io::Result<()> {
+    match SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFSOCK => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ENOTSOCK)),
+    }
 }
 
 fn chown_opened(node: &OwnedFd, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
@@ -657,6 +661,33 @@ fn chown_opened(node: &OwnedFd, uid: Option<u32>, gid: Option<u32>) -> io::Resul
         gid.map(Into::into),
         AtFlags::AT_EMPTY_PATH,
     )?)
+}
+
+/// Sets the mode of a socket's node, and its owner and group where they are given. If it is known which `file` it is, nothing
+/// else is changed that somebody may have put in its place: then the answer is false.
+pub fn set_access(
+    path: &Path,
+    file: Option<FileId>,
+    (uid, gid): (Option<u32>, Option<u32>),
+    mode: u32,
+) -> io::Result<bool> {
+    let (node, found) = open_node(path)?;
+    if file.is_some_and(|file| file != (found.st_dev, found.st_ino)) {
+        return Ok(false);
+    }
+    check_is_socket(&found)?;
+    let is = |wanted: Option<u32>, found: u32| wanted.is_none_or(|wanted| wanted == found);
+    if !is(uid, found.st_uid) || !is(gid, found.st_gid) {
+        chown_opened(&node, uid, gid)?;
+    }
+    let mode = Permissions::from_mode(mode);
+    // chmod(2) takes no such descriptor, and the path may lead to another file by now.
+    match fs::set_permissions(format!("/proc/self/fd/{}", node.as_raw_fd()), mode.clone()) {
+        // There is no /proc.
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::set_permissions(path, mode)?,
+        result => result?,
+    }
+    Ok(true)
 }
 
 /// What a socket is, as the kernel says.
@@ -825,28 +856,17 @@ pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>, file: Option<FileId>) -> 
 /// Gives the file of a unix socket the owner and the mode that a new one would have; one that we have not made keeps its
 /// owner where none is asked for.
 fn adjust_node(path: &Path, listen: &Listen<'_>, file: Option<FileId>) -> io::Result<()> {
-    let (node, found) = open_node(path)?;
     let (mut uid, mut gid) = (listen.uid, listen.gid);
-    if let Some(file) = file {
-        if file != (found.st_dev, found.st_ino) {
-            return Err(io::Error::other(
-                "somebody has put another file in its place",
-            ));
-        }
+    if file.is_some() {
         uid = uid.or_else(|| Some(geteuid().as_raw()));
         gid = gid.or_else(|| group_of_new_files(path));
     }
-    let is = |wanted: Option<u32>, found: u32| wanted.is_none_or(|wanted| wanted == found);
-    if !is(uid, found.st_uid) || !is(gid, found.st_gid) {
-        chown_opened(&node, uid, gid)?;
-    }
     let mode = listen.mode.unwrap_or(0o666 & !listen.umask.unwrap_or(0)) & 0o777;
-    let mode = Permissions::from_mode(mode);
-    // chmod(2) takes no such descriptor, and the path may lead to another file by now.
-    match fs::set_permissions(format!("/proc/self/fd/{}", node.as_raw_fd()), mode.clone()) {
-        // There is no /proc.
-        Err(error) if error.kind() == ErrorKind::NotFound => fs::set_permissions(path, mode),
-        result => result,
+    match set_access(path, file, (uid, gid), mode)? {
+        true => Ok(()),
+        false => Err(io::Error::other(
+            "somebody has put another file in its place",
+        )),
     }
 }
 

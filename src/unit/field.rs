@@ -10,10 +10,9 @@ use super::value::{
     parse_mode, parse_principal, principal_of_number, signal_of_number, split_words,
 };
 use super::{
-    Address, At, Finding, Findings, Limit, Mode, Name, Place, Principal, Resource, Signal, Words,
-    parse_address, parse_duration, parse_signal,
+    Address, Arrange, At, Finding, Findings, Gather, Limit, Mode, Name, Place, Principal, Resource,
+    Signal, Words, parse_address, parse_duration, parse_signal,
 };
-use super::{Arrange, Gather};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;

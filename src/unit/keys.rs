@@ -2,7 +2,6 @@
 //!
 //! A key of the design that is not built yet has its line too, so that it is refused as such.
 
-use super::Arrange;
 use super::address::{unix_path, with_host};
 use super::document::{self, Value};
 use super::doubt::Doubt;
@@ -10,9 +9,9 @@ use super::field::{Field, Label, Vocabulary};
 use super::nearest::nearest;
 use super::value::{clipped, in_quotes, signal_name, split_words};
 use super::{
-    Address, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager, NotifyAccess,
-    Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin, TriggerLimit,
-    Watcher, WatcherKind, Words, path::FilePath,
+    Address, Arrange, At, Family, Finding, Findings, Inherit, LogFormat, LogLevel, Manager,
+    NotifyAccess, Output, Place, Principal, Reload, Restart, Signal, Socket, SocketKind, Stdin,
+    TriggerLimit, Watcher, WatcherKind, Words, path::FilePath,
 };
 use std::path::Path;
 use std::time::Duration;

@@ -1,9 +1,8 @@
 //! From paths to units: the search path, drop-ins and masking.
 
-use super::Arrange;
 use super::toml::Reader;
 use super::value::clipped;
-use super::{Doubts, Finding, Findings, Place, Sources, Units};
+use super::{Arrange, Doubts, Finding, Findings, Place, Sources, Units};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};

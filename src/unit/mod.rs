@@ -29,7 +29,7 @@ pub use nearest::nearest;
 pub use value::{parse_duration, parse_signal, signal_name};
 
 use path::FilePath;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -469,6 +469,11 @@ table! {
 }
 
 impl Watcher {
+    /// Whether each of its workers is to run once.
+    pub fn runs_once(&self) -> bool {
+        self.kind == WatcherKind::Oneshot || self.restart == Restart::Never
+    }
+
     /// A watcher of which nothing but its name and command was written, in a file that stands in `folder`.
     pub fn new(name: At<Name>, folder: PathBuf, cmd: At<Words>) -> Self {
         Watcher {
@@ -480,14 +485,38 @@ impl Watcher {
     }
 }
 
-/// A command as it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// A command as it was written, and so in a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Words {
     /// One text, split as a POSIX shell splits words.
     Text(String),
     /// Words that are taken as they are.
     List(Vec<At<String>>),
+}
+
+/// What serde derives for this keeps whatever it reads in a form of its own first, which takes a good deal of code.
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl<'de> Visitor<'de> for Written {
+            type Value = Words;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("text or a list of it")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Words, E> {
+                Ok(Words::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Words, A::Error> {
+                let mut list = Vec::new();
+                while let Some(word) = words.next_element()? {
+                    list.push(word);
+                }
+                Ok(Words::List(list))
+            }
+        }
+        deserializer.deserialize_any(Written)
+    }
 }
 
 /// When a worker is ready.
@@ -590,4 +619,22 @@ pub struct Limit {
     pub soft: Option<u64>,
     /// How far the process may raise it.
     pub hard: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_recorded_as_it_was_written() {
+        let list = vec![At::nowhere("a b".to_owned())];
+        for (words, record) in [
+            (Words::Text("a b".into()), "\"a b\""),
+            (Words::List(list), "[\"a b\"]"),
+        ] {
+            assert_eq!(serde_json::to_string(&words).unwrap(), record);
+            assert_eq!(serde_json::from_str::<Words>(record).unwrap(), words);
+        }
+        assert!(serde_json::from_str::<Words>("7").is_err());
+    }
 }

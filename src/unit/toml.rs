@@ -3,7 +3,6 @@
 //! Drop-ins are laid over the main file key by key before anything is typed, so that a mistake which a drop-in puts
 //! right is none, and each value still knows its own file.
 
-use super::Arrange;
 use super::document::{self, Item, Value};
 use super::doubt::{Doubt, Doubts, Unsure};
 use super::field::check_name;
@@ -11,7 +10,7 @@ use super::finding::floor_char_boundary;
 use super::keys::{self, Entry, Kind, Reading, Table, header_of, home_of};
 use super::nearest::nearest;
 use super::value::{clipped, parse_mode};
-use super::{Finding, Findings, Name, NameMap, Place, Sources, Units};
+use super::{Arrange, Finding, Findings, Name, NameMap, Place, Sources, Units};
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry as Slot;
 use std::ops::Range;
