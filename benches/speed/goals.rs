@@ -1,6 +1,5 @@
-//! The benchmarks, each with its goal.
+//! What starting, serving and keeping cost, each with its goal.
 
-use super::lives;
 use super::manager::{Control, Manager, PROGRAM, wait_for};
 use super::pairs::{Found, Row, alternate, seconds};
 use super::process::{Running, kill, now};
@@ -21,24 +20,6 @@ pub struct Bench {
     /// How often each pair is measured, if not as often as it is worth.
     pub rounds: Option<usize>,
 }
-
-type Measure = fn(&Bench) -> Result<Vec<Row>>;
-
-/// All of them, by name.
-pub const ALL: &[(&str, Measure)] = &[
-    ("start500", start500),
-    ("respawn", respawn),
-    ("ondemand", ondemand),
-    ("boot1000", boot1000),
-    ("boot1", boot1),
-    ("linear", linear),
-    ("idle", idle),
-    ("memory", memory),
-    ("size", size),
-    ("stall", lives::stall),
-    ("upgrade1000", lives::upgrade1000),
-    ("state", lives::state),
-];
 
 /// Noise that a comparison of two long runs may have beyond its goal.
 const LINEAR: f64 = 11.0;
@@ -103,7 +84,7 @@ fn row(name: &str, found: Found, goal: f64) -> Row {
 }
 
 /// 500 workers, until the last one's first instruction: from the exec of the manager, and from the command to start.
-fn start500(bench: &Bench) -> Result<Vec<Row>> {
+pub fn start500(bench: &Bench) -> Result<Vec<Row>> {
     let bare = |from_exec: bool| {
         let mut bare = bench.bare(&["start", "500"])?;
         let marks = bare.marks(501)?;
@@ -157,7 +138,7 @@ fn start500(bench: &Bench) -> Result<Vec<Row>> {
 
 /// From kill -9 of a worker to the first instruction of the next: of another watcher each time, so that it is the first
 /// restart, which is at once.
-fn respawn(bench: &Bench) -> Result<Vec<Row>> {
+pub fn respawn(bench: &Bench) -> Result<Vec<Row>> {
     let rounds = bench.rounds(60);
     let mut bare = bench.bare(&["respawn"])?;
     let mut bare_worker = bare.marks(1)?[0].pid;
@@ -187,7 +168,7 @@ fn respawn(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// From connect to the first byte of a worker that the connection starts: at another socket each time.
-fn ondemand(bench: &Bench) -> Result<Vec<Row>> {
+pub fn ondemand(bench: &Bench) -> Result<Vec<Row>> {
     let rounds = bench.rounds(60);
     let (ours, theirs) = (fresh_address(), fresh_address());
     let number = u32::from(theirs).to_string();
@@ -223,7 +204,7 @@ fn ondemand(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// From the exec of the manager until 1,000 sockets accept.
-fn boot1000(bench: &Bench) -> Result<Vec<Row>> {
+pub fn boot1000(bench: &Bench) -> Result<Vec<Row>> {
     let until_accepting = |address: Ipv4Addr, count: usize| {
         let port = PORT + count as u16 - 1;
         wait_for("the last socket", || {
@@ -258,7 +239,7 @@ fn boot1000(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// From the exec of the manager to the first instruction of its one worker.
-fn boot1(bench: &Bench) -> Result<Vec<Row>> {
+pub fn boot1(bench: &Bench) -> Result<Vec<Row>> {
     let bare = || {
         let mut bare = bench.bare(&["start", "1"])?;
         Ok(seconds(bare.began, bare.last_mark(2)?))
@@ -278,7 +259,7 @@ fn boot1(bench: &Bench) -> Result<Vec<Row>> {
 
 /// What 10,000 units cost the manager against 1,000, both with a process each and with a socket each: its share of the
 /// processors, since the kernel's cost of 10,000 processes is not ours to keep linear.
-fn linear(bench: &Bench) -> Result<Vec<Row>> {
+pub fn linear(bench: &Bench) -> Result<Vec<Row>> {
     let rounds = bench.rounds(3);
     let names = [
         "start",
@@ -362,7 +343,7 @@ fn status(manager: &Manager, control: &mut Control) -> Result<f64> {
 }
 
 /// What an idle manager with 200 sockets and 200 watchers does in 10 seconds, and its keeper: half of them run, half wait for traffic.
-fn idle(bench: &Bench) -> Result<Vec<Row>> {
+pub fn idle(bench: &Bench) -> Result<Vec<Row>> {
     let mut units = sockets(fresh_address(), 200);
     for index in 0..200 {
         let on_demand = index < 100;
@@ -395,7 +376,7 @@ fn idle(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// The manager's own share of the memory and its keeper's, with a worker each.
-fn memory(bench: &Bench) -> Result<Vec<Row>> {
+pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
     let measure = |count: usize| -> Result<f64> {
         let mut manager = Manager::start(&bench.watchers(count, 1, ""))?;
         manager.marks(count).with_context(|| manager.log())?;
@@ -423,7 +404,7 @@ fn memory(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 /// The program on disk.
-fn size(_: &Bench) -> Result<Vec<Row>> {
+pub fn size(_: &Bench) -> Result<Vec<Row>> {
     let bytes = fs::metadata(PROGRAM)?.len();
     Ok(vec![row(
         "size",

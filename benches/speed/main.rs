@@ -12,7 +12,26 @@ mod process;
 
 use anyhow::{Context, Result, bail};
 use goals::Bench;
+use pairs::Row;
 use std::process::ExitCode;
+
+type Measure = fn(&Bench) -> Result<Vec<Row>>;
+
+/// All of them, by name.
+const ALL: &[(&str, Measure)] = &[
+    ("start500", goals::start500),
+    ("respawn", goals::respawn),
+    ("ondemand", goals::ondemand),
+    ("boot1000", goals::boot1000),
+    ("boot1", goals::boot1),
+    ("linear", goals::linear),
+    ("idle", goals::idle),
+    ("memory", goals::memory),
+    ("size", goals::size),
+    ("stall", lives::stall),
+    ("upgrade1000", lives::upgrade1000),
+    ("state", lives::state),
+];
 
 fn main() -> ExitCode {
     match run() {
@@ -43,9 +62,9 @@ fn run() -> Result<ExitCode> {
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|want| name == want);
     if let Some(name) = names
         .iter()
-        .find(|want| !goals::ALL.iter().any(|(name, _)| name == want))
+        .find(|want| !ALL.iter().any(|(name, _)| name == want))
     {
-        let known: Vec<&str> = goals::ALL.iter().map(|(name, _)| *name).collect();
+        let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
         bail!("no benchmark `{name}`; there are {}", known.join(", "));
     }
 
@@ -58,7 +77,7 @@ fn run() -> Result<ExitCode> {
     };
     println!("{}", pairs::header());
     let mut over = false;
-    for (name, measure) in goals::ALL.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, measure) in ALL.iter().filter(|(name, _)| is_wanted(name)) {
         let rows = measure(&bench).with_context(|| format!("benchmark `{name}`"))?;
         for row in rows {
             over |= row.is_over();

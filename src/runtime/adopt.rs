@@ -1,6 +1,7 @@
 //! Going on where another manager has ended: after an upgrade, or after its death.
 
-use super::ledger::Ledger;
+use super::base::{Base, StartError, failed};
+use super::ledger::{Ledger, State};
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
 use super::lookups::Lookups;
@@ -8,18 +9,20 @@ use super::node::Node;
 use super::parent::Parent;
 use super::processes::Processes;
 use super::record::{CONTROL, Home, Keeping, LEDGER, NOTIFY, Records};
-use super::server::Server;
-use super::start::{Base, StartError, failed, listen_control};
+use super::server::{self, Server};
 use super::vault::Vault;
-use super::{Manager, clock, logger, upgrade};
+use super::{Manager, clock, logger};
 use crate::control::call::Reply;
 use crate::supervise::{Event, Exit, ProcId, RequestId, Settings, SocketId, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
-use crate::sys::process;
+use crate::sys::{inherit, process};
 use crate::unit::Gather;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+
+/// The variable that tells a program that was executed in an upgrade the number of the ledger.
+pub const UPGRADE: &str = "TENTPOLE_UPGRADE";
 
 /// What is left of another manager.
 pub struct Estate {
@@ -37,11 +40,11 @@ pub struct Estate {
 impl Estate {
     /// What our former self has handed on, if this is an upgrade.
     pub fn handed() -> Result<Option<Estate>, String> {
-        let Some(state) = upgrade::inherited()? else {
+        let Some(state) = inherited()? else {
             return Ok(None);
         };
         let records = Records::read(state)?.ok_or("there is no state in what was handed on")?;
-        let mut fds = upgrade::handed(&records);
+        let mut fds = handed(&records);
         let ledger = match fds.remove(LEDGER) {
             None => None,
             Some(fd) => Some(Ledger::open(fd).map_err(|error| error.to_string())?.0),
@@ -81,6 +84,25 @@ impl Estate {
             stop,
         }))
     }
+}
+
+/// What a former self of this process has handed on, if it has.
+fn inherited() -> Result<Option<State>, String> {
+    let Ok(number) = std::env::var(UPGRADE) else {
+        return Ok(None);
+    };
+    let fd = number.parse().ok().and_then(inherit::take);
+    let fd = fd.ok_or_else(|| format!("{UPGRADE}={number} is no descriptor"))?;
+    Ledger::look(&fd)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// The descriptors that it has handed on, by name.
+fn handed(records: &Records) -> BTreeMap<String, OwnedFd> {
+    let fds = records.handover.iter().flat_map(|handover| &handover.fds);
+    fds.filter_map(|(name, number)| Some((name.clone(), inherit::take(*number)?)))
+        .gather()
 }
 
 /// The supervisor that `records` are of.
@@ -157,7 +179,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     let control = match (fds.remove(CONTROL), &mut home.control) {
         (Some(fd), Some((_, node))) => Some((fd, node.clone())),
         // Its manager died before it had handed it over.
-        (None, Some((path, node))) => match listen_control(path, settings.control_mode().0, gid) {
+        (None, Some((path, node))) => match server::listen(path, settings.control_mode().0, gid) {
             Ok(bound) => {
                 *node = Node::made_at(path);
                 Some((bound.fd, node.clone()))
@@ -281,7 +303,7 @@ impl Manager {
 
 /// Whether a state that an older or newer manager has written can be taken over by this one, and if not, why. The answer is
 /// how many records there are, which shows that it was read.
-pub fn probe(state: super::ledger::State) -> Result<usize, String> {
+pub fn probe(state: State) -> Result<usize, String> {
     let count = state.len();
     let records = Records::read(state)?;
     let mut records = records.ok_or("there is no state in it")?;

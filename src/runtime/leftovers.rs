@@ -390,6 +390,12 @@ impl Leftovers {
     }
 }
 
+/// Whether nobody will be below this process but what it makes and what descends from that: to be asked before it has
+/// made anything.
+pub fn is_sole() -> bool {
+    process::Pid::own().as_raw() != 1 && !process::has_children()
+}
+
 /// Kills what is left below this process, which is about to end: nobody will look after it. With `is_sole` all of it is
 /// workers'; else what does not show that it is goes on, as at [`Leftovers`]. What ends is read from `signals`.
 pub fn end_rest(signals: &SignalFd, is_sole: bool) {

@@ -6,6 +6,7 @@
 //! done a few at a time so that a big start does not make the manager deaf.
 
 mod adopt;
+mod base;
 mod host;
 mod image;
 pub mod inherited;
@@ -16,6 +17,7 @@ mod listeners;
 pub mod logger;
 mod lookups;
 mod node;
+mod notify_socket;
 mod parent;
 mod processes;
 mod record;
@@ -26,9 +28,10 @@ mod units;
 mod upgrade;
 pub mod vault;
 
+pub use base::StartError;
 pub use host::System;
 pub use processes::read_env_file;
-pub use start::{Options, StartError, run};
+pub use start::{Options, run};
 
 use crate::supervise::{
     Effect, Event, Exit, ProcId, RequestId, SpawnFailure, Supervisor, Time, WatcherId, notify,

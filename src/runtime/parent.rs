@@ -1,16 +1,13 @@
 //! The manager towards its own parent, by sd-notify. Without NOTIFY_SOCKET all of it does nothing.
 
 use super::keeper::Teller;
-use super::vault::Vault;
+use super::{notify_socket, vault::Vault};
 use crate::supervise::{ParentNotice, Time};
 use crate::sys::output;
 use sd_notify::NotifyState;
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 /// How long to wait for a parent whose queue is full.
@@ -61,8 +58,8 @@ impl Parent {
     /// By this process's environment, and through the keeper if there is one.
     pub fn new(vault: &Vault, watchdog: Option<Duration>, now: Time) -> Parent {
         let route = match vault.teller() {
-            Ok(None) => connect().map(Route::Direct),
-            Ok(Some(teller)) => notify_socket().map(|_| Route::Keeper(teller)),
+            Ok(None) => notify_socket::connect().map(Route::Direct),
+            Ok(Some(teller)) => notify_socket::name().map(|_| Route::Keeper(teller)),
             Err(error) => {
                 log::warn!(target: "manager", "the parent can't be notified: {error}");
                 None
@@ -161,26 +158,4 @@ impl Parent {
             log::debug!(target: "manager", "the parent could not be notified: {error}");
         }
     }
-}
-
-/// Connected to whoever NOTIFY_SOCKET names.
-pub(super) fn connect() -> Option<UnixDatagram> {
-    let name = notify_socket()?;
-    let connection = UnixDatagram::unbound().ok()?;
-    let connected = match name.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)
-            .and_then(|address| connection.connect_addr(&address)),
-        None => connection.connect(&name),
-    };
-    match connected {
-        Ok(()) => Some(connection),
-        Err(error) => {
-            log::warn!(target: "manager", "NOTIFY_SOCKET={} can't be reached: {error}", name.display());
-            None
-        }
-    }
-}
-
-fn notify_socket() -> Option<OsString> {
-    std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
 }

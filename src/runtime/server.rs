@@ -10,7 +10,7 @@ use crate::control::wire::{self, Decoder};
 use crate::plan::Change;
 use crate::supervise::{Command, Event, Refusal, RequestId, Time, WatcherState};
 use crate::sys::epoll::{Epoll, Interest, Ready};
-use crate::sys::socket::Bound;
+use crate::sys::socket::{self, Address, BindError, Bound, Kind, Listen};
 use crate::sys::{output, unix, users};
 use crate::unit::parse_signal;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Connections at a time. One more takes the place of the oldest that has no request under way: clients that forget to
@@ -130,6 +130,26 @@ struct Waiting {
     oneway: bool,
     /// What goes with the answer of an apply.
     changes: Option<Vec<ChangeDocument>>,
+}
+
+/// Binds the control socket at a path, for its owner and the group `gid` as `mode` says, in place of one that nobody listens on.
+pub fn listen(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound, BindError> {
+    socket::listen(&Listen {
+        address: &Address::Path(path.to_path_buf()),
+        kind: Kind::Stream,
+        backlog: 128,
+        interface: None,
+        reuseport: false,
+        blocking: false,
+        umask: None,
+        mode: Some(mode),
+        uid: None,
+        gid,
+        directory_mode: 0o755,
+        replace: true,
+        own: &[],
+        found: &[],
+    })
 }
 
 impl Server {

@@ -1,15 +1,16 @@
 //! From the command line to a running manager. A start that fails leaves nothing behind.
 
 use super::adopt::{Estate, adopt};
+use super::base::{Base, StartError, failed};
 use super::inherited::Inherited;
 use super::keeper::{self, Origin, Taken};
-use super::leftovers::Leftovers;
+use super::leftovers::{Leftovers, is_sole};
 use super::listeners::{self, Listeners, Names};
 use super::lookups::{Lookups, look_up_all};
 use super::parent::{self, Parent};
 use super::processes::Processes;
 use super::record::{CONTROL, Home, Keeping};
-use super::server::Server;
+use super::server::{self, Server};
 use super::units::rendered;
 use super::vault::Vault;
 use super::{Beginning, Manager, System, TRIM_AFTER, clock, logger};
@@ -18,15 +19,13 @@ use crate::supervise::{Settings, Supervisor};
 use crate::sys::epoll::Epoll;
 use crate::sys::notify::NotifySocket;
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::socket::{self, Address, BindError, Bound, Cause, Kind, Listen, Local};
+use crate::sys::socket::{self, Bound, Cause, Local};
 use crate::sys::spawn::Spawner;
 use crate::sys::{fork, output, process};
 use crate::unit::{self, LogFormat, LogLevel, Search};
 use std::collections::{BTreeSet, VecDeque};
-use std::fmt;
-use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The variable by which a service tells how many files its workers may open (the soft limit), where the manager itself was
@@ -59,66 +58,6 @@ impl Default for Options {
             keeper: true,
         }
     }
-}
-
-/// Why the manager did not start. As text: everything that is wrong, a line or more each.
-#[derive(Debug)]
-pub enum StartError {
-    /// The unit files are wrong: the findings, as a user reads them.
-    Units(Vec<String>),
-    /// Sockets can't be bound.
-    Sockets(Vec<String>),
-    /// Something else, named.
-    Other(String),
-    /// A signal came that ends it.
-    Stopped,
-    /// What another manager has left could not be taken over, or the loop has failed: the workers run, and what there is of
-    /// them is still kept by whoever keeps it. Another try may go better, if by another binary.
-    Again(String),
-}
-
-impl StartError {
-    /// The same error, in going on where another manager has ended.
-    fn again(self) -> StartError {
-        StartError::Again(self.to_string())
-    }
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = match self {
-            StartError::Units(lines) | StartError::Sockets(lines) => lines,
-            StartError::Other(text) | StartError::Again(text) => return f.write_str(text),
-            StartError::Stopped => return f.write_str("stopped before anything was started"),
-        };
-        for line in lines {
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        let count = lines.len();
-        write!(
-            f,
-            "{count} error{}; nothing was started",
-            if count == 1 { "" } else { "s" }
-        )
-    }
-}
-
-impl std::error::Error for StartError {}
-
-/// What every manager needs, however it begins.
-pub struct Base {
-    pub signals: SignalFd,
-    /// The environment that workers may get.
-    pub environment: Vec<plan::Variable>,
-    pub spawner: Spawner,
-    /// The limit of open descriptors before it was raised.
-    pub nofile: Option<(u64, u64)>,
-    pub search: Search,
-    pub program: Option<PathBuf>,
-    /// How often the parent wants to hear of us.
-    pub watchdog: Option<Duration>,
-    /// See [`Home::is_sole`].
-    pub is_sole: bool,
 }
 
 /// Runs the manager until it has ended; the answer is its exit code.
@@ -186,11 +125,6 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
         let _ = output::wait_for(&[], Some(PAUSE));
     }
     ended
-}
-
-/// Whether nobody will be below this process but what it makes and what descends from that: see `leftovers.rs`.
-pub fn is_sole() -> bool {
-    process::Pid::own().as_raw() != 1 && !process::has_children()
 }
 
 /// Raises the limit of open descriptors. The answer is what it was, soft and hard, if it is another now.
@@ -378,7 +312,7 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
     });
     let required = asked.is_some();
     let path = asked.unwrap_or_else(|| options.default_control.clone());
-    match listen_control(&path, plan.manager.control_mode().0, plan.control_gid) {
+    match server::listen(&path, plan.manager.control_mode().0, plan.control_gid) {
         Ok(bound) => Ok(Some((bound, path))),
         Err(error) if matches!(error.cause, Cause::InUse(_)) => Err(StartError::Other(format!(
             "the control socket: {error}; another manager needs another `--control PATH`"
@@ -393,28 +327,4 @@ fn bind_control(options: &Options, plan: &Plan) -> Result<Option<(Bound, PathBuf
             Ok(None)
         }
     }
-}
-
-/// Binds the control socket at a path, in place of one that nobody listens on.
-pub fn listen_control(path: &Path, mode: u32, gid: Option<u32>) -> Result<Bound, BindError> {
-    socket::listen(&Listen {
-        address: &Address::Path(path.to_path_buf()),
-        kind: Kind::Stream,
-        backlog: 128,
-        interface: None,
-        reuseport: false,
-        blocking: false,
-        umask: None,
-        mode: Some(mode),
-        uid: None,
-        gid,
-        directory_mode: 0o755,
-        replace: true,
-        own: &[],
-        found: &[],
-    })
-}
-
-pub fn failed(what: &str, error: &io::Error) -> StartError {
-    StartError::Other(format!("{what}: {error}"))
 }

@@ -2,8 +2,7 @@
 
 use super::listeners::Names;
 use super::node::Node;
-use super::start::listen_control;
-use super::{Manager, System, clock, logger, status};
+use super::{Manager, System, clock, logger, server, status};
 use crate::control::call::{Failure, Reply};
 use crate::plan::{self, Action, Change, Plan, Unit};
 use crate::supervise::{Event, Refusal, RequestId, SocketId, Supervisor};
@@ -64,7 +63,7 @@ impl Manager {
         // Of those that have come before.
         self.server.accept(&self.epoll, clock());
         let mode = self.supervisor.manager().control_mode().0;
-        match listen_control(path, mode, self.supervisor.control_gid()) {
+        match server::listen(path, mode, self.supervisor.control_gid()) {
             Ok(bound) => {
                 log::warn!(target: "manager", "the file of the control socket, {}, was gone or another's, and is bound anew", path.display());
                 *node = Node::made_at(path);
@@ -130,7 +129,7 @@ impl Manager {
             Err(refusal) => refusal,
         };
         let nearest = |name: &str| status::nearest_watcher(&self.supervisor, name, clock());
-        Err(super::server::failure(refusal, nearest))
+        Err(server::failure(refusal, nearest))
     }
 
     /// Goes on with an apply that has waited for this name, if it was the last.

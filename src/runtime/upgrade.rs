@@ -4,25 +4,20 @@
 //! (`tentpole probe-state 3`). Only if it says so, this process executes it. Until the exec itself nothing has changed, and
 //! if that fails too, this manager goes on.
 
-use super::adopt;
-use super::ledger::{Ledger, State};
-use super::record::{CONTROL, Handover, LEDGER, NOTIFY, Records};
+use super::adopt::{self, UPGRADE};
+use super::ledger::Ledger;
+use super::record::{CONTROL, Handover, LEDGER, NOTIFY};
 use super::{Manager, Time, clock, image};
 use crate::control::call::{Failure, Reply};
 use crate::supervise::RequestId;
 use crate::sys::process::{self, Exit, Pid};
 use crate::sys::spawn::Spawn;
 use crate::sys::{fork, inherit, memory, output};
-use crate::unit::Gather;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Tells the new program the number of the ledger.
-pub const VARIABLE: &str = "TENTPOLE_UPGRADE";
 
 /// What the probe is called on the command line.
 pub const PROBE: &str = "probe-state";
@@ -99,7 +94,7 @@ impl Manager {
         ];
         // It will be executed with these, so it must know them too.
         argv.extend(image::arguments().into_iter().skip(1));
-        let env = image::environment(&[], &[VARIABLE]);
+        let env = image::environment(&[], &[UPGRADE]);
         let fds = [
             (null.as_fd(), 0),
             (answer.as_fd(), 1),
@@ -197,7 +192,7 @@ impl Manager {
         let path = image::c_string(upgrade.program.clone().into_os_string());
         let argv = image::arguments();
         let number = ledger.fd().as_raw_fd();
-        let mut variables = vec![(VARIABLE, number.to_string())];
+        let mut variables = vec![(UPGRADE, number.to_string())];
         variables.extend(self.keeping.vault.variable());
         let env = image::environment(&variables, &[]);
         let error = match self.set_inheritable(ledger.fd(), true) {
@@ -278,25 +273,6 @@ impl Upgrade {
             self.program.display()
         )
     }
-}
-
-/// What a former self of this process has handed on, if it has.
-pub fn inherited() -> Result<Option<State>, String> {
-    let Ok(number) = std::env::var(VARIABLE) else {
-        return Ok(None);
-    };
-    let fd = number.parse().ok().and_then(inherit::take);
-    let fd = fd.ok_or_else(|| format!("{VARIABLE}={number} is no descriptor"))?;
-    Ledger::look(&fd)
-        .map(Some)
-        .map_err(|error| error.to_string())
-}
-
-/// The descriptors that it has handed on, by name.
-pub fn handed(records: &Records) -> BTreeMap<String, OwnedFd> {
-    let fds = records.handover.iter().flat_map(|handover| &handover.fds);
-    fds.filter_map(|(name, number)| Some((name.clone(), inherit::take(*number)?)))
-        .gather()
 }
 
 /// Whether this program can go on from the state in descriptor `fd`; if not, the reason. The answer is to be said on

@@ -2,7 +2,7 @@
 
 use super::inherited::Inherited;
 use super::keeper::{self, Exited, Link, Origin, Taken, Teller, Word};
-use super::parent;
+use super::notify_socket;
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
@@ -233,7 +233,7 @@ impl Store {
     fn offered() -> Option<Store> {
         let most = std::env::var(OFFER).ok()?.parse().ok();
         let most = most.filter(|most| *most > 0)?;
-        Some(Store::new(parent::connect()?, most))
+        Some(Store::new(notify_socket::connect()?, most))
     }
 
     fn new(connection: UnixDatagram, most: usize) -> Store {

@@ -160,7 +160,7 @@ fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Resu
 
 #[cfg(test)]
 mod tests {
-    use super::super::unix::MOST_FDS;
+    use super::super::receive::MOST_FDS;
     use super::*;
     use crate::sys::process;
     use crate::sys::spawn::tests::{Program, eventually, wait_for_end};

@@ -1,9 +1,11 @@
 //! One message of a socket, with everything that came along: recvmsg(2).
 
-use super::unix::MOST_FDS;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// The most descriptors that the kernel lets one message carry (SCM_MAX_FD).
+pub(super) const MOST_FDS: usize = 253;
 
 /// A message as the kernel hands it out; its text is in the caller's buffer.
 pub(super) struct Message {

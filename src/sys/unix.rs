@@ -7,9 +7,6 @@ use std::io::{self, IoSlice};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// The most descriptors that the kernel lets one message carry (SCM_MAX_FD).
-pub const MOST_FDS: usize = 253;
-
 /// The process at the other end, as it was when it called connect (or listen), unix(7) SO_PEERCRED.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {

@@ -30,9 +30,8 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::leftovers::end_rest;
-use super::start::is_sole;
-use super::{TRIM_AFTER, image, logger, parent};
+use super::leftovers::{end_rest, is_sole};
+use super::{TRIM_AFTER, image, logger, notify_socket};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
 use crate::sys::process::{self, Exit, Pid};
@@ -504,7 +503,7 @@ struct Parent {
 
 impl Parent {
     fn connect() -> Parent {
-        let connection = parent::connect();
+        let connection = notify_socket::connect();
         Parent {
             connection: connection.filter(|parent| parent.set_nonblocking(true).is_ok()),
             told: VecDeque::new(),

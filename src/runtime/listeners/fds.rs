@@ -1,13 +1,11 @@
 //! The descriptors of a socket: one, or a shard for each wid.
 
-use super::group::Group;
+use super::descriptor::Descriptor;
+use super::group::{self, Group};
 use crate::supervise::SocketId;
-use crate::sys::socket;
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
 
 pub(super) enum Fds {
     Unbound,
@@ -24,20 +22,6 @@ pub(super) struct Shard {
     pub(super) fd: Descriptor,
     /// It was found empty after the kernel had been told not to choose it.
     pub(super) drained: bool,
-}
-
-/// A descriptor of a kernel socket that two listeners may have, while one takes the other's place.
-pub(super) struct Descriptor {
-    pub(super) fd: OwnedFd,
-    /// All descriptors of the same socket share it.
-    pub(super) socket: Rc<Kernel>,
-}
-
-/// A kernel socket.
-#[derive(Default)]
-pub(super) struct Kernel {
-    /// Out of the kernel's choice.
-    pub(super) retired: Cell<bool>,
 }
 
 impl Fds {
@@ -78,39 +62,9 @@ impl Fds {
     pub(super) fn close(self, group: Option<&Group>) {
         match self {
             Fds::Unbound => {}
-            Fds::One(fd) => fd.close(group),
-            Fds::Shards(shards) => shards.into_iter().for_each(|it| it.fd.close(group)),
+            Fds::One(fd) => group::close(fd, group),
+            Fds::Shards(shards) => shards.into_iter().for_each(|it| group::close(it.fd, group)),
         }
-    }
-}
-
-impl Descriptor {
-    pub(super) fn new(fd: OwnedFd) -> Descriptor {
-        let socket = Rc::default();
-        Descriptor { fd, socket }
-    }
-
-    pub(super) fn again(&self) -> io::Result<Descriptor> {
-        let socket = Rc::clone(&self.socket);
-        let fd = self.fd.try_clone()?;
-        Ok(Descriptor { fd, socket })
-    }
-
-    /// Closes it, and with the last one the kernel socket: its address must be free when an apply is said to be done,
-    /// though the keeper may have it for a moment more.
-    pub(super) fn close(self, group: Option<&Group>) {
-        if Rc::strong_count(&self.socket) == 1 {
-            socket::stop_listening(self.fd.as_fd());
-            if let Some(group) = group {
-                group.leave(&self);
-            }
-        }
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 //! The kernel has a list of them. A program that chooses names places in it, so the order must be known: who joins
 //! comes last, and when one leaves, the last takes its place.
 
-use super::fds::{Descriptor, Kernel};
+use super::descriptor::{Descriptor, Kernel};
 use crate::sys::socket;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -85,6 +85,17 @@ impl Group {
         };
         if let Err(error) = chosen {
             log::warn!(target: "manager", "the kernel's choice of a shard could not be changed: {error}");
+        }
+    }
+}
+
+/// Closes a descriptor, and with the last one the kernel socket: its address must be free when an apply is said to be
+/// done, though the keeper may have it for a moment more.
+pub(super) fn close(fd: Descriptor, group: Option<&Group>) {
+    if Rc::strong_count(&fd.socket) == 1 {
+        socket::stop_listening(fd.as_fd());
+        if let Some(group) = group {
+            group.leave(&fd);
         }
     }
 }

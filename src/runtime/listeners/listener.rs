@@ -1,8 +1,9 @@
 //! One socket: how it is bound, beside others or in their place.
 
 use super::super::{inherited::Inherited, node, node::Node};
-use super::fds::{Descriptor, Fds, Shard};
-use super::group::{Common, Group, Groups};
+use super::descriptor::Descriptor;
+use super::fds::{Fds, Shard};
+use super::group::{self, Common, Group, Groups};
 use super::{Found, Names, Obstacle};
 use crate::plan;
 use crate::supervise::SocketId;
@@ -464,7 +465,7 @@ impl Listener {
         }
         self.number += 1;
         let lost = socket::queue(old.as_fd()).map_or(0, |queue| queue.waiting);
-        old.close(None);
+        group::close(old, None);
         Ok(lost)
     }
 
@@ -614,7 +615,7 @@ impl Listener {
             let _ = epoll.remove(shards[index].fd.as_fd());
         }
         let shard = shards.swap_remove(index);
-        shard.fd.close(self.group.as_ref());
+        group::close(shard.fd, self.group.as_ref());
         if let (Some(group), Some(other)) = (&self.group, shards.first()) {
             group.choose(&other.fd);
         }

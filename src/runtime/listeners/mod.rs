@@ -1,10 +1,12 @@
 //! The sockets: bound here, open for ever.
 
+mod descriptor;
 mod fds;
 mod group;
 mod listener;
 
-use self::fds::{Descriptor, Fds, Kernel, Shard, ShardRecord, name_of};
+use self::descriptor::{Descriptor, Kernel};
+use self::fds::{Fds, Shard, ShardRecord, name_of};
 use self::group::Groups;
 use self::listener::{Listener, name_to_look_up, why, written};
 use super::{Token, inherited::Inherited, node::Node};
