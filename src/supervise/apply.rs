@@ -3,7 +3,7 @@
 use super::order::Phase;
 use super::request::{Begun, Later, Want};
 use super::state::{Binding, Edition, Goal, Socket, Watcher};
-use super::time::Due;
+use super::timers::Due;
 use super::{
     Effect, ParentNotice, Refusal, SocketId, Supervisor, Turn, WatcherId, WatcherState, new_socket,
     new_watcher,

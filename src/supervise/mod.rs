@@ -104,6 +104,7 @@ mod socket;
 mod state;
 mod table;
 mod time;
+mod timers;
 mod view;
 mod worker;
 
@@ -120,14 +121,13 @@ use crate::unit::{self, LogLevel, Signal};
 use order::Phase;
 use request::Pending;
 use serde::{Deserialize, Serialize};
-use shard::Shard;
-use state::{Binding, Edition, Goal, Post, Slot, Socket, State, Trigger, Watcher};
+use state::{Binding, Edition, Goal, Post, Shard, Slot, Socket, State, Trigger, Watcher};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 use table::Table;
-use time::{Due, Timers};
+use timers::{Due, Timers};
 
 /// A socket unit of the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

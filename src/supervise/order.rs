@@ -1,7 +1,8 @@
 //! Starting and stopping watchers in order, and the manager's own beginning and end.
 
 use super::state::{Binding, Edition, Goal, Mishap, Post, Seat, Slot, State, Watcher, Why};
-use super::time::{Due, Time};
+use super::time::Time;
+use super::timers::Due;
 use super::{Effect, ParentNotice, SocketId, Supervisor, Turn, WatcherId, WatcherState};
 use crate::unit::{LogLevel, WatcherKind};
 use serde::{Deserialize, Serialize};

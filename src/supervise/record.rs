@@ -6,10 +6,9 @@
 
 use super::order::Phase;
 use super::request::{MOST_WORKERS, Pending};
-use super::shard::Shard;
-use super::state::{Binding, Edition, Goal, Post, Seat, Slot, Socket, State, Watcher};
+use super::state::{Binding, Edition, Goal, Post, Seat, Shard, Slot, Socket, State, Watcher};
 use super::table::Table;
-use super::time::{Due, Timers};
+use super::timers::{Due, Timers};
 use super::{
     Dirty, Effect, ParentNotice, ProcId, RequestId, Settings, SocketId, Supervisor, Time, Turn,
     WatcherId,

@@ -1,53 +1,14 @@
 //! Replacing workers while they serve. The rules stand at the head of [`super`].
 
-use super::state::{Edition, Goal, Mishap, Post, State, Why, Worker};
-use super::time::Due;
+use super::state::{Edition, Goal, Mishap, Post, Queued, Reload, Signalled, State, Why, Worker};
+use super::timers::Due;
 use super::{Effect, ProcId, SocketId, Supervisor, Time, Turn, WatcherId};
 use crate::unit::{self, Gather, LogLevel, Signal, WatcherKind};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// After a replacement for age has failed, the next try comes no sooner.
 const SHORTEST_AGE_RETRY: Duration = Duration::from_secs(1);
-
-/// A rolling reload.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Reload {
-    /// Which of the watcher's reloads.
-    pub serial: u64,
-    /// The edition that processes are started from.
-    pub to: u32,
-    /// Processes from this one on are replacements.
-    pub since: ProcId,
-    /// Wids that are still to be replaced.
-    pub todo: BTreeSet<u32>,
-    /// Of a reload because of age: all wids that it is about. What starts in others meanwhile is none of its replacements.
-    pub aged: Option<BTreeSet<u32>>,
-    /// Why it has failed: then `to` is what it goes back to.
-    pub failure: Option<String>,
-}
-
-/// A reload that waits for another to end, or for a socket to be bound.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Queued {
-    pub serial: u64,
-    /// The new definition; without one it stays as it is.
-    pub edition: Option<Edition>,
-}
-
-/// A reload by signal, of workers that tell when they have done it, or are not ready to be told.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Signalled {
-    pub serial: u64,
-    /// They have had the signal, and say when they have done it.
-    pub awaited: BTreeSet<ProcId>,
-    /// They get it when they are ready: before, it might end them.
-    #[serde(default)]
-    pub unready: BTreeSet<ProcId>,
-    pub problems: Vec<String>,
-    pub until: Option<Time>,
-}
 
 impl Supervisor {
     /// Begins to replace every worker of a watcher that is up, by ones of a new edition if there is one; or will when the

@@ -1,26 +1,9 @@
 //! The life of a shard: the kernel queue of one wid. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Post, State, Watcher};
-use super::worker::backoff;
+use super::state::{Goal, Post, Shard, State, Watcher};
+use super::time::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::LogLevel;
-use serde::{Deserialize, Serialize};
-
-/// What becomes of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Shard {
-    /// New clients may come to it.
-    Open,
-    /// No new ones come, as long as a worker of its wid serves those that wait, or is to. If it is one that was made for
-    /// that: of which watcher.
-    Draining { by: Option<WatcherId>, tries: u32 },
-    /// It is closed if nobody waits in it: the runtime has not answered yet.
-    Closing { tries: u32 },
-    /// Clients wait in it, and so many workers have not served them all.
-    Owed { tries: u32 },
-    /// There is none.
-    Closed,
-}
 
 /// What becomes of the clients that a shard would get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

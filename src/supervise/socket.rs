@@ -1,8 +1,8 @@
 //! The life of a socket: bound, watched, paused. The rules stand at the head of [`super`].
 
 use super::state::{Binding, Edition, Goal, Mishap, Post, State};
-use super::time::Due;
-use super::worker::backoff;
+use super::time::backoff;
+use super::timers::Due;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
 use crate::unit::{Gather, LogLevel};
 use std::collections::BTreeSet;

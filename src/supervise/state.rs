@@ -1,12 +1,11 @@
 //! What is known of each socket, watcher and worker. Plain data: a state holds what exists in it and nothing else.
 
-use super::reload::{Queued, Reload, Signalled};
-use super::shard::Shard;
 use super::time::Time;
 use super::{Exit, Pid, ProcId, RequestId, SocketId, WatcherId};
 use crate::plan;
 use crate::unit;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -68,6 +67,22 @@ pub(super) struct Trigger {
     /// Activation pauses until then.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub paused: Option<Time>,
+}
+
+/// What becomes of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Shard {
+    /// New clients may come to it.
+    Open,
+    /// No new ones come, as long as a worker of its wid serves those that wait, or is to. If it is one that was made for
+    /// that: of which watcher.
+    Draining { by: Option<WatcherId>, tries: u32 },
+    /// It is closed if nobody waits in it: the runtime has not answered yet.
+    Closing { tries: u32 },
+    /// Clients wait in it, and so many workers have not served them all.
+    Owed { tries: u32 },
+    /// There is none.
+    Closed,
 }
 
 /// A definition of a watcher, and the sockets that its processes get.
@@ -167,6 +182,44 @@ pub(super) struct Watcher {
     /// The state as it was last counted and told.
     #[serde(skip)]
     pub told: Option<super::WatcherState>,
+}
+
+/// A rolling reload.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Reload {
+    /// Which of the watcher's reloads.
+    pub serial: u64,
+    /// The edition that processes are started from.
+    pub to: u32,
+    /// Processes from this one on are replacements.
+    pub since: ProcId,
+    /// Wids that are still to be replaced.
+    pub todo: BTreeSet<u32>,
+    /// Of a reload because of age: all wids that it is about. What starts in others meanwhile is none of its replacements.
+    pub aged: Option<BTreeSet<u32>>,
+    /// Why it has failed: then `to` is what it goes back to.
+    pub failure: Option<String>,
+}
+
+/// A reload that waits for another to end, or for a socket to be bound.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Queued {
+    pub serial: u64,
+    /// The new definition; without one it stays as it is.
+    pub edition: Option<Edition>,
+}
+
+/// A reload by signal, of workers that tell when they have done it, or are not ready to be told.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Signalled {
+    pub serial: u64,
+    /// They have had the signal, and say when they have done it.
+    pub awaited: BTreeSet<ProcId>,
+    /// They get it when they are ready: before, it might end them.
+    #[serde(default)]
+    pub unready: BTreeSet<ProcId>,
+    pub problems: Vec<String>,
+    pub until: Option<Time>,
 }
 
 impl Watcher {

@@ -1,11 +1,11 @@
-//! Points in time, as the runtime's clock gives them, and what is due when.
+//! Points in time, as the runtime's clock gives them, and pauses that grow.
 
-use super::state::Post;
-use super::{SocketId, WatcherId};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
 use std::ops::{Add, Sub};
 use std::time::Duration;
+
+/// The shortest delay of a backoff that has begun: `restart_delay = 0` must not become a spin.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
 
 /// A point in time: nanoseconds of CLOCK_MONOTONIC, so that it keeps its meaning in a new manager of the same boot.
 #[derive(
@@ -51,64 +51,17 @@ impl Sub for Time {
     }
 }
 
-/// What a deadline belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Due {
-    /// The whole stop is forced.
-    Shutdown,
-    /// The parent is asked for more time.
-    Extension,
-    /// The next watcher may start.
-    Starts,
-    /// A pause ends, or a bind is tried again.
-    Socket(SocketId),
-    /// The next worker of the watcher may be spawned.
-    Watcher(WatcherId),
-    /// Workers have not told that they have reloaded.
-    Signalled(WatcherId),
-    /// The deadline of what stands at a post: backoff, start, settling, watchdog, age, stop.
-    Post(Post),
-}
-
-/// An index of all deadlines, derived from the states that hold them, so that no turn looks at every unit.
-#[derive(Debug, Default)]
-pub(super) struct Timers {
-    by_time: BTreeSet<(Time, Due)>,
-    by_due: HashMap<Due, Time>,
-}
-
-impl Timers {
-    /// Says when `due` is due now; `None` is never.
-    pub fn set(&mut self, due: Due, at: Option<Time>) {
-        let before = match at {
-            Some(at) => self.by_due.insert(due, at),
-            None => self.by_due.remove(&due),
-        };
-        if before == at {
-            return;
-        }
-        if let Some(before) = before {
-            self.by_time.remove(&(before, due));
-        }
-        if let Some(at) = at {
-            self.by_time.insert((at, due));
-        }
-    }
-
-    /// The next deadline.
-    pub fn first(&self) -> Option<Time> {
-        self.by_time.first().map(|(at, _)| *at)
-    }
-
-    /// Takes one thing that is due by `now`.
-    pub fn take(&mut self, now: Time) -> Option<Due> {
-        let (at, due) = *self.by_time.first()?;
-        if at > now {
-            return None;
-        }
-        self.set(due, None);
-        Some(due)
-    }
+/// Delay before the restart after `attempt` restarts in a row: the first is at once, then doubling from `shortest`.
+pub(super) fn backoff(attempt: u32, shortest: Duration, longest: Duration) -> Duration {
+    let Some(doublings) = attempt.checked_sub(1) else {
+        return Duration::ZERO;
+    };
+    let shortest = shortest.max(SHORTEST_BACKOFF);
+    let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+    shortest
+        .checked_mul(factor)
+        .unwrap_or(Duration::MAX)
+        .min(longest.max(shortest))
 }
 
 #[cfg(test)]
@@ -116,16 +69,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_that_moves_is_due_once() {
-        let mut timers = Timers::default();
-        let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
-        timers.set(Due::Starts, Some(at(1)));
-        timers.set(Due::Starts, Some(at(3)));
-        timers.set(Due::Shutdown, Some(at(2)));
-        assert_eq!(timers.first(), Some(at(2)));
-        assert_eq!(timers.take(at(5)), Some(Due::Shutdown));
-        assert_eq!(timers.take(at(5)), Some(Due::Starts));
-        assert_eq!(timers.take(at(5)), None);
-        assert_eq!(timers.first(), None);
+    fn the_first_restart_is_at_once_and_the_others_double_up_to_the_longest() {
+        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
+        let delays: Vec<u128> = (0..12)
+            .map(|attempt| backoff(attempt, shortest, longest).as_millis())
+            .collect();
+        assert_eq!(
+            delays,
+            [
+                0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000
+            ]
+        );
+        assert_eq!(backoff(u32::MAX, shortest, longest), longest);
+    }
+
+    #[test]
+    fn a_delay_of_zero_does_not_spin() {
+        assert_eq!(backoff(1, Duration::ZERO, Duration::ZERO), SHORTEST_BACKOFF);
+        assert!(backoff(10, Duration::ZERO, Duration::from_secs(1)) >= Duration::from_secs(1));
     }
 }

@@ -1,7 +1,8 @@
 //! The life of one worker: from due to gone. The rules stand at the head of [`super`].
 
 use super::state::{Complaints, Goal, LastEnd, Mishap, Post, Seat, State, Why, Worker};
-use super::time::{Due, Time};
+use super::time::{Time, backoff};
+use super::timers::Due;
 use super::{
     Effect, Exit, Pid, ProcId, Sender, SocketId, SpawnFailure, Supervisor, Turn, WatcherId, notify,
 };
@@ -14,9 +15,6 @@ const SIGCONT: Signal = Signal(18);
 
 /// Longest STATUS= text that is kept, in bytes, as in systemd.
 const MAX_STATUS: usize = 16 * 1024;
-
-/// The shortest delay of a backoff that has begun: `restart_delay = 0` must not become a spin.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
 
 /// How long a replacement that says nothing of itself has to stay alive before who serves is stopped for it.
 const PROOF: Duration = Duration::from_millis(100);
@@ -1164,44 +1162,5 @@ fn stronger(before: Why, now: Why) -> Why {
     match now {
         Why::Asked => Why::Asked,
         Why::Failed(_) | Why::Itself => before,
-    }
-}
-
-/// Delay before the restart after `attempt` restarts in a row: the first is at once, then doubling from `shortest`.
-pub(super) fn backoff(attempt: u32, shortest: Duration, longest: Duration) -> Duration {
-    let Some(doublings) = attempt.checked_sub(1) else {
-        return Duration::ZERO;
-    };
-    let shortest = shortest.max(SHORTEST_BACKOFF);
-    let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-    shortest
-        .checked_mul(factor)
-        .unwrap_or(Duration::MAX)
-        .min(longest.max(shortest))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_restart_is_at_once_and_the_others_double_up_to_the_longest() {
-        let (shortest, longest) = (Duration::from_millis(100), Duration::from_secs(30));
-        let delays: Vec<u128> = (0..12)
-            .map(|attempt| backoff(attempt, shortest, longest).as_millis())
-            .collect();
-        assert_eq!(
-            delays,
-            [
-                0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000
-            ]
-        );
-        assert_eq!(backoff(u32::MAX, shortest, longest), longest);
-    }
-
-    #[test]
-    fn a_delay_of_zero_does_not_spin() {
-        assert_eq!(backoff(1, Duration::ZERO, Duration::ZERO), SHORTEST_BACKOFF);
-        assert!(backoff(10, Duration::ZERO, Duration::from_secs(1)) >= Duration::from_secs(1));
     }
 }
