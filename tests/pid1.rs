@@ -230,6 +230,22 @@ fn it_works_without_proc() {
 }
 
 #[test]
+fn the_default_unit_serves_without_proc() {
+    if !can_unshare() {
+        return;
+    }
+    // It names /proc/self/exe.
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/units/hello.toml");
+    let unit = std::fs::read_to_string(file).expect("read the unit");
+    let unit = unit.replace("127.0.0.1:8000", "127.0.0.1:0");
+    let mut manager = spawn(&unit, "mount -t tmpfs none /proc");
+    manager.wait_for_notice("READY=1");
+    let watcher = manager.watcher("hello");
+    assert_eq!(watcher["ready"], 2, "{}", manager.log());
+    assert_eq!(stop(&mut manager), Some(0), "{}", manager.log());
+}
+
+#[test]
 fn it_works_without_passwd_and_group() {
     if can_unshare() {
         works_in(&format!(

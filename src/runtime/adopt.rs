@@ -149,7 +149,12 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     if let Some((soft, hard)) = nofile {
         spawner.restore_nofile(soft, hard);
     }
-    let mut processes = Processes::new(spawner, base.environment, settings.env.clone());
+    let mut processes = Processes::new(
+        spawner,
+        base.environment,
+        settings.env.clone(),
+        base.program.clone(),
+    );
     // Of our own children, and of those that the keeper has, we are told.
     let watch = !is_upgrade && !is_kept_by_keeper;
     let gone = processes.adopt(&epoll, records.processes, watch);

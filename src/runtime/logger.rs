@@ -125,11 +125,6 @@ impl Log for Logger {
             record.target(),
             &record.args().to_string(),
         );
-        line.truncate(LONGEST_LINE);
-        if line.last() != Some(&b'\n') {
-            line.pop();
-            line.push(b'\n');
-        }
         // Where else should it be told that stderr is gone?
         let _ = stderr.lock().write_all(&line);
     }
@@ -138,7 +133,25 @@ impl Log for Logger {
 }
 
 impl Logger {
+    /// Adds a line. If there would be more than [`LONGEST_LINE`] then, the message is cut, and not what is around it: a reader
+    /// of JSON needs all of that.
     fn format_line(&self, line: &mut Vec<u8>, level: Level, unit: &str, text: &str) {
+        let start = line.len();
+        self.format_whole(line, level, unit, text);
+        if line.len() > LONGEST_LINE {
+            line.truncate(start);
+            self.format_whole(line, level, unit, "");
+            let room = LONGEST_LINE.saturating_sub(line.len());
+            line.truncate(start);
+            let size = match self.json.load(Ordering::Relaxed) {
+                true => size_in_json,
+                false => size_in_text,
+            };
+            self.format_whole(line, level, unit, &cut(text, room, size));
+        }
+    }
+
+    fn format_whole(&self, line: &mut Vec<u8>, level: Level, unit: &str, text: &str) {
         let word = match level {
             Level::Error => "error",
             Level::Warn => "warn",
@@ -167,6 +180,40 @@ impl Logger {
     }
 }
 
+/// What a message ends with that was cut.
+const ELLIPSIS: &str = "\u{2026}";
+
+/// As much of a message as takes `room` bytes in its line, where each character takes as many as `size` says.
+fn cut(text: &str, room: usize, size: fn(char) -> usize) -> String {
+    let mut length = 0;
+    // Where there is still room for the ellipsis.
+    let mut end = 0;
+    for (place, c) in text.char_indices() {
+        if length + ELLIPSIS.len() <= room {
+            end = place;
+        }
+        length += size(c);
+        if length > room {
+            return format!("{}{ELLIPSIS}", &text[..end]);
+        }
+    }
+    text.to_owned()
+}
+
+/// The bytes that a character takes in a string of JSON, as serde_json writes it.
+fn size_in_json(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        _ => c.len_utf8(),
+    }
+}
+
+/// The same in a line of text, where a control character is a space.
+fn size_in_text(c: char) -> usize {
+    if c.is_control() { 1 } else { c.len_utf8() }
+}
+
 /// The priority of syslog(3) that journald wants, see sd-daemon(3).
 fn priority(level: Level) -> u8 {
     match level {
@@ -174,5 +221,70 @@ fn priority(level: Level) -> u8 {
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logger(json: bool) -> Logger {
+        Logger {
+            json: AtomicBool::new(json),
+            journal: false,
+            has_reader: false,
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// The lines of these messages, which end up in one write.
+    fn lines(json: bool, texts: &[&str]) -> String {
+        let mut lines = Vec::new();
+        for text in texts {
+            logger(json).format_line(&mut lines, Level::Info, "watcher.web", text);
+        }
+        String::from_utf8(lines).expect("is cut between characters")
+    }
+
+    #[test]
+    fn a_long_message_is_cut_and_its_line_is_whole() {
+        for piece in ["x", "\u{e9}", "\u{1f600}", "\"\\", "\u{1}\n", "a\u{85}\u{7f}"] {
+            for extra in ["", ".", "..", "..."] {
+                let text = format!("{extra}{}", piece.repeat(LONGEST_LINE));
+                let line = lines(true, &[&text]);
+                assert!((LONGEST_LINE - 12..=LONGEST_LINE).contains(&line.len()));
+                let object: serde_json::Value = serde_json::from_str(&line).expect("is JSON");
+                assert_eq!(object["unit"], "watcher.web");
+                let message = object["message"].as_str().expect("a message");
+                let kept = message.strip_suffix(ELLIPSIS).expect("says that it is cut");
+                assert!(text.starts_with(kept));
+
+                let line = lines(false, &[&text]);
+                assert!((LONGEST_LINE - 12..=LONGEST_LINE).contains(&line.len()));
+                assert!(line.ends_with("\u{2026}\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_just_fits_is_not_cut() {
+        for json in [true, false] {
+            let room = LONGEST_LINE - lines(json, &[""]).len();
+            let text = "x".repeat(room);
+            let line = lines(json, &[&text]);
+            assert_eq!(line.len(), LONGEST_LINE);
+            assert!(line.contains(&text));
+            let line = lines(json, &[&(text + "x")]);
+            assert!(line.len() <= LONGEST_LINE && line.contains(ELLIPSIS));
+        }
+    }
+
+    #[test]
+    fn lines_that_are_written_together_share_the_room() {
+        let long = "x".repeat(2 * LONGEST_LINE);
+        let both = lines(true, &["lines were dropped", &long]);
+        assert_eq!(both.len(), LONGEST_LINE);
+        let objects = both.lines().map(serde_json::from_str::<serde_json::Value>);
+        assert_eq!(objects.filter(Result::is_ok).count(), 2);
     }
 }

@@ -14,7 +14,7 @@ use std::ffi::{CStr, CString, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Longest `env_file` that is read, in bytes.
@@ -66,7 +66,12 @@ pub struct Processes {
     dirty: BTreeSet<ProcId>,
     /// Processes that are no workers.
     programs: BTreeSet<Pid>,
+    /// The path that this program was started by.
+    own_program: Option<PathBuf>,
 }
+
+/// How a unit names the manager's own program, wherever that is.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What the next manager must know of a process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,6 +131,7 @@ impl Processes {
         spawner: Spawner,
         environment: Vec<Variable>,
         manager_env: Vec<(String, unit::At<String>)>,
+        own_program: Option<PathBuf>,
     ) -> Processes {
         Processes {
             spawner,
@@ -139,6 +145,7 @@ impl Processes {
             keeps: false,
             dirty: BTreeSet::new(),
             programs: BTreeSet::new(),
+            own_program,
         }
     }
 
@@ -349,7 +356,7 @@ impl Processes {
             }
         }
         let Invocation {
-            candidates,
+            mut candidates,
             argv,
             mut env,
             fds,
@@ -363,6 +370,13 @@ impl Processes {
         } = invocation;
         if notify {
             env.push(c_string(format!("NOTIFY_SOCKET={notify_socket}").into())?.into());
+        }
+        // Where /proc is not mounted, a manager in a bare container has its workers all the same.
+        if let (Some(own), [named]) = (&self.own_program, &mut *candidates)
+            && named == OWN_PROGRAM
+            && !Path::new(OWN_PROGRAM).exists()
+        {
+            *named = own.into();
         }
         let rlimits = job.spec.unit.rlimits.iter();
         Ok(Order {

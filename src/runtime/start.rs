@@ -228,7 +228,12 @@ fn start(
         parent: parent.listens(),
     };
     let supervisor = Supervisor::new(&plan, &unbound, settings);
-    let mut processes = Processes::new(base.spawner, base.environment, plan.manager.env.clone());
+    let mut processes = Processes::new(
+        base.spawner,
+        base.environment,
+        plan.manager.env.clone(),
+        base.program.clone(),
+    );
     let keeping = Keeping::begin(vault).map_err(|error| failed("the ledger", &error))?;
     if keeping.is_on() {
         processes.keep();

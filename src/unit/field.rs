@@ -535,6 +535,10 @@ impl<'v, 'f> Field<'v, 'f> {
                     return format!("key `{name}` of {key} is not built yet");
                 }
                 match nearest(name, known.iter().chain(unbuilt).copied()) {
+                    Some(near) if unbuilt.contains(&near) => format!(
+                        "unknown key `{}` in {key}; `{near}` is not built yet",
+                        clipped(name)
+                    ),
                     Some(near) => format!(
                         "unknown key `{}` in {key}; did you mean `{near}`?",
                         clipped(name)

@@ -47,6 +47,19 @@ impl Kind {
         }
     }
 
+    /// Whether a key of it is built.
+    fn is_built(self, key: &str) -> bool {
+        fn of<D>(keys: &[Key<D>], name: &str) -> bool {
+            keys.iter()
+                .any(|key| key.name == name && key.read.is_some())
+        }
+        match self {
+            Kind::Manager => of(MANAGER, key),
+            Kind::Socket => of(SOCKET, key),
+            Kind::Watcher => of(WATCHER, key),
+        }
+    }
+
     /// The keys that `key` stands instead of: a drop-in that has it takes them away.
     pub fn replaced_by(self, key: &str) -> &'static [&'static str] {
         fn of<D>(keys: &[Key<D>], name: &str) -> &'static [&'static str] {
@@ -497,7 +510,10 @@ impl<'v> Table<'v> {
         let (kind, key) = (self.kind.name(), clipped(entry.key));
         let is_table = matches!(entry.value, Value::Table(_));
         let hint = if let Some(meant) = meant {
-            format!("; did you mean `{meant}`?")
+            match self.kind.is_built(meant) {
+                true => format!("; did you mean `{meant}`?"),
+                false => format!("; `{meant}` is not built yet"),
+            }
         } else if let Some(home) = home_of(entry.key, Some(self.kind)) {
             format!("; it belongs in {home}")
         } else if let Some(resource) = entry.key.strip_prefix("rlimit_") {
@@ -2091,6 +2107,24 @@ mod tests {
             let wanted = format!("; did you mean `{meant}`?");
             let found = findings(&format!("[{header}]\n{key} = 1\n"));
             assert!(found.iter().any(|it| it.ends_with(&wanted)), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_built_is_no_suggestion() {
+        for (header, key, hint) in [
+            ("watcher.w", "acept", "; `accept` is not built yet"),
+            ("socket.s", "timestmping", "; `timestamping` is not built yet"),
+            ("manager", "metrcs", "; `metrics` is not built yet"),
+            ("watcher.w", "max_agee", "; did you mean `max_age`?"),
+        ] {
+            let found = findings(&format!("[{header}]\n{key} = 1\n"));
+            assert!(found.iter().any(|it| it.ends_with(hint)), "{found:?}");
+        }
+        let foreign = FOREIGN.iter().map(|(_, ours)| *ours);
+        for ours in foreign {
+            let is_built = Kind::ALL.into_iter().any(|kind| kind.is_built(ours));
+            assert!(is_built, "{ours}");
         }
     }
 
