@@ -66,7 +66,7 @@
 //!
 //! # Where to add what
 //!
-//! - A key of a unit file: one line in the tables of `unit/keys.rs`, a field in [`unit::Watcher`] or [`unit::Socket`], a
+//! - A key of a unit file: one line in `unit/keys/socket.rs` or `watcher.rs`, a field in [`unit::Watcher`] or [`unit::Socket`], a
 //!   row in `docs/units.md`. Then whoever acts on it.
 //! - A command: an entry in `cli/words.rs` (what is typed), `control/call.rs` and the `.varlink` file (what is sent), `supervise/request.rs`
 //!   (what it means, and when it is done).
