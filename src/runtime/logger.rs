@@ -248,7 +248,14 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_and_its_line_is_whole() {
-        for piece in ["x", "\u{e9}", "\u{1f600}", "\"\\", "\u{1}\n", "a\u{85}\u{7f}"] {
+        for piece in [
+            "x",
+            "\u{e9}",
+            "\u{1f600}",
+            "\"\\",
+            "\u{1}\n",
+            "a\u{85}\u{7f}",
+        ] {
             for extra in ["", ".", "..", "..."] {
                 let text = format!("{extra}{}", piece.repeat(LONGEST_LINE));
                 let line = lines(true, &[&text]);

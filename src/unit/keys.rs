@@ -2114,7 +2114,11 @@ mod tests {
     fn a_key_that_is_not_built_is_no_suggestion() {
         for (header, key, hint) in [
             ("watcher.w", "acept", "; `accept` is not built yet"),
-            ("socket.s", "timestmping", "; `timestamping` is not built yet"),
+            (
+                "socket.s",
+                "timestmping",
+                "; `timestamping` is not built yet",
+            ),
             ("manager", "metrcs", "; `metrics` is not built yet"),
             ("watcher.w", "max_agee", "; did you mean `max_age`?"),
         ] {
