@@ -797,6 +797,67 @@ fn the_file_of_a_unix_socket_is_as_a_new_one_would_be_and_that_of_another_is_lef
 }
 
 #[test]
+fn an_owner_that_a_unix_socket_cannot_be_given_refuses_the_whole_change() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    let units = |one: &str, two: &str, name: &str| {
+        format!(
+            "[socket.one]\nlisten = \"DIR/one\"\n{one}\n[socket.{name}]\nlisten = \"DIR/two\"\n{two}\n[watcher.idle]\n\
+             cmd = \"PROBE sleep\"\nsockets = [\"one\", \"{name}\"]\n"
+        )
+    };
+    // In a place where there is nobody but root, not even root can give files to others.
+    let be_alone = || {
+        let own = unsafe { (libc::getuid(), libc::getgid()) };
+        if unsafe { libc::unshare(libc::CLONE_NEWUSER) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/uid_map", format!("0 {} 1", own.0))?;
+        std::fs::write("/proc/self/gid_map", format!("0 {} 1", own.1))?;
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+        Ok(())
+    };
+    let mut tried = Command::new("true");
+    unsafe { tried.pre_exec(be_alone) };
+    if !tried.status().is_ok_and(|status| status.success()) {
+        return support::leave_out("user namespaces can't be made here");
+    }
+    let manager = Manager::spawn_with(&units("mode = \"0600\"", "", "two"), |command| {
+        unsafe { command.pre_exec(be_alone) };
+    });
+    manager.wait_for_notice("READY=1");
+    let path = manager.path("one");
+    let mode = || {
+        let data = std::fs::symlink_metadata(&path).expect("the socket's file");
+        data.permissions().mode() & 0o777
+    };
+    let before = manager.snapshot();
+    // Both where the socket stays what it is, and where another has it.
+    for name in ["two", "other"] {
+        let output = manager.try_apply(&units("mode = \"0640\"", "user = 12345", name));
+        assert_eq!(output.status.code(), Some(1), "{}", manager.log());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let two = manager.path("two");
+        for part in [
+            &format!("socket `{name}` can't be what its unit says"),
+            &format!("{} can't be given its owner", two.display()),
+            "; take that out of the unit, or",
+            "nothing was changed",
+        ] {
+            assert!(stderr.contains(part), "{part}: {stderr}");
+        }
+        assert_eq!(mode(), 0o600);
+        assert!(manager.socket("two")["error"].is_null());
+    }
+    assert_eq!(manager.snapshot(), before);
+    manager.apply(&units("mode = \"0640\"", "", "two"));
+    assert_eq!(mode(), 0o640);
+}
+
+#[test]
 fn a_stopped_watcher_stays_stopped_and_an_on_demand_one_waits() {
     let units = |mark: &str| {
         format!(

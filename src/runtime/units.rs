@@ -187,6 +187,11 @@ impl Manager {
             .map_err(|errors| Failure::Refused {
                 reason: format!("{}; nothing was changed", errors.join("; ")),
             })?;
+        if let Err(errors) = self.listeners.try_changes(&plan, &changes) {
+            self.listeners.forget_prepared();
+            let reason = format!("{}; nothing was changed", errors.join("; "));
+            return Err(Failure::Refused { reason });
+        }
         self.set_manager(&plan, &changes);
         if let Some(remark) = Supervisor::remark(&changes) {
             log::warn!(target: "manager", "{remark}");

@@ -344,6 +344,8 @@ impl Supervisor {
             self.supersede_reloads(turn, id, Later::Apply);
             self.cancel_reload(turn, id);
         }
+        // One that is restarted may have another that waits for its socket.
+        self.watcher_mut(id).queued = None;
         self.take_edition(id, edition);
         if let Some(wanted) = rescaled {
             self.scale_watcher(turn, id, wanted);

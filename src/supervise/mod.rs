@@ -48,7 +48,7 @@
 //! and when it is given up, but each process is started, judged ready, aged and stopped by the one that it came from.
 //!
 //! A reload during a reload waits for its end, and several that wait are one. A stop or restart of the watcher ends a
-//! reload, and so does its failure; the new definition stays. A worker whose reload for its age came to nothing is
+//! reload, and so does its failure; the new definition stays. One that waits for a socket goes on waiting for it over a restart. A worker whose reload for its age came to nothing is
 //! looked at again after `restart_max_delay`.
 //!
 //! A reload by signal reaches a worker that is not ready when it is, since before it might end it. It is over when it is sent to all; with `type = "notify"` when each worker has said RELOADING=1 and READY=1

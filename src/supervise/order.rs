@@ -242,6 +242,10 @@ impl Supervisor {
         self.startable.remove(&(rank, id));
         self.next_start = turn.now + self.warmup_delay;
         self.dirty.manager = true;
+        if self.watcher(id).queued.is_some() && self.queued_lacks(id).is_none() {
+            // What it could not be when it was restarted, it can be by now.
+            self.cancel_reload(turn, id);
+        }
         self.bring_up(id);
         true
     }
@@ -374,7 +378,7 @@ impl Supervisor {
     pub(super) fn stop_to_start_again(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         let (held, again) = (true, true);
         self.set_goal(id, Goal::Stopped { held, again });
-        self.cancel_reload(turn, id);
+        self.cancel_reload_to_restart(turn, id);
         self.stop_what_does_not_run(turn, id);
     }
 

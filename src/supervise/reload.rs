@@ -354,6 +354,15 @@ impl Supervisor {
         self.touched.insert(id);
     }
 
+    /// The same for a restart. What the watcher can't be yet, since it lacks a socket, it is not by that either: the definition
+    /// that can run does, and the other goes on waiting.
+    pub(super) fn cancel_reload_to_restart(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
+        let waits = self.queued_lacks(id).is_some();
+        let queued = self.watcher_mut(id).queued.take_if(|_| waits);
+        self.cancel_reload(turn, id);
+        self.watcher_mut(id).queued = queued;
+    }
+
     /// Makes a new definition the watcher's own at once.
     pub(super) fn take_edition(&mut self, id: WatcherId, edition: Edition) {
         let number = edition.number;

@@ -431,11 +431,7 @@ impl Supervisor {
     pub(super) fn restart_watcher(&mut self, turn: &mut Turn<'_>, id: WatcherId) {
         match self.watcher(id).goal {
             Goal::Up { .. } => {
-                // What it can't be yet, it is not by a restart either.
-                let waits = self.queued_lacks(id).is_some();
-                let queued = self.watcher_mut(id).queued.take_if(|_| waits);
-                self.cancel_reload(turn, id);
-                self.watcher_mut(id).queued = queued;
+                self.cancel_reload_to_restart(turn, id);
                 self.stop_posts(turn, id);
                 self.set_goal(id, Goal::Up { complete: false });
                 self.want_slots(id, 1);

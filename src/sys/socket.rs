@@ -678,16 +678,26 @@ pub fn set_access(
     check_is_socket(&found)?;
     let is = |wanted: Option<u32>, found: u32| wanted.is_none_or(|wanted| wanted == found);
     if !is(uid, found.st_uid) || !is(gid, found.st_gid) {
-        chown_opened(&node, uid, gid)?;
+        let result = chown_opened(&node, uid, gid);
+        result.map_err(|error| told(path, "be given its owner", &error))?;
     }
     let mode = Permissions::from_mode(mode);
     // chmod(2) takes no such descriptor, and the path may lead to another file by now.
     match fs::set_permissions(format!("/proc/self/fd/{}", node.as_raw_fd()), mode.clone()) {
         // There is no /proc.
-        Err(error) if error.kind() == ErrorKind::NotFound => fs::set_permissions(path, mode)?,
-        result => result?,
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::set_permissions(path, mode),
+        result => result,
     }
+    .map_err(|error| told(path, "be given its mode", &error))?;
     Ok(true)
+}
+
+/// The same error, which says what of a file could not be done.
+fn told(path: &Path, what: &str, error: &io::Error) -> io::Error {
+    let number = error.raw_os_error().unwrap_or(libc::EINVAL);
+    let reason = nix::errno::Errno::from_raw(number).desc();
+    let text = format!("{} can't {what}: {reason}", path.display());
+    io::Error::new(error.kind(), text)
 }
 
 /// What a socket is, as the kernel says.

@@ -1414,7 +1414,7 @@ impl Rules {
                         self.say("restarted in order");
                         let (held, again) = (true, true);
                         self.watcher(*id).goal = Goal::Down { held, again };
-                        self.cancel_reload(*id);
+                        self.cancel_reload_to_restart(*id);
                         self.stop_what_does_not_run(*id);
                     } else {
                         self.restart(*id);
@@ -1533,10 +1533,7 @@ impl Rules {
     fn restart(&mut self, id: usize) {
         match self.watchers[&id].goal {
             Goal::Up { .. } => {
-                let waits = self.queued_lacks(id);
-                let queued = self.watcher(id).queued.take_if(|_| waits);
-                self.cancel_reload(id);
-                self.watcher(id).queued = queued;
+                self.cancel_reload_to_restart(id);
                 self.dismiss_all(id);
                 // It is not running again before all of its workers are.
                 self.watcher(id).goal = Goal::Up { complete: false };
@@ -2025,6 +2022,10 @@ impl Rules {
             return false;
         }
         self.next_start = self.now + self.warmup_delay;
+        if self.watchers[&id].queued.is_some() && !self.queued_lacks(id) {
+            self.say("bound while restarted in order");
+            self.cancel_reload(id);
+        }
         let watcher = self.watcher(id);
         watcher.goal = Goal::Up { complete: false };
         watcher.failed_starts = 0;

@@ -225,15 +225,31 @@ impl Listener {
 
     pub(super) fn adjust(&mut self) {
         self.trouble = None;
-        let address = address_of(&self.spec.unit);
-        let file = self.node.as_ref().map(Node::id);
-        for fd in self.fds.iter() {
-            if let Err(error) = socket::adjust(fd.as_fd(), &listen(&self.spec, &address), file) {
-                let trouble = format!("could not be changed to what its unit says: {error}");
-                log::warn!(target: &format!("socket.{}", self.spec.name()), "{trouble}");
-                self.trouble = Some(trouble);
-            }
+        if let Err(error) = self.adjust_to(&self.spec) {
+            let reason = unit::reason(&error);
+            let trouble = format!("could not be changed to what its unit says: {reason}");
+            log::warn!(target: &format!("socket.{}", self.spec.name()), "{trouble}");
+            self.trouble = Some(trouble);
         }
+    }
+
+    /// Sets what a definition says, which need not be its own. The error is the last of those that there were.
+    pub(super) fn adjust_to(&self, spec: &plan::Socket) -> std::io::Result<()> {
+        let address = address_of(&spec.unit);
+        let file = self.node.as_ref().map(Node::id);
+        let mut result = Ok(());
+        for fd in self.fds.iter() {
+            let adjusted = socket::adjust(fd.as_fd(), &listen(spec, &address), file);
+            result = adjusted.and(result);
+        }
+        result
+    }
+
+    /// Whether its file, if it has one, is the one that it has made.
+    pub(super) fn has_its_file(&self) -> bool {
+        self.node
+            .as_ref()
+            .is_none_or(|node| node.is_there() == Some(true))
     }
 
     /// It is known from now on; the one of its name that it replaces is not reached any more if they have a path in common.

@@ -18,6 +18,7 @@ use crate::sys::socket::{self, BindError, Cause, FileId, Local, Queue};
 use crate::unit::{self, Arrange, Gather};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -294,6 +295,63 @@ impl Listeners {
         listener.take_its_place();
         self.all.insert(id, listener);
         self.dirty.extend([id].into_iter().chain(predecessor));
+    }
+
+    /// Sets on sockets that are bound what these changes bring, and on those that [`Listeners::prepare`] hands on, while nothing
+    /// else has changed yet. If one does not take it, all are as they were, and the reasons are the answer. One that is
+    /// `optional` may fail later, and so may one that has lost its file: it is bound anew before it is passed on.
+    pub fn try_changes(&self, plan: &Plan, changes: &[Change]) -> Result<(), Vec<String>> {
+        let mut failed = Vec::new();
+        let mut tried = Vec::new();
+        for change in changes {
+            let plan::Unit::Socket(name) = &change.unit else {
+                continue;
+            };
+            let is_its = |it: &&Listener| it.spec.name() == name && !it.is_succeeded;
+            let listener = match change.action {
+                // The last of its name: others are only kept until nothing has them any more.
+                Action::Set => self.all.values().rev().find(is_its),
+                Action::Add | Action::Rebind => {
+                    let heir = self.prepared.get(name);
+                    let predecessor = heir.and_then(|heir| heir.heir_of);
+                    predecessor.and_then(|id| self.all.get(&id))
+                }
+                Action::Remove | Action::Reload | Action::Scale => None,
+            };
+            let spec = plan.sockets.iter().find(|spec| spec.name() == name);
+            let (Some(listener), Some(spec)) = (listener, spec) else {
+                continue;
+            };
+            if spec.unit.optional || !listener.has_its_file() {
+                continue;
+            }
+            tried.push(listener);
+            match listener.adjust_to(spec) {
+                Ok(()) => {}
+                // The file of one that was inherited.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    let remedy = match error.kind() {
+                        ErrorKind::PermissionDenied => {
+                            "run the manager as root, or take that out of the unit"
+                        }
+                        _ => "take that out of the unit, or find what refuses it",
+                    };
+                    let reason = unit::reason(&error);
+                    failed.push(format!(
+                        "socket `{name}` can't be what its unit says: {reason}; {remedy}"
+                    ));
+                }
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        for listener in tried {
+            // Where that does not go either, it is what it was before: nothing of it could be set.
+            let _ = listener.adjust_to(&listener.spec);
+        }
+        Err(failed)
     }
 
     /// Sets what can be set on a socket that is bound.

@@ -253,6 +253,7 @@ impl Rules {
             self.supersede_reloads(id, "apply");
             self.cancel_reload(id);
         }
+        self.watcher(id).queued = None;
         self.watcher(id).own = definition;
         if before != wanted {
             self.scale_to(id, wanted);

@@ -283,6 +283,17 @@ impl Rules {
         }
     }
 
+    /// What waits for a socket goes on waiting over a restart.
+    pub(super) fn cancel_reload_to_restart(&mut self, id: usize) {
+        let waits = self.queued_lacks(id);
+        let queued = self.watcher(id).queued.take_if(|_| waits);
+        self.cancel_reload(id);
+        if queued.is_some() {
+            self.say("restarted as it was");
+        }
+        self.watcher(id).queued = queued;
+    }
+
     /// Whether the reload under way has brought the process at a place.
     pub(super) fn is_replacement(&self, at: At) -> bool {
         self.was_replacement(at.id, at.wid, self.worker(at).order)

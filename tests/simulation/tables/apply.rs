@@ -415,6 +415,50 @@ fn a_restart_of_what_waits_for_a_socket_leaves_it_where_it_was() {
 }
 
 #[test]
+fn a_restart_in_order_of_what_waits_for_a_socket_uses_what_can_run() {
+    let of = |number| {
+        let of_b = "sockets = [\"s\"]\nafter = [\"a\"]";
+        port(number, "optional = true") + &watcher("a", "") + &watcher("b", of_b)
+    };
+    let mut run = run_of(&of(80));
+    run.apply_with_unbound(&of(81), &["s"]);
+    run.restart(&["a", "b"]);
+    run.ends("b/1");
+    assert!(run.ends("a/1").contains(&"spawn a/1".to_owned()));
+    // With the former address: nothing else can be had.
+    let words = run.spawned("a/1");
+    assert!(words.contains(&"spawn b/1".to_owned()), "{words:?}");
+    let answer = "answer 2: done: watcher `b` waits: socket `s` is not bound: bind: no such address; it stays as it was until then";
+    assert_eq!(run.spawned("b/1"), [answer]);
+    run.after(1.0);
+    let socket = run.socket("s");
+    assert_eq!(run.event(Event::Bound { socket }), ["spawn b/1'"]);
+}
+
+#[test]
+fn a_socket_that_is_bound_during_a_restart_in_order_is_had_by_what_is_started() {
+    let of = |number| {
+        let of_b = "sockets = [\"s\"]\nafter = [\"a\"]";
+        port(number, "optional = true") + &watcher("a", "") + &watcher("b", of_b)
+    };
+    let mut run = run_of(&of(80));
+    run.apply_with_unbound(&of(81), &["s"]);
+    run.restart(&["a", "b"]);
+    run.ends("b/1");
+    let socket = run.socket("s");
+    run.event(Event::Bound { socket });
+    run.ends("a/1");
+    // It has it from the start: nobody needs the former any more, and nothing is replaced.
+    assert_eq!(run.spawned("a/1"), ["spawn b/1", "close s"]);
+    let words = run.spawned("b/1");
+    assert!(
+        !words.iter().any(|word| word.starts_with("spawn")),
+        "{words:?}"
+    );
+    assert_eq!(run.state("b"), "running");
+}
+
+#[test]
 fn what_ended_well_and_waited_for_traffic_is_started_when_it_is_on_demand_no_more() {
     let of = |line: &str| {
         let lines = format!("sockets = [\"s\"]\nnumprocesses = 2\n{line}");
