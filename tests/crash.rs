@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use support::lives::open_descriptors;
 use support::load::Random;
 use support::{
-    DEADLINE, Manager, ask, freeze, is_alive, kill, needs_program, needs_root, poll, receive, send,
-    wait_until_dead,
+    DEADLINE, Manager, ask, begin, finish, freeze, is_alive, kill, needs_program, needs_root, poll,
+    process_status, receive, send, wait_until_dead,
 };
 
 const WEB: &str = r#"
@@ -619,21 +619,35 @@ fn a_command_whose_manager_dies_is_told_so() {
 }
 
 #[test]
-fn the_manager_goes_on_without_its_keeper() {
-    let manager = Manager::start(WEB);
+fn a_manager_whose_keeper_is_killed_makes_another() {
+    let slow = "[watcher.slow]\ncmd = 'PROBE sleep'\nstop_signal = 'URG'\ngraceful_timeout = 1\n";
+    let manager = Manager::start(&format!("{WEB}{slow}"));
     let before = manager.snapshot();
-    let pid = manager.manager_pid();
-    kill(manager.pid(), libc::SIGKILL);
-    manager.wait_for_log("the keeper is gone");
-    assert_eq!(manager.status()["manager"]["pid"], pid);
-    assert_eq!(manager.snapshot(), before);
+    let (keeper, old) = (manager.pid(), manager.manager_pid());
+    // A command that is under way goes on.
+    let stop = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| manager.cli(&["stop", "slow"]));
+        manager.wait_for_state("slow", "stopping");
+        kill(keeper, libc::SIGKILL);
+        stop.join().expect("no panic")
+    });
+    assert!(stop.status.success(), "{stop:?}");
+    let new = manager.wait_for_manager_after(old);
+    assert_eq!(
+        process_status(new, "PPid"),
+        old.to_string(),
+        "the old one is the keeper"
+    );
+    assert_eq!(manager.snapshot().workers["web"], before.workers["web"]);
+    assert_eq!(manager.snapshot().listeners, before.listeners);
+    // Its exits are told by the keeper now.
     kill(before.pids("web")[0], libc::SIGKILL);
     manager.wait_for("web", "was made whole", |web| {
         web["restarts"] == 1 && web["ready"] == 2
     });
     ask(&manager.address("web"), "pid");
-    // It does not spin on a link that is hung up.
-    let busy = || {
+    // It does not spin on what is hung up, nor does the keeper.
+    let busy = |pid: i32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
         let (_, rest) = stat.rsplit_once(')').expect("a name");
         let times = rest.split_whitespace().skip(11).take(2);
@@ -641,11 +655,52 @@ fn the_manager_goes_on_without_its_keeper() {
             .map(|time| time.parse::<u64>().expect("a number"))
             .sum::<u64>()
     };
-    let begun = busy();
+    let begun = busy(new) + busy(old);
     std::thread::sleep(Duration::from_millis(500));
-    assert!(busy() - begun < 20, "it is busy with nothing");
+    assert!(
+        busy(new) + busy(old) - begun < 20,
+        "they are busy with nothing"
+    );
+    // Signals to it are signals to the manager.
+    kill(old, libc::SIGTERM);
+    wait_until_dead(old);
+    wait_until_dead(new);
+    manager.wait_until_childless();
+}
+
+#[test]
+fn keepers_and_managers_are_killed_in_turn_and_nothing_is_lost() {
+    let manager = Manager::start(WEB);
+    let before = manager.snapshot();
+    let mut keeper = manager.pid();
+    // Whoever is its parent.
+    let current = |manager: &Manager| manager.wait_for_manager_after(0);
+    for round in 0..6 {
+        let old = current(&manager);
+        let waiting = begin(&manager.address("web"), "pid");
+        match round % 3 {
+            0 | 1 => {
+                kill(keeper, libc::SIGKILL);
+                manager.wait_for_manager_after(old);
+                keeper = old;
+            }
+            _ => {
+                kill(old, libc::SIGKILL);
+                manager.wait_for_manager_after(old);
+            }
+        }
+        finish(waiting);
+        assert_eq!(manager.snapshot(), before, "round {round}");
+    }
+    let upgraded = manager.ok(&["upgrade"]);
+    assert!(upgraded.contains("upgraded"), "{upgraded}");
+    assert_eq!(manager.snapshot(), before);
+    let old = current(&manager);
+    kill(old, libc::SIGKILL);
+    manager.wait_for_manager_after(old);
+    assert_eq!(manager.snapshot(), before);
     manager.ok(&["shutdown"]);
-    wait_until_dead(pid);
+    wait_until_dead(keeper);
     manager.wait_until_childless();
 }
 

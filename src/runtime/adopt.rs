@@ -219,6 +219,7 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         notify,
         parent,
         keeping,
+        new_keeper: None,
         home: Home {
             version: env!("CARGO_PKG_VERSION").into(),
             nofile,
@@ -283,13 +284,7 @@ impl Manager {
         for event in events {
             self.dispatch(event);
         }
-        for proc in arrears.gone {
-            let Some(ended) = self.processes.lost(&self.epoll, proc) else {
-                continue;
-            };
-            self.has_ended(proc, ended, Exit::Unknown);
-            self.leftovers.look(proc);
-        }
+        self.have_ended_unseen(arrears.gone);
         let version = env!("CARGO_PKG_VERSION");
         for request in arrears.upgrades {
             let message = Some(format!("upgraded: the manager is version {version} now"));
@@ -302,6 +297,16 @@ impl Manager {
         // Asked for twice it would be forced; so it is not counted as forwarded, since that may be yet to come.
         if arrears.stop.is_some() && !self.supervisor.is_stopping() {
             self.dispatch(Event::Terminate { forwarded: false });
+        }
+    }
+
+    /// Main processes have ended, nobody knows how.
+    pub(super) fn have_ended_unseen(&mut self, gone: Vec<ProcId>) {
+        for proc in gone {
+            if let Some(ended) = self.processes.lost(&self.epoll, proc) {
+                self.has_ended(proc, ended, Exit::Unknown);
+                self.leftovers.look(proc);
+            }
         }
     }
 }

@@ -199,6 +199,11 @@ impl Leftovers {
         })
     }
 
+    /// What was below this process is below its parent from now on.
+    pub fn move_to(&mut self, foster: Option<Pid>) {
+        self.foster = foster;
+    }
+
     /// Takes over what another manager was looking after. What it has killed may be children of `foster` now.
     pub fn adopt(&mut self, records: BTreeMap<ProcId, LeftoverRecord>, foster: Option<Pid>) {
         self.foster = foster;

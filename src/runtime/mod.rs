@@ -16,6 +16,7 @@ mod leftovers;
 mod listeners;
 pub mod logger;
 mod lookups;
+mod new_keeper;
 mod node;
 mod notify_socket;
 mod parent;
@@ -42,6 +43,7 @@ use crate::sys::process;
 use crate::sys::signals::SignalFd;
 use crate::sys::spawn;
 use crate::unit::{self, Arrange, Search};
+use keeper::Word;
 use leftovers::Leftovers;
 use listeners::Listeners;
 use lookups::Lookups;
@@ -131,6 +133,8 @@ struct Manager {
     notify: NotifySocket,
     parent: Parent,
     keeping: Keeping,
+    /// When to make a keeper in place of one that is gone.
+    new_keeper: Option<Time>,
     home: Home,
     /// The path of this program, where an upgrade finds the next.
     program: Option<PathBuf>,
@@ -259,6 +263,9 @@ impl Manager {
         self.take_drained();
         self.look_at_upgrade(clock());
         self.save();
+        if self.new_keeper.is_some_and(|at| at <= clock()) {
+            self.make_keeper();
+        }
         self.execute();
         Ok(())
     }
@@ -279,6 +286,7 @@ impl Manager {
             self.server.next_retry(),
             self.parent.next_tick(),
             self.upgrade_deadline(),
+            self.new_keeper,
             self.keeping.vault.is_full().then(|| clock() + VAULT_PAUSE),
             self.trim,
         ];
@@ -539,14 +547,20 @@ impl Manager {
 
     /// Orphans that the keeper is the parent of.
     fn take_told_exits(&mut self) {
-        while let Some(told) = self.keeping.vault.receive(&self.epoll) {
+        while let Some(word) = self.keeping.vault.receive(&self.epoll) {
+            let told = match word {
+                Word::Exited(told) => told,
+                Word::Gone => return self.keeper_is_gone(),
+            };
             // A message that it sent before its end must count.
             self.take_notifications();
-            if let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {
+            let is_probe = self.take_probe_exit(told.pid, told.exit);
+            if !is_probe && let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {
                 self.has_ended(proc, ended, processes::exit(told.exit));
             }
             self.save();
             self.keeping.vault.reap(told.pid);
+            self.processes.reaped(told.pid);
             self.leftovers.reaped(told.pid, told.group);
         }
     }

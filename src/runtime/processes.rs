@@ -97,8 +97,9 @@ struct Process {
     identity: Option<Identity>,
     main: Pid,
     group: Pid,
-    /// The main process is another one than we made (MAINPID), so its pidfd is watched. Our own child needs none: its
-    /// pid is its own until we reap it, and a descriptor for each worker would be copied and closed at every spawn.
+    /// The main process is another one than we made (MAINPID), or is no child of who would tell of its end, so its pidfd
+    /// is watched. Our own child needs none: its pid is its own until we reap it, and a descriptor for each worker would
+    /// be copied and closed at every spawn.
     followed: Option<OwnedFd>,
     /// By [`process::start_clock`], just before it was made: nothing that descends from it has started before.
     since: u64,
@@ -225,6 +226,32 @@ impl Processes {
                 kin: Vec::new(),
             };
             self.by_proc.insert(proc, process);
+        }
+        gone
+    }
+
+    /// Watches the main processes that are not our children, so that it does not matter whose they are. The answer are
+    /// those that have ended.
+    pub fn watch_strangers(&mut self, epoll: &Epoll) -> Vec<ProcId> {
+        let mut gone = Vec::new();
+        for (proc, process) in &mut self.by_proc {
+            if process.followed.is_some() || process::peek_exit_of(process.main).is_ok() {
+                continue;
+            }
+            match Identity::open(process.main, process.identity) {
+                Ok(Some(pidfd)) => {
+                    let token = Token::Main(*proc).pack();
+                    if let Err(error) = epoll.add(&pidfd, token, Interest::Readable) {
+                        log::error!(target: &format!("watcher.{}", process.name), "pid {} can't be watched: {error}", process.main);
+                    }
+                    process.followed = Some(pidfd);
+                    self.dirty.insert(*proc);
+                }
+                Ok(None) => gone.push(*proc),
+                Err(error) => {
+                    log::error!(target: &format!("watcher.{}", process.name), "pid {} can't be looked at: {error}", process.main);
+                }
+            }
         }
         gone
     }

@@ -245,6 +245,14 @@ impl Manager {
         }
     }
 
+    /// Hands a new keeper all that is to be held.
+    pub(super) fn hold_anew(&mut self) {
+        self.keeping.held.clear();
+        let all = self.listeners.ids().into_iter().gather();
+        self.save_home();
+        self.hold(&all);
+    }
+
     /// All of it in a ledger of its own, with what only an upgrade hands on; and how many records that is.
     pub(super) fn save_all(&mut self, handover: &Handover) -> io::Result<(Ledger, usize)> {
         let mut ledger = Ledger::create()?;

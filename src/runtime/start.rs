@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> Result<i32, StartError> {
                 signals: &signals,
                 program: program.clone(),
                 nofile: raised,
+                is_sole,
             };
             Vault::open(limit.0, options.keeper.then_some(origin))
         }
@@ -253,6 +254,7 @@ fn start(
             .map_err(|error| failed("the notify socket", &error))?,
         parent,
         keeping,
+        new_keeper: None,
         home,
         program: base.program,
         upgrade: None,

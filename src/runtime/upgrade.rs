@@ -167,6 +167,10 @@ impl Manager {
         let Some(upgrade) = self.executing.take() else {
             return;
         };
+        if self.new_keeper.is_some() {
+            // The next program has no way to know that there was one.
+            self.make_keeper();
+        }
         // The lookups that it waits for end with this program.
         self.refuse_applying(&Failure::Superseded {
             by: "upgrade".into(),

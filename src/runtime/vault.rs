@@ -1,7 +1,7 @@
 //! Where the manager's descriptors and state are kept for the next manager: with the keeper, with systemd, or nowhere.
 
 use super::inherited::Inherited;
-use super::keeper::{self, Exited, Link, Origin, Taken, Teller, Word};
+use super::keeper::{self, Link, Origin, Taken, Teller, Word};
 use super::notify_socket;
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
@@ -32,6 +32,8 @@ pub enum Vault {
     Keeper(Link),
     /// systemd, which starts a new manager by `Restart=`.
     Systemd(Store),
+    /// A keeper that was killed, this process: another is to take its place.
+    Lost(Option<Pid>),
 }
 
 impl Vault {
@@ -70,7 +72,7 @@ impl Vault {
     /// The names of what systemd has stored.
     pub fn stored(&self) -> Vec<String> {
         match self {
-            Vault::Nobody | Vault::Keeper(_) => Vec::new(),
+            Vault::Nobody | Vault::Keeper(_) | Vault::Lost(_) => Vec::new(),
             Vault::Systemd(store) => store.held.iter().cloned().collect(),
         }
     }
@@ -78,7 +80,7 @@ impl Vault {
     /// What tells our next self of it, as a variable.
     pub fn variable(&self) -> Option<(&'static str, String)> {
         match self {
-            Vault::Nobody => None,
+            Vault::Nobody | Vault::Lost(_) => None,
             Vault::Keeper(link) => Some((keeper::VARIABLE, link.number().to_string())),
             // It can't find out any more with which limit of open descriptors we were started.
             Vault::Systemd(store) => Some((OFFER, store.most.to_string())),
@@ -88,7 +90,7 @@ impl Vault {
     /// Receives what an earlier manager has left.
     pub fn take_over(&mut self, inherited: &mut Inherited) -> io::Result<Option<Taken>> {
         let taken = match self {
-            Vault::Nobody => Taken::default(),
+            Vault::Nobody | Vault::Lost(_) => Taken::default(),
             Vault::Keeper(link) => link.take_over()?,
             Vault::Systemd(store) => {
                 let held = inherited.take_marked(MARK);
@@ -106,7 +108,7 @@ impl Vault {
     pub fn end(&mut self) {
         match self {
             // The keeper ends with it.
-            Vault::Nobody | Vault::Keeper(_) => {}
+            Vault::Nobody | Vault::Keeper(_) | Vault::Lost(_) => {}
             Vault::Systemd(store) => store.release_all(),
         }
     }
@@ -114,7 +116,7 @@ impl Vault {
     /// Has descriptors kept by these names, in place of what was kept by them before.
     pub fn hold(&mut self, fds: &[(&str, BorrowedFd<'_>)]) {
         match self {
-            Vault::Nobody => {}
+            Vault::Nobody | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.hold(fds),
             Vault::Systemd(store) => store.hold(fds),
         }
@@ -123,7 +125,7 @@ impl Vault {
     /// Has what is kept by these names closed.
     pub fn release(&mut self, names: &[&str]) {
         match self {
-            Vault::Nobody => {}
+            Vault::Nobody | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.release(names),
             Vault::Systemd(store) => store.release(names),
         }
@@ -132,7 +134,7 @@ impl Vault {
     /// Says that what was kept has been taken over.
     pub fn adopted(&mut self) -> io::Result<()> {
         match self {
-            Vault::Nobody | Vault::Systemd(_) => Ok(()),
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => Ok(()),
             Vault::Keeper(link) => link.adopted(),
         }
     }
@@ -140,7 +142,7 @@ impl Vault {
     /// Has the keeper log as the manager does.
     pub fn log_as(&mut self, settings: (LogLevel, LogFormat)) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.log_as(settings),
         }
     }
@@ -148,7 +150,7 @@ impl Vault {
     /// An exit that was told of was acted on.
     pub fn reap(&mut self, pid: Pid) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.reap(pid),
         }
     }
@@ -156,7 +158,7 @@ impl Vault {
     /// A signal was read, and is about to be acted on: if the manager dies before this, the next one gets it.
     pub fn heard(&mut self, signal: i32) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.heard(signal),
         }
     }
@@ -164,7 +166,7 @@ impl Vault {
     /// Whether something waits for room: then [`Vault::as_link`] is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
         match self {
-            Vault::Nobody => false,
+            Vault::Nobody | Vault::Lost(_) => false,
             Vault::Keeper(link) => link.is_full(),
             Vault::Systemd(store) => store.is_full(),
         }
@@ -173,33 +175,30 @@ impl Vault {
     /// Sends what waits, as far as there is room.
     pub fn flush(&mut self) {
         match self {
-            Vault::Nobody => {}
+            Vault::Nobody | Vault::Lost(_) => {}
             Vault::Keeper(link) => link.flush(),
             Vault::Systemd(store) => store.flush(),
         }
     }
 
-    /// What has been said to the manager; None if nothing. When the keeper is gone the manager goes on without.
-    pub fn receive(&mut self, epoll: &Epoll) -> Option<Exited> {
+    /// What has been said to the manager; None if nothing.
+    pub fn receive(&mut self, epoll: &Epoll) -> Option<Word> {
         let Vault::Keeper(link) = self else {
             return None;
         };
-        match link.receive()? {
-            Word::Exited(exited) => Some(exited),
-            Word::Gone => {
-                // Another descriptor of it may be open, by which it would be reported for ever.
-                let _ = epoll.remove(link.as_fd());
-                log::warn!(target: "manager", "the keeper is gone: if the manager dies now, nothing of it is kept");
-                *self = Vault::Nobody;
-                None
-            }
+        let word = link.receive()?;
+        if word == Word::Gone {
+            // Another descriptor of it may be open, by which it would be reported for ever.
+            let _ = epoll.remove(link.as_fd());
+            *self = Vault::Lost(link.keeper());
         }
+        Some(word)
     }
 
     /// To wait for, if there is anything to wait for.
     pub fn as_link(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Vault::Nobody => None,
+            Vault::Nobody | Vault::Lost(_) => None,
             Vault::Keeper(link) => Some(link.as_fd()),
             Vault::Systemd(store) => Some(store.connection.as_fd()),
         }
@@ -209,7 +208,7 @@ impl Vault {
     pub fn teller(&self) -> io::Result<Option<Teller>> {
         match self {
             Vault::Keeper(link) => link.teller().map(Some),
-            Vault::Nobody | Vault::Systemd(_) => Ok(None),
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => Ok(None),
         }
     }
 }

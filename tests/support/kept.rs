@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use tentpole::runtime::inherited::Inherited;
-use tentpole::runtime::keeper::{self, Origin};
+use tentpole::runtime::keeper::{self, Origin, Word};
 use tentpole::runtime::logger;
 use tentpole::runtime::vault::Vault;
 use tentpole::runtime::{self, Options};
@@ -77,6 +77,7 @@ fn obey(path: &str) {
         signals: &signals,
         program: fork::program(),
         nofile: process::raise_fd_limit().expect("raise the limit"),
+        is_sole: false,
     };
     let mut vault = Vault::open(soft, Some(origin)).expect("open the vault");
     let beginning = vault
@@ -138,16 +139,17 @@ fn obey(path: &str) {
                     }
                 }
                 _ => {
-                    while let Some(exited) = vault.receive(&epoll) {
+                    while let Some(word) = vault.receive(&epoll) {
+                        let Word::Exited(exited) = word else {
+                            writeln!(stream, "gone").expect("speak");
+                            break;
+                        };
                         let code = match exited.exit {
                             Exit::Code(code) => code,
                             Exit::Signal { signal, .. } => -signal,
                         };
                         let group = exited.group.map_or(0, Pid::as_raw);
                         writeln!(stream, "exited {} {group} {code}", exited.pid).expect("speak");
-                    }
-                    if vault.as_link().is_none() {
-                        writeln!(stream, "gone").expect("speak");
                     }
                 }
             }

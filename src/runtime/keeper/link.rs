@@ -4,7 +4,7 @@ use super::VARIABLE;
 use super::protocol::{FromKeeper, LONGEST, LONGEST_TEXT, MOST_AT_ONCE, ToKeeper, is_name};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::inherit;
-use crate::sys::process::{Exit, Pid};
+use crate::sys::process::{self, Exit, Pid};
 use crate::sys::unix::{self, Received};
 use crate::unit::{LogFormat, LogLevel};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
+    /// Its other end: our parent, as long as it lives.
+    keeper: Option<Pid>,
     /// There is no earlier manager whose place this one takes.
     is_first: bool,
     /// To be held, or to be released.
@@ -66,6 +68,7 @@ impl Link {
     pub(super) fn new(socket: OwnedFd, is_first: bool) -> Link {
         Link {
             socket,
+            keeper: process::parent(),
             is_first,
             unsent: BTreeMap::new(),
             reap: None,
@@ -82,6 +85,11 @@ impl Link {
     /// The link of the program that has executed this one in its place: there is nothing to take over by it.
     pub fn handed_on() -> Option<Link> {
         inherit::message_socket(VARIABLE).map(|socket| Link::new(socket, true))
+    }
+
+    /// The keeper's process.
+    pub fn keeper(&self) -> Option<Pid> {
+        self.keeper
     }
 
     /// Its descriptor's number, which survives an exec if that is asked for.

@@ -17,6 +17,7 @@
 //! - *Exits*: the workers of a dead manager are the keeper's children from then on, as every orphan is. Each exit is told to
 //!   the manager, one after the other, and the zombie keeps its number until the manager has acted on it (`Reap`). So
 //!   no exit is lost, not even if the manager dies with the message unread: the next one is told again.
+//! - *The keeper itself is killed*: the manager makes another, by forking as the first one did (`new_keeper.rs`).
 //!
 //! Nobody can wait for the other in a circle. The keeper never waits for the manager: it sends only what was asked for (a
 //! part of what is held for each `Hello` and `More`) and one exit at a time, and if there should be no room even for that,
@@ -30,7 +31,7 @@ pub mod protocol;
 
 pub use link::{Exited, Link, Taken, Teller, Word};
 
-use super::leftovers::{end_rest, is_sole};
+use super::leftovers::end_rest;
 use super::{TRIM_AFTER, image, logger, notify_socket};
 use crate::sys::fork::{self, Side};
 use crate::sys::output;
@@ -94,6 +95,8 @@ pub struct Origin<'a> {
     pub program: Option<PathBuf>,
     /// The limit of open descriptors before it was raised, which the next manager is started with.
     pub nofile: Option<(u64, u64)>,
+    /// Whether all that is below this process are managers and what they have made, and ever will be.
+    pub is_sole: bool,
 }
 
 /// Makes this process a keeper, and a child of it the manager, which goes on from here with the link to it. Whatever this
@@ -172,7 +175,7 @@ impl Keeper {
             pause: Duration::ZERO,
             failures: 0,
             parent: Parent::connect(),
-            is_sole: is_sole(),
+            is_sole: origin.is_sole,
         })
     }
 
