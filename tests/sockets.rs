@@ -1161,6 +1161,150 @@ fn a_socket_file_that_a_worker_removes_is_there_again_for_the_next() {
     assert!(manager.socket("file")["error"].is_null());
 }
 
+/// A worker that ends by itself as soon as it has answered, having done something to its socket.
+const SPOILERS: &str = r#"
+    [socket.tcp]
+    listen = "127.0.0.1:0"
+    [socket.file]
+    listen = "DIR/file"
+    [socket.udp]
+    listen = "127.0.0.1:0"
+    type = "dgram"
+    [socket.deaf]
+    listen = "127.0.0.1:0"
+    type = "dgram"
+    [watcher.all]
+    cmd = "PROBE sleep"
+    sockets = ["tcp", "file", "udp", "deaf"]
+    restart = "never"
+    "#;
+
+#[test]
+fn clients_wait_though_the_last_worker_has_spoiled_its_sockets() {
+    let manager = Manager::start(SPOILERS);
+    let names = ["tcp", "udp", "deaf"];
+    let addresses = names.map(|name| manager.address(name));
+    let [pid] = manager.pids("all")[..] else {
+        panic!("one worker");
+    };
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = |fd| Socket::from(fd_of(pid, fd));
+    socket(3).listen(1).unwrap();
+    socket(3).shutdown(std::net::Shutdown::Both).unwrap();
+    std::fs::remove_file(manager.path("file")).unwrap();
+    socket(4).listen(1).unwrap();
+    // It says that it is not connected, and is shut down all the same.
+    let _ = socket(5).shutdown(std::net::Shutdown::Both);
+    socket(6)
+        .connect(&peer.local_addr().unwrap().into())
+        .unwrap();
+    kill(pid, libc::SIGKILL);
+    manager.wait_for_state("all", "failed");
+
+    assert_eq!(names.map(|name| manager.address(name)), addresses);
+    let streams: Vec<_> = (0..8)
+        .map(|_| {
+            (
+                TcpStream::connect(&addresses[0]).expect("the queue is long"),
+                UnixStream::connect(manager.path("file")).expect("the queue is long"),
+            )
+        })
+        .collect();
+    for address in &addresses[1..] {
+        peer.send_to(b"x", address).expect("somebody listens");
+    }
+    for (name, waiting) in [("tcp", 8), ("file", 8)] {
+        let socket = manager.socket(name);
+        assert_eq!(socket["queue"], waiting, "{socket}");
+        assert_ne!(socket["queue_limit"], 1, "{socket}");
+        assert!(socket["error"].is_null(), "{socket}");
+    }
+    manager.ok(&["start", "all"]);
+    let pid = manager.pids("all")[0];
+    for fd in [5, 6] {
+        let socket = UdpSocket::from(fd_of(pid, fd));
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(socket.recv(&mut buffer).expect("it waits"), 1, "fd {fd}");
+    }
+    drop(streams);
+}
+
+#[test]
+fn a_service_on_demand_that_removes_its_socket_file_at_its_end_is_started_again() {
+    let manager = Manager::start(
+        r#"
+        [socket.file]
+        listen = "DIR/file"
+        [watcher.file]
+        cmd = "PROBE answer 3 1; rm DIR/file"
+        shell = true
+        sockets = ["file"]
+        on_demand = true
+        "#,
+    );
+    for _ in 0..3 {
+        manager.wait_for_state("file", "waiting");
+        manager.wait_for_socket("file", "armed");
+        let mut answer = String::new();
+        let mut stream = UnixStream::connect(manager.path("file")).expect("the file is there");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_ne!(answer, "");
+    }
+    assert!(manager.log().contains("has it back"), "{}", manager.log());
+}
+
+#[test]
+fn a_socket_file_that_the_old_worker_removes_in_a_reload_leads_to_the_new_one() {
+    let mut manager = Manager::start(
+        r#"
+        [socket.file]
+        listen = "DIR/file"
+        [watcher.file]
+        cmd = "PROBE answer $(circus.socket.file)"
+        stop_signal = "URG"
+        graceful_timeout = 2
+        "#,
+    );
+    let before = manager.snapshot();
+    let old = manager.pids("file")[0];
+    let reload = std::thread::scope(|scope| {
+        let reload = scope.spawn(|| manager.cli(&["reload", "file"]));
+        manager.wait_for("file", "waits for the old worker", |file| {
+            let mut workers = file["workers"].as_array().expect("workers").iter();
+            workers.any(|worker| worker["pid"] == old && worker["state"] == "stopping")
+        });
+        std::fs::remove_file(manager.path("file")).unwrap();
+        kill(old, libc::SIGKILL);
+        reload.join().expect("no panic")
+    });
+    assert!(reload.status.success(), "{reload:?}");
+    let new = manager.pids("file")[0];
+    assert_ne!(new, old);
+    let mut answer = String::new();
+    let mut stream = UnixStream::connect(manager.path("file")).expect("the file is there");
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(
+        answer.trim(),
+        new.to_string(),
+        "who serves it has the same socket"
+    );
+    assert_eq!(manager.snapshot().listeners, before.listeners);
+
+    // A command to change nothing puts it back as well.
+    std::fs::remove_file(manager.path("file")).unwrap();
+    manager.ok(&["apply"]);
+    UnixStream::connect(manager.path("file")).expect("the file is there");
+    // The second name goes with the first, and is nobody else's.
+    let spares = manager.path("control.spare");
+    assert_eq!(spares.metadata().unwrap().mode() & 0o777, 0o700);
+    assert_eq!(std::fs::read_dir(&spares).unwrap().count(), 1);
+    assert!(manager.stop().success());
+    assert!(!spares.exists() && !manager.path("file").exists());
+}
+
 #[test]
 fn a_worker_has_blocking_as_it_is_written_whatever_the_one_before_has_set() {
     let manager = Manager::start(

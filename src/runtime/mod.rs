@@ -528,6 +528,12 @@ impl Manager {
 
     /// A worker's main process has ended; what it has left behind is looked after from now on.
     fn has_ended(&mut self, proc: ProcId, ended: Ended, exit: Exit) {
+        // It may be long before another gets them, and clients are to wait meanwhile.
+        let is_alone = || self.processes.is_idle(&ended.watcher);
+        for socket in self.supervisor.sockets_of(proc) {
+            self.listeners
+                .mend(&self.epoll, socket, ended.wid, &is_alone);
+        }
         self.leftovers.add(proc, ended);
         self.listeners.forget_drain(proc);
         self.dispatch(Event::Exited { proc, exit });

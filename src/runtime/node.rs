@@ -3,9 +3,10 @@
 use crate::sys::socket::{self, FileId};
 use crate::unit::path::FilePath;
 use serde::{Deserialize, Serialize};
+use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -13,6 +14,9 @@ pub struct Node {
     path: FilePath,
     device: u64,
     inode: u64,
+    /// A second name of it, by which it can be put back where somebody removes the first.
+    #[serde(default)]
+    spare: Option<FilePath>,
 }
 
 impl Node {
@@ -23,7 +27,70 @@ impl Node {
             path: path.into(),
             device: data.dev(),
             inode: data.ino(),
+            spare: None,
         })
+    }
+
+    /// Gives it a second name, if it has none, in a folder beside the file of the control socket that is nobody else's. That
+    /// must be on the same file system (link(2)); else it is left at one name.
+    pub fn keep_spare(&mut self, control: &Node) {
+        if self.spare.is_some() || self.device != control.device {
+            return;
+        }
+        let folder = control.folder_of_spares();
+        let spare = folder.join(self.inode.to_string());
+        let linked = match std::fs::hard_link(&*self.path, &spare) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let made = DirBuilder::new().mode(0o700).create(&folder);
+                made.and_then(|()| std::fs::hard_link(&*self.path, &spare))
+            }
+            linked => linked,
+        };
+        // Of another inode it would be gone by now: the folder is emptied at the start.
+        match linked {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                log::debug!(target: "manager", "{} has no second name: {error}", self.path.display());
+            }
+            _ if file_at(&spare) == Some(self.id()) => self.spare = Some(spare.as_path().into()),
+            _ => {}
+        }
+    }
+
+    /// Puts it back at its path, where it is gone from.
+    pub fn put_back(&self) -> std::io::Result<()> {
+        let spare = self.spare.as_ref().ok_or(ErrorKind::NotFound)?;
+        if file_at(spare) != Some(self.id()) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        std::fs::hard_link(&**spare, &*self.path)
+    }
+
+    /// Removes the second name.
+    pub fn give_up_spare(&self) {
+        if let Some(spare) = &self.spare
+            && file_at(spare) == Some(self.id())
+        {
+            let _ = std::fs::remove_file(&**spare);
+        }
+    }
+
+    /// Removes what an earlier manager on this control socket has left in the folder of second names.
+    pub fn empty_spares(&self) {
+        let entries = std::fs::read_dir(self.folder_of_spares());
+        for entry in entries.into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+
+    /// Removes the folder of second names, which is empty at the end.
+    pub fn remove_spares(&self) {
+        let _ = std::fs::remove_dir(self.folder_of_spares());
+    }
+
+    fn folder_of_spares(&self) -> PathBuf {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".spare");
+        self.path.with_file_name(name)
     }
 
     /// The file itself, whatever its path.

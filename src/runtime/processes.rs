@@ -363,11 +363,7 @@ impl Processes {
     ) -> Result<Order, SpawnFailure> {
         let invocation = self.invocation(job, listeners)?;
         let files = Stdio::open(&invocation, &mut self.empty, &mut self.null)?;
-        // It looks at all processes, and is seldom asked.
-        let is_alone = || {
-            let mut others = self.by_proc.values();
-            others.all(|other| other.slot.0 != job.watcher)
-        };
+        let is_alone = || self.is_idle(job.spec.name());
         let on_stdin = match &invocation.stdin {
             Source::Socket(name) => Some(name),
             Source::Null | Source::File(_) => None,
@@ -378,8 +374,9 @@ impl Processes {
                 .provide(epoll, id, job.wid)
                 .map_err(spawn_failure)?;
             // Not at a start of many: nobody has had it before.
-            if job.generation > 1 {
+            if job.generation > 1 || listeners.has_lost_its_file(id) {
                 listeners.mend(epoll, id, job.wid, &is_alone);
+                listeners.let_in(id, job.wid);
             }
         }
         let Invocation {
@@ -467,6 +464,12 @@ impl Processes {
             Some(process) => format!("watcher.{}", process.name),
             None => "manager".into(),
         }
+    }
+
+    /// Whether no process of a watcher runs. It looks at all of them, so it is to be asked seldom.
+    pub fn is_idle(&self, watcher: &str) -> bool {
+        let mut all = self.by_proc.values();
+        all.all(|process| process.name != watcher)
     }
 
     /// Whether a child of ours is one that we have made: a worker's main process, or a program.

@@ -693,6 +693,19 @@ impl Supervisor {
         self.sockets.get(id).map(|socket| &socket.spec)
     }
 
+    /// The sockets that a process was started with, as far as they are still to be served: not those in the plan no more.
+    pub fn sockets_of(&self, proc: ProcId) -> Vec<SocketId> {
+        let Some(post) = self.procs.get(&proc) else {
+            return Vec::new();
+        };
+        let Some(number) = self.state(*post).edition() else {
+            return Vec::new();
+        };
+        let edition = self.watcher(post.watcher).edition(number);
+        let is_kept = |id: &SocketId| self.sockets.get(*id).is_some_and(|socket| !socket.retired);
+        edition.sockets.iter().copied().filter(is_kept).collect()
+    }
+
     fn expire(&mut self, turn: &mut Turn<'_>) {
         while let Some(due) = self.timers.take(turn.now) {
             match due {

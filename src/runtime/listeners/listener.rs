@@ -69,9 +69,11 @@ impl Listener {
 
     /// Removes its file, if it has made one that is to go with it.
     pub(super) fn remove_node(&self) {
-        if self.spec.unit.remove_on_stop
-            && let Some(node) = &self.node
-        {
+        let Some(node) = &self.node else {
+            return;
+        };
+        node.give_up_spare();
+        if self.spec.unit.remove_on_stop {
             node.remove();
         }
     }
@@ -313,7 +315,11 @@ impl Listener {
     }
 
     /// Binds it where others that are to go have the address too, and may be on the same list of the kernel's.
-    fn bind_beside(&mut self, address: &Address, groups: &mut Groups) -> Result<(), Obstacle> {
+    pub(super) fn bind_beside(
+        &mut self,
+        address: &Address,
+        groups: &mut Groups,
+    ) -> Result<(), Obstacle> {
         self.is_found(address)?;
         let mut listen = listen(&self.spec, address);
         listen.reuseport = true;
@@ -354,7 +360,7 @@ impl Listener {
         }))
     }
 
-    fn join_group(&mut self, groups: &mut Groups) {
+    pub(super) fn join_group(&mut self, groups: &mut Groups) {
         self.group = self.find_group(groups);
         if let Some(group) = &self.group {
             self.fds.iter().for_each(|fd| group.join(fd));
@@ -388,117 +394,6 @@ impl Listener {
         }
         shards.push(shard);
         Ok(true)
-    }
-
-    /// Makes good what a worker may have done to the socket that it shares, before another gets it. Says whether the
-    /// descriptor is another now.
-    pub(super) fn mend(
-        &mut self,
-        wid: u32,
-        is_alone: &dyn Fn() -> bool,
-        groups: &mut Groups,
-    ) -> bool {
-        let target = format!("socket.{}", self.spec.name());
-        let had_trouble = self.trouble.take().is_some();
-        let address = address_of(&self.spec.unit);
-        let mut is_another = false;
-        let is_shut = self.fd(wid).is_some_and(|fd| socket::is_shut(fd.as_fd()));
-        let is_there = self.node.as_ref().map_or(Some(true), Node::is_there);
-        match (&address, is_there) {
-            (_, None) => {
-                let path = address.to_string();
-                let trouble = format!(
-                    "{path} is not its file any more: somebody has put another there, and clients reach that"
-                );
-                if !had_trouble {
-                    log::error!(target: &target, "{trouble}");
-                }
-                self.trouble = Some(trouble);
-            }
-            (Address::Path(_), Some(is_there)) if is_shut || !is_there => {
-                let what = if is_shut {
-                    "was shut down"
-                } else {
-                    "had lost its file"
-                };
-                match self.bind_anew(groups) {
-                    Ok(lost) => {
-                        is_another = true;
-                        log::warn!(target: &target, "{what}, by a worker most likely, and is bound anew");
-                        if lost > 0 {
-                            log::error!(target: &target, "{lost} clients that waited in it are lost");
-                        }
-                    }
-                    Err(error) => {
-                        let trouble = format!("{what}, and can't be bound anew: {error}");
-                        log::error!(target: &target, "{trouble}");
-                        self.trouble = Some(trouble);
-                    }
-                }
-            }
-            (_, Some(_)) if is_shut => match self.listen_again(wid) {
-                Ok(()) => {
-                    log::warn!(target: &target, "was shut down, by a worker most likely, and listens again");
-                }
-                Err(error) => {
-                    let trouble = format!("was shut down, and does not listen again: {error}");
-                    log::error!(target: &target, "{trouble}");
-                    self.trouble = Some(trouble);
-                }
-            },
-            _ => {}
-        }
-        // It may have been about to go.
-        if self.is_tcp()
-            && let Some(fd) = self.fd(wid)
-        {
-            let _ = socket::let_in(fd.as_fd());
-        }
-        // Those who share it with another that runs have to agree with that one.
-        let blocking = self.spec.unit.blocking;
-        if let Some(fd) = self.fd(wid)
-            && socket::is_blocking(fd.as_fd()).is_ok_and(|it| it != blocking)
-            && is_alone()
-            && socket::set_blocking(fd.as_fd(), blocking).is_ok_and(|it| it)
-        {
-            log::debug!(target: &target, "O_NONBLOCK is as `blocking` says again");
-        }
-        is_another
-    }
-
-    /// A new kernel socket on its path. What waits in the old one can't be reached any more: so many clients.
-    fn bind_anew(&mut self, groups: &mut Groups) -> Result<u64, String> {
-        let Fds::One(old) = std::mem::replace(&mut self.fds, Fds::Unbound) else {
-            return Ok(0);
-        };
-        if let Some(node) = self.node.take() {
-            node.remove();
-        }
-        if let Err(obstacle) = self.bind(None, groups, &[]) {
-            // It is tried again for the next worker.
-            self.fds = Fds::One(old);
-            return Err(obstacle.explain(self, [], None));
-        }
-        self.number += 1;
-        let lost = socket::queue(old.as_fd()).map_or(0, |queue| queue.waiting);
-        group::close(old, None);
-        Ok(lost)
-    }
-
-    fn listen_again(&self, wid: u32) -> std::io::Result<()> {
-        let (Some(fd), Some(Local::Ip(address))) = (self.fd(wid), &self.local) else {
-            // The name of an abstract one is free only when everybody has closed it.
-            return Err(std::io::ErrorKind::Unsupported.into());
-        };
-        let wanted = Address::Ip(*address);
-        socket::listen_again(fd.as_fd(), &listen(&self.spec, &wanted), *address)?;
-        if let Some(group) = &self.group {
-            // It had left the kernel's list, and is the last on it now.
-            group.leave(fd);
-            group.join(fd);
-            group.choose(fd);
-        }
-        Ok(())
     }
 
     /// Those that are watched.
@@ -583,7 +478,7 @@ impl Listener {
         }
     }
 
-    fn is_tcp(&self) -> bool {
+    pub(super) fn is_tcp(&self) -> bool {
         matches!(self.local, Some(Local::Ip(_))) && self.spec.unit.kind == unit::SocketKind::Stream
     }
 

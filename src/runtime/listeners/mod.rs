@@ -4,6 +4,7 @@ mod descriptor;
 mod fds;
 mod group;
 mod listener;
+mod mend;
 
 use self::descriptor::{Descriptor, Kernel};
 use self::fds::{Fds, Shard, ShardRecord, name_of};
@@ -158,6 +159,7 @@ impl Listeners {
         inherited: &mut Inherited,
     ) -> Result<(Listeners, Vec<Unbound>), Vec<String>> {
         let mut all: Vec<(SocketId, Listener)> = Vec::with_capacity(plan.sockets.len());
+        control.iter().for_each(Node::empty_spares);
         let mut own: Vec<FileId> = control.iter().map(Node::id).collect();
         let mut groups = Groups::default();
         let (mut failed, mut optional) = (Vec::new(), Vec::new());
@@ -408,26 +410,6 @@ impl Listeners {
         self.all.get(&id)?.fd(wid).map(Descriptor::as_fd)
     }
 
-    /// Makes good what an earlier worker may have done to a socket that the next one of this wid gets: it may have shut it
-    /// down, removed its file, or, if it was the only one, set O_NONBLOCK.
-    pub fn mend(&mut self, epoll: &Epoll, id: SocketId, wid: u32, is_alone: &dyn Fn() -> bool) {
-        let Some(listener) = self.all.get_mut(&id) else {
-            return;
-        };
-        let watched = listener.watched.clone();
-        if watched.is_some() {
-            self.unwatch(epoll, id);
-        }
-        if let Some(listener) = self.all.get_mut(&id)
-            && listener.mend(wid, is_alone, &mut self.groups)
-        {
-            self.dirty.insert(id);
-        }
-        if let Some(shards) = watched {
-            self.watch(epoll, id, shards);
-        }
-    }
-
     /// Why nobody can connect to a socket though it is bound.
     pub fn trouble(&self, id: SocketId) -> Option<&str> {
         self.all.get(&id)?.trouble.as_deref()
@@ -612,7 +594,15 @@ impl Listeners {
 
     /// Those whose record has changed since the last call.
     pub fn take_dirty(&mut self) -> BTreeSet<SocketId> {
-        std::mem::take(&mut self.dirty)
+        let dirty = std::mem::take(&mut self.dirty);
+        if let Some(control) = &self.control {
+            for id in &dirty {
+                if let Some(node) = self.all.get_mut(id).and_then(|it| it.node.as_mut()) {
+                    node.keep_spare(control);
+                }
+            }
+        }
+        dirty
     }
 
     /// All that there are.
@@ -872,6 +862,9 @@ impl Drop for Listeners {
     fn drop(&mut self) {
         for listener in self.all.values().chain(self.prepared.values()) {
             listener.remove_node();
+        }
+        if let Some(control) = &self.control {
+            control.remove_spares();
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use super::super::owner;
 use super::node::adjust_node;
-use super::{Address, FileId, Kind, Listen, addresses_of, backlog};
+use super::{Address, FileId, Kind, Listen, addresses_of, capped};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{SockRef, Socket, Type};
 use std::fmt;
 use std::io;
+use std::mem::size_of_val;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 /// What a socket is, as the kernel says.
@@ -147,7 +147,7 @@ pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
         set_shareable(fd, true)?;
     }
     if listen.kind.has_connections() && !socket.is_listener()? {
-        socket.listen(backlog(listen))?;
+        socket.listen(capped(listen.backlog))?;
     }
     Ok(())
 }
@@ -167,7 +167,7 @@ pub fn adjust(fd: BorrowedFd<'_>, listen: &Listen<'_>, file: Option<FileId>) -> 
         socket.bind_device(interface)?;
     }
     if listen.kind.has_connections() {
-        socket.listen(backlog(listen))?;
+        socket.listen(capped(listen.backlog))?;
     }
     match listen.address {
         Address::Path(path) => adjust_node(path, listen, file),
@@ -188,12 +188,18 @@ pub fn set_shareable(fd: BorrowedFd<'_>, shareable: bool) -> io::Result<()> {
     SockRef::from(&fd).set_reuse_port(shareable)
 }
 
-/// Whether somebody who shares a listener has shut it down, in both directions, so that nobody can connect to it. A unix
+/// Whether somebody who shares a socket has shut it down, so that nobody can connect to it or send to it. A unix
 /// socket still says of itself that it listens (SO_ACCEPTCONN), but hangs up.
 pub fn is_shut(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::empty())];
-    poll(&mut fds, PollTimeout::ZERO).is_ok()
-        && (fds[0].revents()).is_some_and(|found| found.contains(PollFlags::POLLHUP))
+    // One direction alone is told by POLLRDHUP, and is enough to refuse whoever connects.
+    let mut polled = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one structure is given, and its number is 1.
+    let found = unsafe { libc::poll(&raw mut polled, 1, 0) };
+    found > 0 && polled.revents & (libc::POLLHUP | libc::POLLRDHUP) != 0
 }
 
 /// Listens again with an internet socket that was shut down. One whose port the kernel had chosen has lost it, and gets it
@@ -209,7 +215,35 @@ pub fn listen_again(
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
         result => result?,
     }
-    socket.listen(backlog(listen))
+    socket.listen(capped(listen.backlog))
+}
+
+/// Sets how many clients may wait in the queue of a listener, whoever has set it before: at most the kernel's somaxconn.
+pub fn set_backlog(fd: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    SockRef::from(&fd).listen(capped(backlog))
+}
+
+/// Lets everybody send to a datagram socket that somebody who shares it has connected to one peer: connect(2) to AF_UNSPEC.
+pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let socket = SockRef::from(&fd);
+    if socket.peer_addr().is_err() {
+        return Ok(());
+    }
+    let local = socket.local_addr()?;
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the address is of the length that is given.
+    if unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A port that the kernel had chosen is given up by that.
+    match socket.local_addr()?.as_socket() == local.as_socket() {
+        true => Ok(()),
+        false => socket.bind(&local),
+    }
 }
 
 /// Whether O_NONBLOCK is not set.

@@ -21,8 +21,8 @@ mod node;
 mod tests;
 
 pub use bound::{
-    Description, Local, adjust, adopt, describe, is_alike, is_blocking, is_in_the_way, is_shut,
-    listen_again, matches, set_blocking, set_shareable, stop_listening,
+    Description, Local, adjust, adopt, describe, disconnect, is_alike, is_blocking, is_in_the_way,
+    is_shut, listen_again, matches, set_backlog, set_blocking, set_shareable, stop_listening,
 };
 pub use node::set_access;
 
@@ -323,9 +323,9 @@ fn open_socket(domain: Domain, listen: &Listen<'_>) -> Result<Socket, Cause> {
     })
 }
 
-/// The backlog as the kernel takes it, which caps it anyway.
-fn backlog(listen: &Listen<'_>) -> i32 {
-    i32::try_from(listen.backlog).unwrap_or(i32::MAX)
+/// A backlog as the kernel takes it, which caps it anyway.
+fn capped(backlog: u32) -> i32 {
+    i32::try_from(backlog).unwrap_or(i32::MAX)
 }
 
 fn bind_any(listen: &Listen<'_>, port: u16, family: Option<IpFamily>) -> Result<Socket, Cause> {
@@ -428,7 +428,9 @@ fn bind_ip(listen: &Listen<'_>, address: SocketAddr) -> Result<Socket, Cause> {
     socket.bind(&address.into()).map_err(explain("bind"))?;
     if listen.kind.has_connections() {
         // With SO_REUSEADDR a second listener is noticed only here.
-        socket.listen(backlog(listen)).map_err(explain("listen"))?;
+        socket
+            .listen(capped(listen.backlog))
+            .map_err(explain("listen"))?;
     }
     Ok(socket)
 }
@@ -457,7 +459,9 @@ fn bind_abstract(listen: &Listen<'_>, name: &[u8]) -> Result<Socket, Cause> {
             _ => step("bind")(error),
         })?;
     if listen.kind.has_connections() {
-        socket.listen(backlog(listen)).map_err(step("listen"))?;
+        socket
+            .listen(capped(listen.backlog))
+            .map_err(step("listen"))?;
     }
     Ok(socket)
 }

@@ -3,7 +3,7 @@
 use super::super::owner::Owner;
 use super::super::process::{is_zombie, name_of};
 use super::super::{owner, unix};
-use super::{Cause, FileId, LONGEST_UNIX, Listen, backlog, open_socket, step};
+use super::{Cause, FileId, LONGEST_UNIX, Listen, capped, open_socket, step};
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{fchownat, getegid, geteuid};
@@ -185,7 +185,9 @@ fn finish_node(listen: &Listen<'_>, socket: &Socket, path: &Path) -> Result<(), 
         chown_node(path, listen.uid, listen.gid).map_err(step("chown"))?;
     }
     if listen.kind.has_connections() {
-        socket.listen(backlog(listen)).map_err(step("listen"))?;
+        socket
+            .listen(capped(listen.backlog))
+            .map_err(step("listen"))?;
     }
     Ok(())
 }
