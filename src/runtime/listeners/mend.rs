@@ -79,7 +79,7 @@ impl Listeners {
         for listener in self.all.values_mut() {
             let node = listener.node.as_ref();
             if node.is_some_and(|node| node.is_there() == Some(false) && node.put_back().is_ok()) {
-                log::warn!(target: &listener.target(), "{NO_FILE}, and has it back");
+                log::info!(target: &listener.target(), "{NO_FILE}, and has it back");
                 listener.trouble = None;
             }
         }
@@ -150,6 +150,11 @@ impl Listener {
             }
         };
         match mended {
+            // Nobody was lost who had come by it, and some servers do it at each end.
+            Ok(Mended::Same(how)) if matches!(harm, Harm::NoFile) => {
+                log::info!(target: &target, "{what}, by a worker most likely, and {how}");
+                false
+            }
             Ok(Mended::Same(how)) => {
                 log::warn!(target: &target, "{what}, by a worker most likely, and {how}");
                 false
