@@ -142,7 +142,9 @@ impl Rules {
             true => (*main == Life::Idle || main.is_serving()) && *beside == Life::Idle,
             false => {
                 let is_idle = *main == Life::Idle && *beside == Life::Idle;
-                is_idle || self.was_made_to_drain(id, wid)
+                // It was to be made for a shard that others may have served since.
+                let is_not_made = matches!(main, Life::Due | Life::Resting { .. });
+                is_idle || is_not_made || self.was_made_to_drain(id, wid)
             }
         }
     }
