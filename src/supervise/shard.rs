@@ -120,8 +120,9 @@ impl Supervisor {
 
     /// Of the sockets that go, those whose address one without shards has now: it has the first of theirs.
     pub(super) fn leave_shards_behind(&mut self, first: SocketId) {
+        // Also one of which there is but the first by now: a watcher that keeps its old definition may open others.
         let going = (self.sockets.iter())
-            .filter(|(_, socket)| socket.retired && socket.shards.len() > 1)
+            .filter(|(_, socket)| socket.retired && socket.spec.unit.so_reuseport.value)
             .map(|(id, _)| id);
         let is_left = |id: &SocketId| {
             let successor = self.successor(*id).filter(|successor| *successor >= first);

@@ -253,7 +253,7 @@ impl Rules {
     pub(super) fn leave_shards(&mut self, first_new: usize) {
         for index in self.sockets.keys().copied().collect::<Vec<_>>() {
             let socket = &self.sockets[&index];
-            let is_going = socket.retired && socket.shards.keys().any(|wid| *wid > 1);
+            let is_going = socket.retired && socket.spec.unit.so_reuseport.value;
             let to = self.has_address_now(index).filter(|to| *to >= first_new);
             let is_left = to.is_some_and(|to| !self.sockets[&to].spec.unit.so_reuseport.value);
             if is_going && is_left {
