@@ -1167,6 +1167,73 @@ fn an_apply_that_ends_sharding_while_a_stopped_watcher_drains_loses_nobody() {
     assert_eq!(ask(&address, "env TENTPOLE_WATCHER"), "green");
 }
 
+/// A socket with or without a queue for each worker, and the watcher that has it.
+fn perhaps_sharded(port: u16, shared: bool, numprocesses: u32) -> String {
+    format!(
+        r#"
+        [socket.web]
+        listen = "127.0.0.1:{port}"
+        so_reuseport = {shared}
+        [watcher.web]
+        cmd = "PROBE serve $(circus.socket.web)"
+        numprocesses = {numprocesses}
+        "#
+    )
+}
+
+#[test]
+fn clients_in_the_queues_of_a_stopped_watcher_are_served_though_sharding_ends() {
+    for numprocesses in [1, 3] {
+        let port = free_port();
+        let manager = Manager::start(&perhaps_sharded(port, true, 3));
+        let address = manager.address("web");
+        manager.ok(&["stop", "web"]);
+        let waiting: Vec<TcpStream> = (0..40).map(|_| begin(&address, "pid")).collect();
+        manager.apply(&perhaps_sharded(port, false, numprocesses));
+        // Whatever becomes of the manager.
+        manager.ok(&["upgrade"]);
+        // Who comes from now on waits where it is served first.
+        let late: Vec<TcpStream> = (0..20).map(|_| begin(&address, "pid")).collect();
+        manager.ok(&["start", "web"]);
+        for stream in waiting.into_iter().chain(late) {
+            assert_ne!(finish(stream), "");
+        }
+        let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+        assert!(one.is_some(), "{:?}", listeners(&address));
+        manager.wait_for("web", "has those workers that it wants", |web| {
+            let workers = web["workers"].as_array().map_or(0, Vec::len);
+            web["state"] == "running" && workers == numprocesses as usize
+        });
+        assert_ne!(ask(&address, "pid"), "");
+    }
+}
+
+#[test]
+fn clients_are_served_though_sharding_ends_while_their_workers_do() {
+    for how in [&["restart", "web", "--no-wait"][..], &[]] {
+        let port = free_port();
+        let manager = Manager::start(&perhaps_sharded(port, true, 3));
+        let address = manager.address("web");
+        let pids = manager.pids("web");
+        pids.iter().for_each(|pid| freeze(*pid));
+        let waiting: Vec<TcpStream> = (0..40).map(|_| begin(&address, "env MARK")).collect();
+        if !how.is_empty() {
+            manager.ok(how);
+        }
+        let units = perhaps_sharded(port, false, 3) + "env = { MARK = \"new\" }\n";
+        manager.write(&units);
+        manager.ok(&["apply", "--no-wait"]);
+        // None of them has drained its queue then.
+        pids.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+        for stream in waiting {
+            finish(stream);
+        }
+        let one = poll(|| (listeners(&address).len() == 1).then_some(()));
+        assert!(one.is_some(), "{:?}", listeners(&address));
+        assert_eq!(ask(&address, "env MARK"), "new");
+    }
+}
+
 fn changes_after(manager: &Manager, units: &str) -> Value {
     manager.write(units);
     changes(manager)

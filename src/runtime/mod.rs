@@ -380,6 +380,10 @@ impl Manager {
                 self.listeners.open_shard(socket, wid);
                 None
             }
+            Effect::MoveShard { socket, from, to } => {
+                self.listeners.move_shard(socket, from, to);
+                None
+            }
             Effect::Open { socket, spec } => {
                 self.listeners.open(socket, &spec);
                 None

@@ -287,6 +287,7 @@ impl Supervisor {
             }
         }
         self.inherit_shards(first);
+        self.leave_shards_behind(first);
     }
 
     /// It is in the plan no more: what has it keeps it, but it is not bound any more if it is not yet.
@@ -449,9 +450,11 @@ impl Supervisor {
         let unused: Vec<SocketId> = (self.sockets.iter())
             .filter(|(_, socket)| socket.retired && socket.watchers.is_empty())
             .map(|(id, _)| id)
+            .filter(|id| !self.has_left_shards(*id))
             .collect();
         for id in unused {
             let socket = self.sockets.remove(id);
+            self.left_behind.remove(&id);
             self.dirty.sockets.insert(id);
             self.stirred.remove(&id);
             self.timers.set(Due::Socket(id), None);

@@ -91,6 +91,11 @@
 //! wid beyond the wanted ones, which drains it as soon as it is ready and is stopped then. If that does not do it either, the
 //! next one comes after a delay that doubles, as that of a restart does. No command waits for these. A worker of a wid that is to
 //! have one is no such: where that has ended for good, those who wait in its shard wait for the next start.
+//!
+//! Where an apply ends `so_reuseport` the address goes on with the first shard alone, and the others are *left behind*: as long
+//! as a definition that a watcher may go back to has them, they stay as they are, then they are closed as above. What is owed
+//! of them is served by a watcher that has the address now: by a worker of a wid beyond all others, which the shard is given to, and
+//! which has the former socket in the place of the one that it would have.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -427,6 +432,15 @@ pub enum Effect {
         /// Of which wid.
         wid: u32,
     },
+    /// The shard is another wid's from now on: of a worker that is made to serve what waits in it.
+    MoveShard {
+        /// Of which socket.
+        socket: SocketId,
+        /// Of which wid it was.
+        from: u32,
+        /// Of which it is. There is no shard of that yet.
+        to: u32,
+    },
     /// The socket of this name, which was bound for an apply, is known by this id from now on.
     Open {
         /// Its id.
@@ -559,6 +573,8 @@ pub struct Supervisor {
     touched: BTreeSet<WatcherId>,
     /// Sockets whose watching may have changed in this turn.
     stirred: BTreeSet<SocketId>,
+    /// Sockets that are left behind with some of their shards.
+    left_behind: BTreeSet<SocketId>,
     /// What is not recorded yet.
     dirty: Dirty,
     /// Definitions have come or gone since it was last worked out who uses which socket.
@@ -601,6 +617,7 @@ impl Supervisor {
             census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
+            left_behind: BTreeSet::new(),
             dirty: Dirty::default(),
             users_stale: false,
             told_status: String::new(),
@@ -915,6 +932,7 @@ fn new_socket(spec: &Rc<plan::Socket>, error: Option<&String>) -> Socket {
         binding,
         watchers: Vec::new(),
         retired: false,
+        left_behind: false,
         trigger: Trigger::default(),
         shards: match spec.unit.so_reuseport.value {
             true => vec![Shard::Open],

@@ -300,6 +300,7 @@ impl Supervisor {
             census: BTreeMap::new(),
             touched: BTreeSet::new(),
             stirred: BTreeSet::new(),
+            left_behind: BTreeSet::new(),
             // The bound of process numbers that was recorded has been reached: the next must be, before any is used.
             dirty: Dirty {
                 manager: true,
@@ -359,6 +360,9 @@ impl Supervisor {
             };
             self.timers.set(Due::Socket(id), due);
         }
+        let sockets = self.sockets.iter();
+        let left = sockets.filter(|(_, socket)| socket.left_behind);
+        self.left_behind = left.map(|(id, _)| id).gather();
         for (_, socket) in self.sockets.iter_mut() {
             // Of a version that did not record them.
             if socket.spec.unit.so_reuseport.value && socket.shards.is_empty() {

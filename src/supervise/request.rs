@@ -711,6 +711,8 @@ impl Supervisor {
         watcher.numbered().all(|(wid, slot)| match &slot.main {
             State::Vacant => slot.beside.is_none(),
             State::Ready { .. } => slot.beside.is_none() && wid <= watcher.wanted,
+            // It was to be made for a shard, be that still to be served or not.
+            State::Due | State::Backoff { .. } if wid > watcher.wanted => true,
             _ => wid > watcher.wanted && self.is_to_drain(id, wid),
         })
     }

@@ -1,9 +1,11 @@
 //! The life of a shard: the kernel queue of one wid. The rules stand at the head of [`super`].
 
-use super::state::{Goal, Post, Shard, State, Watcher};
+use super::state::{Goal, Post, Seat, Shard, Slot, Socket, State, Watcher};
 use super::time::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
-use crate::unit::LogLevel;
+use crate::unit::{Gather, LogLevel};
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// What becomes of the clients that a shard would get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +101,96 @@ impl Supervisor {
         }
     }
 
+    /// Of the sockets that go, those whose address one without shards has now: it has the first of theirs.
+    pub(super) fn leave_shards_behind(&mut self, first: SocketId) {
+        // Also one of which there is but the first by now: a watcher that keeps its old definition may open others.
+        let going = (self.sockets.iter())
+            .filter(|(_, socket)| socket.retired && socket.spec.unit.so_reuseport.value)
+            .map(|(id, _)| id);
+        let is_left = |id: &SocketId| {
+            let successor = self.successor(*id).filter(|successor| *successor >= first);
+            successor.is_some_and(|it| !self.sockets[it].spec.unit.so_reuseport.value)
+        };
+        let left: BTreeSet<SocketId> = going.filter(is_left).gather();
+        for id in &left {
+            if let Some(socket) = self.socket_mut(*id) {
+                socket.left_behind = true;
+            }
+        }
+        self.left_behind.extend(left);
+    }
+
+    /// The socket in the plan that has the address of one which is there no more.
+    fn successor(&self, id: SocketId) -> Option<SocketId> {
+        let socket = &self.sockets.get(id)?.spec;
+        let (name, unit) = (socket.name(), &socket.unit);
+        let has_address = |other: &Socket| {
+            let address = &other.spec.unit.address.value;
+            // With a port that the kernel chooses, each unit has one of its own.
+            let is_its = address.port() != Some(0) || other.spec.name() == name;
+            is_its && *address == unit.address.value && other.spec.unit.kind == unit.kind
+        };
+        let mut others = self.sockets.iter();
+        let successor = others.find(|(_, other)| !other.retired && has_address(other));
+        successor.map(|(id, _)| id)
+    }
+
+    /// Whether a socket that is in the plan no more has to stay for what may wait in shards that were left behind.
+    pub(super) fn has_left_shards(&self, id: SocketId) -> bool {
+        let socket = self.sockets.get(id);
+        socket.is_some_and(|socket| socket.left_behind && socket.shards.len() > 1)
+            && self.successor(id).is_some()
+    }
+
+    /// The sockets whose shard of this wid was left behind and is to be served by a worker of this watcher.
+    fn left_to(&self, id: WatcherId, wid: u32) -> impl Iterator<Item = SocketId> {
+        let is_its = move |socket: &SocketId| {
+            let shard = self.sockets.get(*socket).map(|it| it.shard(wid));
+            matches!(shard, Some(Shard::Draining { by, .. }) if by == Some(id))
+        };
+        self.left_behind.iter().copied().filter(is_its)
+    }
+
+    /// Whether what runs at a post was made to serve what waits in a shard that was left behind.
+    pub(super) fn has_left_shard(&self, post: Post) -> bool {
+        let Some(number) = self.state(post).edition() else {
+            return false;
+        };
+        let sockets = &self.watcher(post.watcher).edition(number).sockets;
+        let mut left = self.left_to(post.watcher, post.wid);
+        left.any(|socket| sockets.contains(&socket))
+    }
+
+    /// What the next process at a post is started from, by number. One that is made to serve what waits in shards which were left
+    /// behind has those sockets in the place of the ones that have their addresses now.
+    pub(super) fn edition_to_launch(&mut self, post: Post) -> u32 {
+        let (id, wid) = (post.watcher, post.wid);
+        let watcher = self.watcher(id);
+        let next = watcher.next();
+        let number = next.number;
+        if self.left_behind.is_empty() || wid <= watcher.wanted {
+            return number;
+        }
+        let mut sockets = next.sockets.to_vec();
+        for left in self.left_to(id, wid) {
+            let successor = self.successor(left);
+            for socket in &mut sockets {
+                if Some(*socket) == successor {
+                    *socket = left;
+                }
+            }
+        }
+        if *sockets == *next.sockets {
+            return number;
+        }
+        let spec = Rc::clone(&next.spec);
+        let edition = self.new_edition(id, spec, sockets.into());
+        let number = edition.number;
+        self.watcher_mut(id).others.push(edition);
+        self.users_stale = true;
+        number
+    }
+
     /// The sockets in the plan whose shard of this worker's goes with it, since no watcher wants the wid any more.
     pub(super) fn leaving_shards(&self, post: Post) -> Vec<SocketId> {
         let watcher = self.watcher(post.watcher);
@@ -132,7 +224,7 @@ impl Supervisor {
         sockets.any(|socket| {
             let shard = self.sockets.get(*socket).map(|it| it.shard(wid));
             matches!(shard, Some(Shard::Draining { by, .. }) if by == Some(id))
-        })
+        }) || self.left_to(id, wid).next().is_some()
     }
 
     /// The first stays as long as the socket does, so that its port does. It gets no clients only where others do.
@@ -182,16 +274,21 @@ impl Supervisor {
 
     /// The watcher that can have a worker of this wid serve what others have left.
     fn heir_of_shard(&self, id: SocketId, wid: u32) -> Option<WatcherId> {
-        let is_fit = |watcher: &WatcherId| {
+        let mut heirs = self.possible_heirs(id);
+        heirs.find(|watcher| wid > self.watcher(*watcher).wanted)
+    }
+
+    /// The watchers that can have one more worker, which has this socket.
+    fn possible_heirs(&self, id: SocketId) -> impl Iterator<Item = WatcherId> {
+        let is_fit = move |watcher: &WatcherId| {
             let watcher = self.watcher(*watcher);
             // What is to run once does not run again for this.
             matches!(watcher.goal, Goal::Up { .. })
                 && !watcher.retired
                 && !watcher.next().spec.unit.runs_once()
-                && wid > watcher.wanted
                 && watcher.next().sockets.contains(&id)
         };
-        self.sockets[id].watchers.iter().copied().find(is_fit)
+        self.sockets[id].watchers.iter().copied().filter(is_fit)
     }
 
     /// The sockets of a watcher of which some shards may have to go, or to stay.
@@ -202,6 +299,7 @@ impl Supervisor {
             socket.is_some_and(|socket| socket.shards.len() > 1)
         };
         self.stirred.extend(sockets.filter(has_shards));
+        self.stirred.extend(&self.left_behind);
     }
 
     /// Sees to it that no shard is closed with clients in it, and none that nobody wants is kept for longer.
@@ -209,12 +307,11 @@ impl Supervisor {
         let Some(socket) = self.sockets.get(id) else {
             return;
         };
-        // A socket that goes takes its shards along, and one that nobody has may get another watcher.
-        if socket.shards.is_empty()
-            || socket.retired
-            || socket.watchers.is_empty()
-            || self.is_stopping()
-        {
+        if socket.retired {
+            return self.settle_left_shards(turn, id);
+        }
+        // One that nobody has may get another watcher.
+        if socket.shards.is_empty() || socket.watchers.is_empty() || self.is_stopping() {
             return;
         }
         let claims = self.claims(id);
@@ -262,9 +359,19 @@ impl Supervisor {
 
     /// Has a worker made that serves what waits in a shard of a wid that is not wanted, if there is a watcher that can.
     fn serve_shard(&mut self, turn: &mut Turn<'_>, id: SocketId, wid: u32, tries: u32) {
-        let Some(heir) = self.heir_of_shard(id, wid) else {
-            return;
-        };
+        if let Some(heir) = self.heir_of_shard(id, wid) {
+            self.serve_shard_by(turn, heir, id, wid, tries);
+        }
+    }
+
+    fn serve_shard_by(
+        &mut self,
+        turn: &mut Turn<'_>,
+        heir: WatcherId,
+        id: SocketId,
+        wid: u32,
+        tries: u32,
+    ) {
         self.add_slots(heir, wid);
         let by = Some(heir);
         let tries = tries.saturating_add(1);
@@ -284,6 +391,95 @@ impl Supervisor {
         self.log(turn, LogLevel::Info, heir, || {
             format!("clients wait in the queue of worker {wid}, which is not wanted any more: it runs until they are served")
         });
+    }
+
+    /// The same for the shards of a socket that goes, which others take along but where what has its address has the first of
+    /// them alone.
+    fn settle_left_shards(&mut self, turn: &mut Turn<'_>, id: SocketId) {
+        if !self.sockets[id].left_behind || self.is_stopping() {
+            return;
+        }
+        let Some(successor) = self.successor(id) else {
+            return;
+        };
+        let may_go_back = |user: &WatcherId| {
+            let watcher = self.watcher(*user);
+            watcher.edition.sockets.contains(&id) || watcher.is_to_have(id)
+        };
+        if self.sockets[id].watchers.iter().any(may_go_back) {
+            return;
+        }
+        for wid in 2..=self.sockets[id].shards.len() as u32 {
+            let tries = match self.sockets[id].shard(wid) {
+                Shard::Closed | Shard::Closing { .. } => continue,
+                _ if self.is_left_shard_in_use(id, wid) => continue,
+                Shard::Open => 0,
+                Shard::Draining { tries, .. } => tries,
+                Shard::Owed { tries } => {
+                    let heir = self.possible_heirs(successor).next();
+                    if let Some(heir) = heir {
+                        let to = self.wid_for_left_shard(turn, heir, id, wid);
+                        self.serve_shard_by(turn, heir, id, to, tries);
+                    }
+                    continue;
+                }
+            };
+            let socket = id;
+            turn.effects.push(Effect::CloseShard { socket, wid });
+            self.set_shard(id, wid, Shard::Closing { tries });
+        }
+        // If there is none any more, nothing may need the socket.
+        self.users_stale |= self.sockets[id].shards.len() <= 1;
+    }
+
+    /// Whether a process has a shard that was left behind, or is about to be made for it.
+    fn is_left_shard_in_use(&self, id: SocketId, wid: u32) -> bool {
+        let has_it = |user: &WatcherId| {
+            let watcher = self.watcher(*user);
+            let slot = watcher.slots.get(wid as usize - 1);
+            let mut states = slot
+                .into_iter()
+                .flat_map(|slot| Seat::BOTH.map(|it| slot.state(it)));
+            states.any(|state| {
+                let number = state.edition();
+                number.is_some_and(|it| watcher.edition(it).sockets.contains(&id))
+            })
+        };
+        let is_awaited = match self.sockets[id].shard(wid) {
+            Shard::Draining { by, .. } => {
+                by.and_then(|by| self.watchers.get(by)).is_some_and(|by| {
+                    let slot = by.slots.get(wid as usize - 1);
+                    let is_next = |slot: &Slot| !slot.is_vacant() && slot.main.edition().is_none();
+                    // Once it is wanted for itself, its worker is one like others.
+                    wid > by.wanted && slot.is_some_and(is_next)
+                })
+            }
+            Shard::Open | Shard::Closing { .. } | Shard::Owed { .. } | Shard::Closed => false,
+        };
+        is_awaited || self.sockets[id].watchers.iter().any(has_it)
+    }
+
+    /// The wid of a worker that is made for a shard which was left behind: its own, or if there is a worker of that, one beyond
+    /// all others, which the shard is given to.
+    fn wid_for_left_shard(
+        &mut self,
+        turn: &mut Turn<'_>,
+        heir: WatcherId,
+        id: SocketId,
+        wid: u32,
+    ) -> u32 {
+        let watcher = self.watcher(heir);
+        let slot = watcher.slots.get(wid as usize - 1);
+        if wid > watcher.wanted && slot.is_none_or(Slot::is_vacant) {
+            return wid;
+        }
+        let shards = self.sockets[id].shards.len();
+        let last = watcher.slots.len().max(shards) as u32;
+        let to = last.max(watcher.wanted).saturating_add(1);
+        let (socket, from) = (id, wid);
+        turn.effects.push(Effect::MoveShard { socket, from, to });
+        self.set_shard(id, wid, Shard::Closed);
+        to
     }
 
     pub(super) fn shard_closed(&mut self, id: SocketId, wid: u32) {
@@ -326,7 +522,7 @@ impl Watcher {
     }
 }
 
-impl super::state::Socket {
+impl Socket {
     fn shard(&self, wid: u32) -> Shard {
         let place = wid.checked_sub(1);
         let shard = place.and_then(|place| self.shards.get(place as usize));

@@ -25,6 +25,9 @@ pub(super) struct Socket {
     /// It is in the plan no more, and is closed as soon as nothing that runs was started with it.
     #[serde(default, skip_serializing_if = "is_usual")]
     pub retired: bool,
+    /// What has its address now has the first of its shards alone: it stays until the others are empty.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub left_behind: bool,
     #[serde(default, skip_serializing_if = "is_usual")]
     pub trigger: Trigger,
     /// With `so_reuseport`, what becomes of the shard of each wid, from 1 on; past the end there is none.

@@ -92,8 +92,8 @@ impl Supervisor {
         if post.seat == Seat::Main {
             slot.ended_badly = None;
         }
-        let edition = self.watcher(post.watcher).next();
-        let (edition, sockets) = (edition.number, Rc::clone(&edition.sockets));
+        let edition = self.edition_to_launch(post);
+        let sockets = Rc::clone(&self.watcher(post.watcher).edition(edition).sockets);
         self.open_shards(turn, &sockets, post.wid);
         let launching = State::Launching {
             proc,
@@ -213,7 +213,7 @@ impl Supervisor {
         });
         if post.seat == Seat::Beside {
             self.promote(turn, id, wid);
-        } else if wid > self.watcher(id).wanted {
+        } else if wid > self.watcher(id).wanted || self.has_left_shard(post) {
             // It was made to serve what waits in a shard, and nothing more.
             self.retire_slot(turn, id, wid);
         }

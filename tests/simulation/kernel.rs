@@ -29,6 +29,8 @@ pub struct Kernel {
     is_quiet: bool,
     next_pid: i32,
     is_over: bool,
+    /// Sockets that were closed with clients in shards beyond the first.
+    pub reset: Vec<Rc<plan::Socket>>,
 }
 
 /// What is going to happen. Much of it is void by then, since its process has ended.
@@ -111,6 +113,7 @@ struct Port {
     traffic_queued: bool,
     /// With `so_reuseport`, by wid.
     shards: Option<BTreeMap<u32, Shard>>,
+    spec: Option<Rc<plan::Socket>>,
 }
 
 #[derive(Default)]
@@ -203,6 +206,7 @@ impl Kernel {
             is_quiet: false,
             next_pid: 100,
             is_over: false,
+            reset: Vec::new(),
         };
         for (port, socket) in (0..).zip(&plan.sockets) {
             kernel.open(Time::ZERO, port, socket);
@@ -215,11 +219,12 @@ impl Kernel {
         self.unbound = unbound.iter().map(|(name, _)| name.clone()).collect();
     }
 
-    fn open(&mut self, now: Time, port: u32, spec: &plan::Socket) {
+    fn open(&mut self, now: Time, port: u32, spec: &Rc<plan::Socket>) {
         let is_bound = self.unbound.iter().all(|unbound| unbound != spec.name());
         let new = Port {
             is_bound,
             shards: spec.unit.so_reuseport.value.then(BTreeMap::new),
+            spec: Some(Rc::clone(spec)),
             ..Port::default()
         };
         self.ports.insert(port, new);
@@ -444,7 +449,13 @@ impl Kernel {
                 if self.port(*socket, "closed")?.watched.is_some() {
                     return Err("a socket is closed while it is watched".into());
                 }
-                self.ports.remove(&socket.0);
+                // The first goes on as what has its address.
+                if let Some(port) = self.ports.remove(&socket.0)
+                    && let Some(shards) = port.shards
+                    && shards.iter().any(|(wid, shard)| *wid > 1 && shard.waits)
+                {
+                    self.reset.extend(port.spec);
+                }
             }
             Effect::CancelSpawn { proc } => {
                 let process = self.known(*proc)?;
@@ -508,6 +519,23 @@ impl Kernel {
                 (shard.is_closing, shard.is_retired) = (true, true);
                 let delay = Duration::from_millis(self.random.pick(&[0, 60]));
                 self.add(now + delay, Happening::Shard(socket.0, *wid));
+            }
+            Effect::MoveShard { socket, from, to } => {
+                let has_it = |process: &&Process| {
+                    process.is_busy() && process.sockets.contains(socket) && process.wid == *from
+                };
+                if self.procs.values().find(has_it).is_some() {
+                    return Err("a shard is moved while its worker is alive".into());
+                }
+                let shards = &mut self.port(*socket, "asked to move a shard")?.shards;
+                let shards = shards.as_mut();
+                let shards = shards.ok_or("a socket without shards is asked to move one")?;
+                let shard = shards
+                    .remove(from)
+                    .ok_or("a shard is moved that is not there")?;
+                if shard.is_closing || shards.insert(*to, shard).is_some() {
+                    return Err("a shard is moved that closes, or to where one is".into());
+                }
             }
             Effect::ShutShard { socket, wid } => {
                 let shard = self.shard(*socket, *wid)?;

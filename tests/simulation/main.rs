@@ -86,7 +86,9 @@ const RULES: &[&str] = &[
     "bound late",
     "could not be put back",
     "crash",
+    "a shard is given to another wid",
     "a worker for a shard",
+    "a worker for a shard that was left",
     "critical",
     "deaf to a notification",
     "did not reload in time",
@@ -132,6 +134,7 @@ const RULES: &[&str] = &[
     "shard closed",
     "shard owed",
     "shard shut",
+    "shards left behind",
     "shutdown",
     "singleton reloaded",
     "socket added",
@@ -406,6 +409,28 @@ impl<'a> Run<'a> {
         for _ in 0..commands {
             if self.random.chance(18) {
                 self.kernel.plan_apply(at);
+                // All that runs is on its way down or up then, or soon.
+                if self.random.chance(40) {
+                    let request = RequestId(self.next_request);
+                    self.next_request += 1;
+                    let names = plan.watchers.iter().map(|it| it.name().to_owned());
+                    let event = Event::Command {
+                        request,
+                        command: Command::Restart(names.collect()),
+                        no_wait: false,
+                        progress: false,
+                    };
+                    let pause = self.random.pick(&[0, 300, 4000]);
+                    let restart = match self.random.chance(50) {
+                        true => at + self.random.millis(pause + 1),
+                        false => at,
+                    };
+                    self.kernel.plan_event(restart, event);
+                    if self.random.chance(50) {
+                        self.kernel
+                            .plan_apply(restart + self.random.millis(pause + 1));
+                    }
+                }
             }
             // A quarter come at the same time as the one before.
             if self.random.chance(75) {
@@ -743,6 +768,11 @@ impl<'a> Run<'a> {
         drop(view);
         for effect in &effects {
             self.kernel.execute(now, effect)?;
+        }
+        for spec in self.kernel.reset.drain(..) {
+            if !self.rules.may_lose_clients(&spec) {
+                return Err(format!("clients of socket `{}` are reset", spec.name()));
+            }
         }
         if self.is_over && !self.open.is_empty() {
             return Err(format!(

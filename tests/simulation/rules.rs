@@ -239,6 +239,8 @@ struct Socket {
     watched_since: Time,
     /// By wid.
     shards: BTreeMap<u32, Shard>,
+    /// Its address went to another without shards.
+    is_left: bool,
 }
 
 #[derive(Debug)]
@@ -311,6 +313,8 @@ enum Act {
     AwaitLeftovers,
     Drain(Vec<usize>),
     CloseShard,
+    /// To this wid.
+    MoveShard(u32),
     ShutShard,
     OpenShard,
     Open(Rc<plan::Socket>),
@@ -845,7 +849,7 @@ impl Rules {
         self.reload_late(at);
         if at.seat == Seat::Beside {
             self.promote(at.id, at.wid);
-        } else if at.wid > self.watchers[&at.id].wanted {
+        } else if at.wid > self.watchers[&at.id].wanted || self.has_left_shard(at) {
             self.say("made to drain a shard");
             self.dismiss(at);
         }
@@ -1988,7 +1992,7 @@ impl Rules {
             }
             self.orders += 1;
             let order = self.orders;
-            let definition = Rc::clone(self.watchers[&id].next());
+            let definition = self.definition_to_launch(at);
             self.open_shards(&definition.sockets, at.wid);
             if at.seat == Seat::Main {
                 self.slot(at).ended_badly = None;

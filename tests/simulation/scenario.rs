@@ -378,6 +378,9 @@ impl Scenario {
             Effect::CloseShard { socket, wid } => {
                 format!("close shard {}/{wid}", self.sockets[socket])
             }
+            Effect::MoveShard { socket, from, to } => {
+                format!("move shard {}/{from} to {to}", self.sockets[socket])
+            }
             Effect::ShutShard { socket, wid } => {
                 format!("shut shard {}/{wid}", self.sockets[socket])
             }

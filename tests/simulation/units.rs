@@ -102,13 +102,20 @@ impl Units {
         for _ in 0..random.pick(&[0, 1, 1, 1, 2, 3, 5]) {
             units.change(random);
         }
+        // Else it is too rare, since much must come together for what it may do.
+        if random.chance(25)
+            && let Some((_, table)) =
+                (units.sockets.iter_mut()).find(|(_, table)| value(table, "so_reuseport").is_some())
+        {
+            table.retain(|(key, _)| *key != "so_reuseport");
+        }
         units
     }
 
     fn change(&mut self, random: &mut Random) {
         let socket = random.below(self.sockets.len().max(1) as u64) as usize;
         let watcher = random.below(self.watchers.len() as u64) as usize;
-        match random.below(20) {
+        match random.below(21) {
             0 => self.manager = random_manager(random),
             1 => {
                 let is_free = |name: &&&str| self.sockets.iter().all(|(known, _)| known != *name);
@@ -175,6 +182,14 @@ impl Units {
             14 => {
                 let priority = random.pick(&["-2", "0", "3"]);
                 set(&mut self.watchers[watcher].1, "priority", priority.into());
+            }
+            // One with shards goes on without, or the other way round.
+            20 if !self.sockets.is_empty() => {
+                let table = &mut self.sockets[socket].1;
+                match value(table, "so_reuseport") {
+                    Some(_) => table.retain(|(key, _)| *key != "so_reuseport"),
+                    None => set(table, "so_reuseport", "true".into()),
+                }
             }
             15 => {
                 let delay = random.pick(&["0", "0.3", "2"]);

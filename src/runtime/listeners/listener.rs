@@ -498,6 +498,15 @@ impl Listener {
         }
     }
 
+    /// A shard is another wid's from now on.
+    pub(super) fn move_shard(&mut self, from: u32, to: u32) {
+        if let Fds::Shards(shards) = &mut self.fds
+            && let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(from))
+        {
+            shard.wid = Some(to);
+        }
+    }
+
     /// It was found empty.
     pub(super) fn set_drained(&mut self, wid: u32) {
         if let Fds::Shards(shards) = &mut self.fds

@@ -512,6 +512,14 @@ impl Listeners {
         }
     }
 
+    /// A shard is another wid's from now on.
+    pub fn move_shard(&mut self, socket: SocketId, from: u32, to: u32) {
+        if let Some(listener) = self.all.get_mut(&socket) {
+            listener.move_shard(from, to);
+            self.dirty.insert(socket);
+        }
+    }
+
     fn set_retired(&mut self, id: SocketId, wid: u32, retired: bool) {
         if let Some(listener) = self.all.get_mut(&id) {
             listener.set_retired(wid, retired);

@@ -34,6 +34,7 @@ impl Rules {
                 true => BTreeMap::from([(1, Shard::Open)]),
                 false => BTreeMap::new(),
             },
+            is_left: false,
         };
         self.sockets.insert(index, socket);
         index
@@ -136,6 +137,7 @@ impl Rules {
             }
         }
         self.inherit_shards(first_new);
+        self.leave_shards(first_new);
         let spec_of = |name: &str| plan.watchers.iter().find(|spec| spec.name() == name);
         let mut new = Vec::new();
         for change in changes {
@@ -308,7 +310,8 @@ impl Rules {
 
     /// It is in no plan, and no definition that matters refers to it.
     pub(super) fn is_unused(&self, index: usize) -> bool {
-        self.sockets[&index].retired && !self.watchers.values().any(|it| it.refers_to(index))
+        let is_used = self.watchers.values().any(|it| it.refers_to(index));
+        self.sockets[&index].retired && !is_used && !self.keeps_left_shards(index)
     }
 
     /// The kernel sockets of one that goes may have become those of a new one, and nobody says which.

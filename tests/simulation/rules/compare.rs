@@ -84,6 +84,7 @@ impl Rules {
                 generation,
                 ..
             } => Key::Worker(watcher.0 as usize, *wid, *generation),
+            Effect::MoveShard { socket, from, .. } => Key::Shard(socket.0 as usize, *from),
             Effect::CloseShard { socket, wid }
             | Effect::ShutShard { socket, wid }
             | Effect::OpenShard { socket, wid } => Key::Shard(socket.0 as usize, *wid),
@@ -138,6 +139,7 @@ impl Rules {
             | (Act::Close, Effect::Close { .. })
             | (Act::Unwatch, Effect::Unwatch { .. })
             | (Act::Bind, Effect::Bind { .. }) => true,
+            (Act::MoveShard(wid), Effect::MoveShard { to, .. }) => wid == to,
             (Act::Watch(wids), Effect::Watch { shards, .. }) => wids == shards,
             (Act::Drain(shards), Effect::Drain { sockets, .. }) => {
                 let ids: Vec<usize> = sockets.iter().map(|socket| socket.0 as usize).collect();

@@ -131,7 +131,7 @@ impl Rules {
         self.sockets.iter().any(|(index, socket)| {
             let shard = socket.shards.get(&wid);
             let is_its = matches!(shard, Some(Shard::Draining { by, .. }) if *by == Some(id));
-            is_its && self.watchers[&id].refers_to(*index)
+            is_its && (socket.is_left || self.watchers[&id].refers_to(*index))
         })
     }
 
@@ -142,7 +142,9 @@ impl Rules {
             true => (*main == Life::Idle || main.is_serving()) && *beside == Life::Idle,
             false => {
                 let is_idle = *main == Life::Idle && *beside == Life::Idle;
-                is_idle || self.was_made_to_drain(id, wid)
+                // It was to be made for a shard that others may have served since.
+                let is_not_made = matches!(main, Life::Due | Life::Resting { .. });
+                is_idle || is_not_made || self.was_made_to_drain(id, wid)
             }
         }
     }
@@ -178,7 +180,10 @@ impl Rules {
         let users: Vec<usize> = (self.ids().into_iter())
             .filter(|id| self.watchers[id].refers_to(index))
             .collect();
-        if self.sockets[&index].retired || users.is_empty() {
+        if self.sockets[&index].retired {
+            return self.settle_left_shards(index);
+        }
+        if users.is_empty() {
             return false;
         }
         let mut moved = false;
@@ -242,14 +247,169 @@ impl Rules {
         moved
     }
 
+    // Of sockets whose address goes on without shards.
+
+    /// These have them no more, but for the first.
+    pub(super) fn leave_shards(&mut self, first_new: usize) {
+        for index in self.sockets.keys().copied().collect::<Vec<_>>() {
+            let socket = &self.sockets[&index];
+            let is_going = socket.retired && socket.spec.unit.so_reuseport.value;
+            let to = self.has_address_now(index).filter(|to| *to >= first_new);
+            let is_left = to.is_some_and(|to| !self.sockets[&to].spec.unit.so_reuseport.value);
+            if is_going && is_left {
+                self.say("shards left behind");
+                self.sockets.entry(index).and_modify(|it| it.is_left = true);
+            }
+        }
+    }
+
+    fn has_address_now(&self, index: usize) -> Option<usize> {
+        let address = |index: &usize| &self.sockets[index].spec.unit.address.value;
+        let mut others = self.sockets.keys().copied();
+        others.find(|other| !self.sockets[other].retired && address(other) == address(&index))
+    }
+
+    pub(super) fn keeps_left_shards(&self, index: usize) -> bool {
+        let socket = &self.sockets[&index];
+        socket.is_left
+            && socket.shards.keys().any(|wid| *wid > 1)
+            && self.has_address_now(index).is_some()
+    }
+
+    /// Whether clients that wait in shards of a socket beyond the first may be reset when it is closed: nobody has its
+    /// address, or who has it has its shards too.
+    pub fn may_lose_clients(&self, spec: &plan::Socket) -> bool {
+        let now = self.sockets.values().find(|socket| {
+            !socket.retired && socket.spec.unit.address.value == spec.unit.address.value
+        });
+        self.is_stopping() || now.is_none_or(|it| it.spec.unit.so_reuseport.value)
+    }
+
+    fn is_made_for_left_shard(&self, index: usize, id: usize, wid: u32) -> bool {
+        let socket = &self.sockets[&index];
+        let shard = socket.shards.get(&wid);
+        socket.is_left && matches!(shard, Some(Shard::Draining { by, .. }) if *by == Some(id))
+    }
+
+    /// What runs here has one, and was made for that.
+    pub(super) fn has_left_shard(&self, at: At) -> bool {
+        let definition = self.definition(at);
+        let mut sockets = definition.sockets.iter();
+        sockets.any(|index| self.is_made_for_left_shard(*index, at.id, at.wid))
+    }
+
+    /// What a process is started from. One that is made for a shard has the socket that it is of.
+    pub(super) fn definition_to_launch(&self, at: At) -> Rc<Definition> {
+        let next = self.watchers[&at.id].next();
+        if at.wid <= self.watchers[&at.id].wanted {
+            return Rc::clone(next);
+        }
+        let mut sockets = next.sockets.clone();
+        for index in self.sockets.keys() {
+            if self.is_made_for_left_shard(*index, at.id, at.wid) {
+                let now = self.has_address_now(*index);
+                let has_it = |it: &&mut usize| Some(**it) == now;
+                sockets
+                    .iter_mut()
+                    .filter(has_it)
+                    .for_each(|it| *it = *index);
+            }
+        }
+        match sockets == next.sockets {
+            true => Rc::clone(next),
+            false => Rc::new(Definition {
+                spec: Rc::clone(&next.spec),
+                sockets,
+            }),
+        }
+    }
+
+    fn settle_left_shards(&mut self, index: usize) -> bool {
+        let Some(now) = self.has_address_now(index) else {
+            return false;
+        };
+        // It may be gone back to.
+        let has_it = |it: &Rc<Definition>| it.sockets.contains(&index);
+        let mut watchers = self.watchers.values();
+        if !self.sockets[&index].is_left
+            || watchers.any(|it| has_it(&it.own) || has_it(it.next()) || has_it(it.newest()))
+        {
+            return false;
+        }
+        let mut moved = false;
+        for (wid, shard) in self.sockets[&index].shards.clone() {
+            let is_had = self.watchers.keys().any(|id| {
+                let places = SEATS.map(|seat| At { id: *id, wid, seat });
+                let has_slot = self.watchers[id].slots.contains_key(&wid);
+                let mut places = places.into_iter().filter(|_| has_slot);
+                places.any(|at| {
+                    let worker = self.worker(at);
+                    worker.is_there() && worker.of.as_ref().is_some_and(has_it)
+                })
+            });
+            let is_next = |id: usize| {
+                let watcher = self.watchers.get(&id).filter(|it| it.wanted < wid);
+                let slot = watcher.and_then(|watcher| watcher.slots.get(&wid));
+                slot.is_some_and(|it| matches!(it.main.life, Life::Due | Life::Resting { .. }))
+            };
+            let tries = match shard {
+                _ if wid == 1 || is_had => continue,
+                Shard::Closing { .. } => continue,
+                Shard::Draining { by: Some(id), .. } if is_next(id) => continue,
+                Shard::Open => 0,
+                Shard::Draining { tries, .. } => tries,
+                Shard::Owed { tries } => {
+                    let mut ids = self.ids().into_iter();
+                    let Some(id) = ids.find(|id| self.can_have_one_more(*id, now)) else {
+                        continue;
+                    };
+                    let watcher = &self.watchers[&id];
+                    let slot = watcher.slots.get(&wid);
+                    let is_idle =
+                        |it: &Slot| it.main.life == Life::Idle && it.beside.life == Life::Idle;
+                    let is_free = wid > watcher.wanted && slot.is_none_or(is_idle);
+                    let last_slot = watcher.slots.keys().last().copied();
+                    let last_shard = self.sockets[&index].shards.keys().last().copied();
+                    let to = match is_free {
+                        true => wid,
+                        false => 1 + last_slot.max(last_shard).max(Some(watcher.wanted)).unwrap(),
+                    };
+                    if to != wid {
+                        self.say("a shard is given to another wid");
+                        let reason = "there is a worker of this wid that does not have it";
+                        self.expect(Key::Shard(index, wid), Act::MoveShard(to), reason);
+                    }
+                    self.say("a worker for a shard that was left");
+                    self.make_drainer(id, to, tries);
+                    let (by, tries) = (Some(id), tries + 1);
+                    let served = Shard::Draining { by, tries };
+                    let shards = &mut self.sockets.get_mut(&index).unwrap().shards;
+                    shards.remove(&wid);
+                    shards.insert(to, served);
+                    moved = true;
+                    continue;
+                }
+            };
+            let reason = "it was left, and nobody has it";
+            self.expect(Key::Shard(index, wid), Act::CloseShard, reason);
+            let shards = &mut self.sockets.get_mut(&index).unwrap().shards;
+            shards.insert(wid, Shard::Closing { tries });
+            moved = true;
+        }
+        moved
+    }
+
     /// Whether a watcher may have one more worker for a while, which has this socket.
     fn can_drain(&self, id: usize, index: usize, wid: u32) -> bool {
+        wid > self.watchers[&id].wanted && self.can_have_one_more(id, index)
+    }
+
+    fn can_have_one_more(&self, id: usize, index: usize) -> bool {
         let watcher = &self.watchers[&id];
         let unit = &watcher.next().spec.unit;
         let once = unit.kind == WatcherKind::Oneshot || unit.restart == Restart::Never;
         let has_it = watcher.next().sockets.contains(&index);
-        let is_spare = wid > watcher.wanted && !once;
-        matches!(watcher.goal, Goal::Up { .. }) && !watcher.retired && has_it && is_spare
+        matches!(watcher.goal, Goal::Up { .. }) && !watcher.retired && has_it && !once
     }
 
     fn make_drainer(&mut self, id: usize, wid: u32, tries: u32) {

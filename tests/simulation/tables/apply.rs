@@ -608,6 +608,90 @@ fn shards_of_a_socket_that_is_removed_are_closed_with_it() {
     );
 }
 
+/// A socket with or without shards, and a watcher that has it.
+fn perhaps_sharded(shared: bool, count: u32) -> String {
+    let lines = format!("sockets = [\"s\"]\nnumprocesses = {count}");
+    port(80, &format!("so_reuseport = {shared}")) + &watcher("a", &lines)
+}
+
+#[test]
+fn what_waits_in_shards_of_a_stopped_watcher_is_served_though_sharding_ends() {
+    let mut run = run_of(&perhaps_sharded(true, 3));
+    let former = run.socket("s");
+    run.stop(&["a"]);
+    for slot in ["a/1", "a/2", "a/3"] {
+        run.ends(slot);
+    }
+    assert_eq!(
+        run.apply(&perhaps_sharded(false, 2)),
+        [
+            "tell the parent: reloading",
+            "open s",
+            "tell the parent: ready",
+            "answer 2: done",
+            "close shard s/2",
+            "close shard s/3"
+        ]
+    );
+    for wid in [2, 3] {
+        let socket = former;
+        assert_eq!(run.event(Event::ShardOwed { socket, wid }), NOTHING);
+    }
+    // The second is served beside the worker that has its wid.
+    let words = run.start(&["a"]);
+    assert_eq!(
+        words,
+        [
+            "spawn a/1",
+            "spawn a/2",
+            "move shard s/2 to 4",
+            "spawn a/3",
+            "spawn a/4"
+        ]
+    );
+    run.all_spawned(&["a/1", "a/2"]);
+    assert_eq!(run.state("a"), "running");
+    assert_eq!(run.spawned("a/3"), ["drain a/3"]);
+    assert_eq!(run.drained("a/3"), ["TERM to a/3", "CONT to a/3"]);
+    let words = run.ends("a/3");
+    assert_eq!(words, ["kill leftovers of a/3", "close shard s/3"]);
+    let (socket, wid) = (former, 3);
+    assert_eq!(run.event(Event::ShardClosed { socket, wid }), NOTHING);
+
+    // Who ends before it has served them is followed by another, also where it is wanted for itself meanwhile.
+    assert_eq!(run.spawned("a/4"), ["drain a/4"]);
+    let words = run.ends("a/4");
+    assert_eq!(words, ["kill leftovers of a/4", "close shard s/4"]);
+    run.command(scale("a", Amount::To(4)));
+    run.all_spawned(&["a/3", "a/4"]);
+    let (socket, wid) = (former, 4);
+    let words = run.event(Event::ShardOwed { socket, wid });
+    assert_eq!(words, ["move shard s/4 to 5"]);
+    run.after(60.0);
+    assert_eq!(run.spawned("a/5"), ["drain a/5"]);
+    run.drained("a/5");
+    let words = run.ends("a/5");
+    assert_eq!(words, ["kill leftovers of a/5", "close shard s/5"]);
+    let (socket, wid) = (former, 5);
+    assert_eq!(run.event(Event::ShardClosed { socket, wid }), ["close s"]);
+}
+
+#[test]
+fn shards_stay_as_they_are_as_long_as_their_definition_may_come_back() {
+    let text = |shared: bool, kind: &str| {
+        let lines = format!("sockets = [\"s\"]\nnumprocesses = 2\ntype = \"{kind}\"");
+        port(80, &format!("so_reuseport = {shared}")) + &watcher("a", &lines)
+    };
+    let mut run = run_of(&text(true, "exec"));
+    run.apply(&text(false, "notify"));
+    // Its queue has to wait for the end of the reload.
+    let words = run.exits("a/2", CODE_1);
+    assert!(
+        !words.iter().any(|word| word.contains("shard")),
+        "{words:?}"
+    );
+}
+
 #[test]
 fn the_shards_of_a_socket_that_goes_are_emptied_though_another_watcher_grows() {
     let text = |number: u32, a: u32, b: u32| {
