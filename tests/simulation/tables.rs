@@ -1128,6 +1128,49 @@ fn start_reports_the_first_failure_and_the_manager_goes_on_trying() {
 }
 
 #[test]
+fn start_says_what_has_become_of_a_failure_while_it_waited_for_others() {
+    let of = |max_retry: u32| {
+        let fails = watcher("a", &format!("autostart = false\nmax_retry = {max_retry}"));
+        let slow = watcher("b", "autostart = false\nready_delay = 2");
+        let mut run = Scenario::of(&format!("{fails}{slow}"));
+        run.begin();
+        run.start(&["a", "b"]);
+        run.spawned("b/1");
+        run
+    };
+    let mut run = of(2);
+    run.spawn_failed("a/1");
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "failed");
+    let words = run.after(2.0);
+    assert!(
+        words[0].ends_with(
+            "given up after 2 failed starts (`max_retry`); `tentpole start a` tries again"
+        ),
+        "{words:?}"
+    );
+
+    let mut run = of(3);
+    run.spawn_failed("a/1");
+    run.spawned("a/1");
+    let words = run.after(2.0);
+    assert!(
+        words[0].ends_with("No such file or directory; it is `running` by now"),
+        "{words:?}"
+    );
+
+    let mut run = of(3);
+    run.spawn_failed("a/1");
+    run.spawn_failed("a/1");
+    let words = run.after(2.0);
+    assert!(
+        words.iter().any(|it| it.starts_with("answer 1: failed")
+            && it.ends_with("goes on trying, for up to 3 failed starts in a row (`max_retry`)")),
+        "{words:?}"
+    );
+}
+
+#[test]
 fn start_is_done_when_all_are_ready() {
     let mut run = Scenario::of(&watcher(
         "a",
