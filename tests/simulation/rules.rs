@@ -129,6 +129,16 @@ enum Goal {
     Failed,
 }
 
+impl Goal {
+    /// What is after it waits.
+    fn is_on_its_way(self) -> bool {
+        matches!(
+            self,
+            Goal::Queued | Goal::Up { complete: false } | Goal::Down { again: true, .. }
+        )
+    }
+}
+
 #[derive(Debug, Default)]
 struct Slot {
     /// Restarts in a row.
@@ -700,10 +710,8 @@ impl Rules {
         let mut may = !self.lacks(id);
         for (other, requires) in &self.watchers[&id].needs {
             match self.watchers[other].goal {
-                Goal::Queued | Goal::Up { complete: false } | Goal::Down { again: true, .. } => {
-                    may = false;
-                }
-                Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => {}
+                goal if goal.is_on_its_way() => may = false,
+                Goal::Queued | Goal::Up { .. } | Goal::Ended | Goal::Waiting => {}
                 Goal::Down { .. } | Goal::Failed if *requires => return None,
                 Goal::Down { .. } | Goal::Failed => {}
             }

@@ -1106,6 +1106,32 @@ fn a_watcher_that_can_do_nothing_without_a_socket_waits_for_it() {
     }
 }
 
+#[test]
+fn a_watcher_says_whom_it_waits_for_until_they_are_ready() {
+    let slow = "ready_delay = 2";
+    let text = [
+        watcher("db", slow),
+        watcher("cache", slow),
+        watcher("job", "autostart = false"),
+        watcher("app", "after = [\"db\", \"cache\", \"job\"]"),
+    ];
+    let mut run = Scenario::of(&text.concat());
+    run.begin();
+    let waits_for = |run: &mut Scenario| {
+        let view = run.watcher("app");
+        let names: Vec<String> = view.waits_for.iter().map(|it| it.to_string()).collect();
+        (names, view.error)
+    };
+    let both = vec!["cache".to_string(), "db".to_string()];
+    assert_eq!(waits_for(&mut run), (both, None));
+    run.spawned("db/1");
+    run.after(2.0);
+    assert_eq!(waits_for(&mut run), (vec!["cache".to_string()], None));
+    run.spawned("cache/1");
+    run.after(2.0);
+    assert_eq!(waits_for(&mut run), (vec![], None));
+}
+
 // Commands.
 
 #[test]
