@@ -253,8 +253,11 @@ fn numprocesses_alone_scales_and_the_rest_stays() {
     let fewer = manager.snapshot();
     assert_eq!(fewer.workers["web"][..], before.workers["web"][..1]);
     assert_eq!(fewer.listeners, before.listeners);
-    // A scale by hand is undone by the next apply.
+    // A scale by hand outlives an apply of the same number ...
     manager.ok(&["scale", "web", "3"]);
+    manager.apply(&UNITS.replace("numprocesses = 2", "numprocesses = 1\numask = \"0077\""));
+    assert_eq!(manager.pids("web").len(), 3);
+    // ... and is undone by one of another.
     manager.apply(UNITS);
     assert_eq!(manager.pids("web").len(), 2);
 }

@@ -88,7 +88,7 @@ enum Line {
     Headings(Vec<String>),
     Cells(Vec<Cell>),
     /// Text that goes through all columns.
-    Note(String),
+    Note(Cell),
 }
 
 struct Cell {
@@ -164,6 +164,13 @@ impl Table {
             String::new().into(),
             listed(&watcher.sockets).into(),
         ]));
+        if !watcher.waits_for.is_empty() {
+            // It is nobody's mistake.
+            self.note(
+                &format!("waits for `{}`", watcher.waits_for.join("`, `")),
+                Mood::Busy,
+            );
+        }
         self.reason(watcher.error.as_deref());
         for worker in &watcher.workers {
             let mood = match worker.state {
@@ -193,9 +200,13 @@ impl Table {
 
     fn reason(&mut self, error: Option<&str>) {
         if let Some(error) = error {
-            self.lines
-                .push(Line::Note(format!("  {}", printable(error))));
+            self.note(error, Mood::Bad);
         }
+    }
+
+    fn note(&mut self, text: &str, mood: Mood) {
+        let text = format!("  {}", printable(text));
+        self.lines.push(Line::Note(Cell { text, mood }));
     }
 
     fn write(&self, screen: Screen, out: &mut dyn Write) -> io::Result<()> {
@@ -236,7 +247,7 @@ impl Table {
                         .map(|cell| (cell.text.as_str(), cell.mood.color()));
                     write_cells(cells, &widths, screen, out)?;
                 }
-                Line::Note(text) => paint(text, Mood::Bad.color(), screen, out)?,
+                Line::Note(note) => paint(&note.text, note.mood.color(), screen, out)?,
             }
             writeln!(out)?;
         }
@@ -376,7 +387,14 @@ mod tests {
         job.error = Some("exec /usr/bin/job: No such file or directory".into());
         job.sockets = vec![];
         job.workers = vec![];
+        let mut app = job.clone();
+        app.name = "app".into();
+        app.state = WatcherState::Starting;
+        app.restarts = 0;
+        app.error = None;
+        app.waits_for = vec!["job".into(), "web".into()];
         status.watchers.push(job);
+        status.watchers.push(app);
         status
     }
 
@@ -396,6 +414,8 @@ web      running   5/5    0                       web
   2      starting         gen 12    0s      -     warming \\u{1b}[2J up
 job      backoff   0/1    1234                    -
   exec /usr/bin/job: No such file or directory
+app      starting  0/1    0                       -
+  waits for `job`, `web`
 ";
         assert_eq!(text(&troubled(), PLAIN), want);
     }
@@ -448,6 +468,7 @@ u\u{308}ber      running  5/5    0                       web
         );
         assert!(colored.contains("\x1b[32mrunning\x1b[m"));
         assert!(colored.contains("\x1b[31m  bind: Address already in use\x1b[m"));
+        assert!(colored.contains("\x1b[33m  waits for `job`, `web`\x1b[m"));
         let mut plain = colored;
         for code in ["\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[m"] {
             plain = plain.replace(code, "");

@@ -194,7 +194,11 @@ const VERBS: &[Verb] = &[
         name: "scale",
         define: |it| {
             it.about("Change how many workers a watcher keeps")
-                .after_help("Examples:\n  tentpole scale web 5\n  tentpole scale web -1")
+                .after_help(
+                    "The number stays until `apply` finds another `numprocesses` than before in the unit file, or the\n\
+                     manager is started anew. There are never fewer than 0.\n\n\
+                     Examples:\n  tentpole scale web 5\n  tentpole scale web -1",
+                )
                 .arg(watcher())
                 .arg(
                     Arg::new("amount")

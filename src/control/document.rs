@@ -85,6 +85,10 @@ pub struct WatcherStatus {
     pub sockets: Vec<String>,
     /// Its workers, in order of wid.
     pub workers: Vec<WorkerStatus>,
+    /// Names of the watchers that it is `after` and that are not ready yet, in order of name; the field is absent where it
+    /// waits for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<String>,
 }
 
 /// One worker.
@@ -198,6 +202,7 @@ pub(crate) fn example() -> Status {
                 status: None,
                 generation: 1,
             }],
+            waits_for: vec![],
         }],
     }
 }

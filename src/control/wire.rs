@@ -942,6 +942,7 @@ pub(super) mod tests {
                 status.watchers[0].name = name;
                 status.watchers[0].error = error;
                 status.watchers[0].restarts = u64::from(number) << 20;
+                status.watchers[0].waits_for = said.iter().cloned().collect();
                 status.watchers[0].state = if odd {
                     WatcherState::Backoff
                 } else {

@@ -33,6 +33,7 @@ use nearest::Hints;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::ffi::{CStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -70,6 +71,11 @@ pub trait Host {
     /// Whether there is a folder at `path` now; true where that can't be told.
     fn has_folder(&self, _path: &Path) -> bool {
         true
+    }
+
+    /// The text of the `env_file` at `path` as it is now; an error where it can't be read, or is no text.
+    fn env_file(&self, _path: &Path) -> io::Result<String> {
+        Ok(String::new())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::{Host, Plan, User, examine, plan};
 use crate::unit::{self, *};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::Path;
 
 /// A value that stands in no file.
@@ -125,6 +126,16 @@ impl Host for Machine {
 
     fn has_folder(&self, path: &Path) -> bool {
         !path.ends_with("missing")
+    }
+
+    fn env_file(&self, path: &Path) -> io::Result<String> {
+        match path.file_name().and_then(OsStr::to_str) {
+            Some("missing") => Err(io::ErrorKind::NotFound.into()),
+            Some("secret") => Err(io::ErrorKind::PermissionDenied.into()),
+            Some("folder") => Err(io::Error::other("not a regular file")),
+            Some("bad") => Ok("A=1\nB\n".into()),
+            _ => Ok("A=1\n".into()),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! What this machine says of users, groups and the environment.
 
+use super::read_env_file;
 use crate::plan::{Host, User};
 use crate::sys::users;
 use crate::unit::NameMap;
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The machine we run on. What its user databases have answered is remembered, also that they know nothing: so one is made
@@ -114,8 +116,12 @@ impl Host for System {
     fn has_folder(&self, path: &Path) -> bool {
         match std::fs::metadata(path) {
             Ok(found) => found.is_dir(),
-            Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
         }
+    }
+
+    fn env_file(&self, path: &Path) -> io::Result<String> {
+        read_env_file(path)
     }
 }
 

@@ -110,11 +110,7 @@ fn socket_status(
         state: view.state,
         queue: queue.map(|queue| number(queue.waiting)),
         queue_limit: queue.map(|queue| number(queue.limit)),
-        watchers: view
-            .watchers
-            .iter()
-            .map(|name| (*name).to_owned())
-            .collect(),
+        watchers: owned(&view.watchers),
         error: view.error.or(listeners.trouble(view.id)).map(str::to_owned),
     }
 }
@@ -141,7 +137,7 @@ impl Clock {
             ready: view.ready,
             restarts: view.restarts,
             error: view.error.clone(),
-            sockets: view.sockets.iter().map(|name| (*name).to_owned()).collect(),
+            sockets: owned(&view.sockets),
             workers: (view.workers.iter())
                 .map(|worker| WorkerStatus {
                     wid: worker.wid,
@@ -152,6 +148,11 @@ impl Clock {
                     generation: worker.generation,
                 })
                 .collect(),
+            waits_for: owned(&view.waits_for),
         }
     }
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }

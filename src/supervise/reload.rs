@@ -562,8 +562,12 @@ impl Supervisor {
         if let Some(signalled) = &mut watcher.signalled {
             let count = std::mem::take(&mut signalled.awaited).len();
             signalled.until = None;
+            let who = match count {
+                1 => "1 worker has".into(),
+                _ => format!("{count} workers have"),
+            };
             signalled.problems.push(format!(
-                "{count} workers have not said RELOADING=1 and READY=1 within {timeout:?} (`start_timeout`)"
+                "{who} not said RELOADING=1 and then READY=1 within {timeout:?} (`start_timeout`), which ends a reload by signal with `type = \"notify\"`"
             ));
         }
         self.end_signalled_if_done(id);

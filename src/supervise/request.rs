@@ -103,6 +103,9 @@ pub(super) struct Pending {
     open: BTreeMap<WatcherId, Awaited>,
     /// What went wrong so far, in words.
     problems: Vec<String>,
+    /// Watchers that had failed and were tried again when they were last looked at, and in words how.
+    #[serde(default)]
+    trying: Vec<(WatcherId, String)>,
     superseded: Option<(String, Later)>,
     /// What to say when all is done.
     message: Option<String>,
@@ -169,6 +172,8 @@ enum Verdict {
     Open,
     Done,
     Failed(String),
+    /// It has failed, and the manager goes on trying.
+    Trying(String),
     Superseded(Later),
 }
 
@@ -232,6 +237,7 @@ impl Supervisor {
             abandoned: no_wait,
             open,
             problems: Vec::new(),
+            trying: Vec::new(),
             superseded: None,
             message,
             progress,
@@ -612,6 +618,7 @@ impl Supervisor {
                     pending.message = pending.message.take().or_else(|| lacking.map(waits));
                 }
                 Verdict::Failed(text) => pending.problems.push(text),
+                Verdict::Trying(text) => pending.trying.push((id, text)),
                 Verdict::Superseded(by) => pending.superseded = Some((name, by)),
             }
             self.close_request(turn, request, id);
@@ -658,13 +665,7 @@ impl Supervisor {
     fn verdict(&self, id: WatcherId, want: Want, mark: u64) -> Verdict {
         let watcher = self.watcher(id);
         let name = watcher.name();
-        let failure = || {
-            let reason = watcher
-                .mishap
-                .as_ref()
-                .map_or("no reason is known", |mishap| mishap.text.as_str());
-            format!("watcher `{name}`: {reason}")
-        };
+        let failure = || self.failure(id);
         match (want, watcher.goal) {
             (Want::Reloaded(_), Goal::Stopped { .. }) => Verdict::Superseded(Later::Stop),
             (Want::Reloaded(serial), _) => match &watcher.failed_reload {
@@ -684,7 +685,7 @@ impl Supervisor {
                 Verdict::Failed(failure())
             }
             (Want::Up | Want::Scaled, Goal::Up { .. }) if watcher.failures_ever > mark => {
-                Verdict::Failed(format!("{}; the manager goes on trying", failure()))
+                Verdict::Trying(failure())
             }
             (Want::Up | Want::Scaled, Goal::Up { complete: true }) if self.has_settled(id) => {
                 Verdict::Done
@@ -699,6 +700,43 @@ impl Supervisor {
                 Verdict::Superseded(Later::Stop)
             }
             (Want::Scaled, _) => Verdict::Done,
+        }
+    }
+
+    /// Why a watcher has failed, and what to do about it if nothing is done by itself.
+    fn failure(&self, id: WatcherId) -> String {
+        let watcher = self.watcher(id);
+        let (name, mishap) = (watcher.name(), watcher.mishap.as_ref());
+        let reason = mishap.map_or("no reason is known", |mishap| mishap.text.as_str());
+        match watcher.goal {
+            Goal::Failed if !self.is_stopping() => {
+                format!("watcher `{name}`: {reason}; `tentpole start {name}` tries again")
+            }
+            _ => format!("watcher `{name}`: {reason}"),
+        }
+    }
+
+    /// What has become of a watcher that had failed and was tried again: whoever asked may have waited long for others.
+    fn sequel(&self, id: WatcherId, failure: String) -> String {
+        let Some(watcher) = self.watchers.get(id) else {
+            return failure;
+        };
+        match watcher.goal {
+            Goal::Failed => self.failure(id),
+            Goal::Up { complete: true } if self.has_settled(id) => {
+                format!("{failure}; it is `{}` by now", watcher.state())
+            }
+            Goal::Up { .. } | Goal::Queued | Goal::Stopped { again: true, .. } => {
+                match watcher.unit().max_retry {
+                    None => format!("{failure}; the manager goes on trying"),
+                    Some(most) => format!(
+                        "{failure}; the manager goes on trying, for up to {most} failed starts in a row (`max_retry`)"
+                    ),
+                }
+            }
+            Goal::Stopped { .. } | Goal::Waiting | Goal::Ended => {
+                format!("{failure}; it is `{}` by now", watcher.state())
+            }
         }
     }
 
@@ -718,9 +756,12 @@ impl Supervisor {
     }
 
     fn answer(&mut self, turn: &mut Turn<'_>, request: RequestId) {
-        let Some(pending) = self.pending.remove(&request) else {
+        let Some(mut pending) = self.pending.remove(&request) else {
             return;
         };
+        for (id, failure) in std::mem::take(&mut pending.trying) {
+            pending.problems.push(self.sequel(id, failure));
+        }
         let outcome = match pending.superseded {
             _ if !pending.problems.is_empty() => Err(Refusal::Failed(pending.problems.join("; "))),
             Some(_) if self.is_stopping() => Err(Refusal::ShuttingDown),

@@ -100,6 +100,8 @@ pub struct WatcherView<'a> {
     pub error: Option<String>,
     pub sockets: Vec<&'a str>,
     pub workers: Vec<WorkerView<'a>>,
+    /// Names of the watchers that it is `after`, which have to be ready before it starts.
+    pub waits_for: Vec<&'a str>,
 }
 
 /// A running worker.
@@ -186,7 +188,23 @@ impl Supervisor {
                 .map(String::as_str)
                 .collect(),
             workers: watcher.workers(),
+            waits_for: self.awaited(watcher),
         }
+    }
+
+    /// The names of those that keep a watcher from starting until they are ready, in order of name.
+    fn awaited<'a>(&'a self, watcher: &'a Watcher) -> Vec<&'a str> {
+        let mut names = Vec::new();
+        if watcher.goal == Goal::Queued {
+            for (other, requires) in &watcher.dependencies {
+                let other = self.watcher(*other);
+                if other.goal.lets_start(*requires) == Some(false) {
+                    names.push(other.name());
+                }
+            }
+            names.arrange();
+        }
+        names
     }
 }
 

@@ -129,6 +129,16 @@ enum Goal {
     Failed,
 }
 
+impl Goal {
+    /// What is after it waits.
+    fn is_on_its_way(self) -> bool {
+        matches!(
+            self,
+            Goal::Queued | Goal::Up { complete: false } | Goal::Down { again: true, .. }
+        )
+    }
+}
+
 #[derive(Debug, Default)]
 struct Slot {
     /// Restarts in a row.
@@ -272,6 +282,8 @@ struct Pending {
     abandoned: bool,
     open: BTreeMap<usize, (Want, u64)>,
     problems: Vec<Vec<String>>,
+    /// Names of watchers that had failed and were tried again when they were waited for no longer.
+    trying: Vec<(usize, String)>,
     superseded: Vec<(String, &'static str)>,
 }
 
@@ -702,10 +714,8 @@ impl Rules {
         let mut may = !self.lacks(id);
         for (other, requires) in &self.watchers[&id].needs {
             match self.watchers[other].goal {
-                Goal::Queued | Goal::Up { complete: false } | Goal::Down { again: true, .. } => {
-                    may = false;
-                }
-                Goal::Up { complete: true } | Goal::Ended | Goal::Waiting => {}
+                goal if goal.is_on_its_way() => may = false,
+                Goal::Queued | Goal::Up { .. } | Goal::Ended | Goal::Waiting => {}
                 Goal::Down { .. } | Goal::Failed if *requires => return None,
                 Goal::Down { .. } | Goal::Failed => {}
             }
@@ -1312,6 +1322,7 @@ impl Rules {
                 abandoned: false,
                 open: BTreeMap::new(),
                 problems: Vec::new(),
+                trying: Vec::new(),
                 superseded: Vec::new(),
             };
             self.pending.insert(request, pending);
@@ -1351,6 +1362,7 @@ impl Rules {
             abandoned: no_wait,
             open,
             problems: Vec::new(),
+            trying: Vec::new(),
             superseded: Vec::new(),
         };
         self.pending.insert(request, pending);
@@ -1673,8 +1685,17 @@ impl Rules {
                     true => Answer::Done,
                     false => Answer::ShuttingDown,
                 }
-            } else if !pending.problems.is_empty() {
-                Answer::Failed(pending.problems.concat())
+            } else if !pending.problems.is_empty() || !pending.trying.is_empty() {
+                let sequels = pending.trying.iter();
+                let sequels = sequels.flat_map(|(id, name)| self.sequel(*id, name));
+                Answer::Failed(
+                    pending
+                        .problems
+                        .concat()
+                        .into_iter()
+                        .chain(sequels)
+                        .collect(),
+                )
             } else if !pending.superseded.is_empty() {
                 match self.is_stopping() {
                     true => Answer::ShuttingDown,
@@ -1706,7 +1727,6 @@ impl Rules {
         };
         let name = watcher.own.spec.name().to_owned();
         let failed = watcher.failures > mark;
-        let goes_on = "the manager goes on trying".to_owned();
         let mut problem = |more: Option<String>| {
             let words = [format!("watcher `{name}`: ")].into_iter().chain(more);
             pending.problems.push(words.collect());
@@ -1734,7 +1754,10 @@ impl Rules {
                 true
             }
             (Want::Up, Goal::Failed) => problem(None),
-            (_, Goal::Up { .. }) if failed => problem(Some(goes_on)),
+            (_, Goal::Up { .. }) if failed => {
+                pending.trying.push((id, name));
+                true
+            }
             (_, Goal::Failed | Goal::Waiting | Goal::Ended) if failed => problem(None),
             (_, Goal::Up { complete }) => {
                 complete
@@ -1752,6 +1775,26 @@ impl Rules {
             }
             (Want::Scaled, _) => true,
         }
+    }
+
+    /// What an answer says of a watcher that had failed, by now.
+    fn sequel(&self, id: usize, name: &str) -> Vec<String> {
+        let mut words = vec![format!("watcher `{name}`: ")];
+        let Some(watcher) = self.watchers.get(&id) else {
+            return words;
+        };
+        let mut slots = watcher.slots.iter();
+        let is_settled = slots.all(|(wid, slot)| self.is_still(id, *wid, slot));
+        words.push(match watcher.goal {
+            Goal::Failed if self.is_stopping() => return words,
+            Goal::Failed => format!("`tentpole start {name}` tries again"),
+            Goal::Up { complete: true } if is_settled => "by now".into(),
+            Goal::Up { .. } | Goal::Queued | Goal::Down { again: true, .. } => {
+                "the manager goes on trying".into()
+            }
+            Goal::Down { .. } | Goal::Waiting | Goal::Ended => "by now".into(),
+        });
+        words
     }
 
     fn reply(&mut self, request: RequestId, answer: Answer, reason: &'static str) {

@@ -1106,6 +1106,32 @@ fn a_watcher_that_can_do_nothing_without_a_socket_waits_for_it() {
     }
 }
 
+#[test]
+fn a_watcher_says_whom_it_waits_for_until_they_are_ready() {
+    let slow = "ready_delay = 2";
+    let text = [
+        watcher("db", slow),
+        watcher("cache", slow),
+        watcher("job", "autostart = false"),
+        watcher("app", "after = [\"db\", \"cache\", \"job\"]"),
+    ];
+    let mut run = Scenario::of(&text.concat());
+    run.begin();
+    let waits_for = |run: &mut Scenario| {
+        let view = run.watcher("app");
+        let names: Vec<String> = view.waits_for.iter().map(|it| it.to_string()).collect();
+        (names, view.error)
+    };
+    let both = vec!["cache".to_string(), "db".to_string()];
+    assert_eq!(waits_for(&mut run), (both, None));
+    run.spawned("db/1");
+    run.after(2.0);
+    assert_eq!(waits_for(&mut run), (vec!["cache".to_string()], None));
+    run.spawned("cache/1");
+    run.after(2.0);
+    assert_eq!(waits_for(&mut run), (vec![], None));
+}
+
 // Commands.
 
 #[test]
@@ -1125,6 +1151,49 @@ fn start_reports_the_first_failure_and_the_manager_goes_on_trying() {
     assert!(answer.ends_with("the manager goes on trying"), "{answer}");
     assert_eq!(run.spawned("a/1"), NOTHING);
     assert_eq!(run.state("a"), "running");
+}
+
+#[test]
+fn start_says_what_has_become_of_a_failure_while_it_waited_for_others() {
+    let of = |max_retry: u32| {
+        let fails = watcher("a", &format!("autostart = false\nmax_retry = {max_retry}"));
+        let slow = watcher("b", "autostart = false\nready_delay = 2");
+        let mut run = Scenario::of(&format!("{fails}{slow}"));
+        run.begin();
+        run.start(&["a", "b"]);
+        run.spawned("b/1");
+        run
+    };
+    let mut run = of(2);
+    run.spawn_failed("a/1");
+    run.spawn_failed("a/1");
+    assert_eq!(run.state("a"), "failed");
+    let words = run.after(2.0);
+    assert!(
+        words[0].ends_with(
+            "given up after 2 failed starts (`max_retry`); `tentpole start a` tries again"
+        ),
+        "{words:?}"
+    );
+
+    let mut run = of(3);
+    run.spawn_failed("a/1");
+    run.spawned("a/1");
+    let words = run.after(2.0);
+    assert!(
+        words[0].ends_with("No such file or directory; it is `running` by now"),
+        "{words:?}"
+    );
+
+    let mut run = of(3);
+    run.spawn_failed("a/1");
+    run.spawn_failed("a/1");
+    let words = run.after(2.0);
+    assert!(
+        words.iter().any(|it| it.starts_with("answer 1: failed")
+            && it.ends_with("goes on trying, for up to 3 failed starts in a row (`max_retry`)")),
+        "{words:?}"
+    );
 }
 
 #[test]

@@ -4,8 +4,9 @@ use super::super::environment::{self, shorten};
 use super::super::substitute::{Template, TextOption};
 use super::super::{Host, option};
 use super::{Compiler, Templates};
-use crate::unit::{self, Finding, Findings, NotifyAccess, Place, Stdin, WatcherKind, Words};
+use crate::unit::{self, At, Finding, Findings, NotifyAccess, Place, Stdin, WatcherKind, Words};
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 
 /// The keys that can name a socket.
@@ -207,16 +208,23 @@ impl Compiler<'_, '_> {
     pub(super) fn judge_places(&mut self, templates: &Templates, host: &dyn Host) {
         let unit = self.unit;
         let is_filled = |option| templates.options.iter().any(|(known, _)| *known == option);
-        // What is filled in may differ from worker to worker.
-        if let Some(folder) = &unit.virtualenv
-            && !folder.value.is_empty()
-            && !is_filled(TextOption::Virtualenv)
+        let path = |option| {
+            let text = option::text(unit, option).filter(|text| !text.is_empty())?;
+            let place = option::written(unit, option)?.place;
+            let path: PathBuf = unit.folder.join(text).components().collect();
+            // What is filled in may differ from worker to worker.
+            (!is_filled(option)).then_some((place, path))
+        };
+        if let Some((place, path)) = path(TextOption::Virtualenv)
+            && !host.has_folder(&path)
         {
-            let path: PathBuf = unit.folder.join(&folder.value).components().collect();
-            if !host.has_folder(&path) {
-                let message = format!("`virtualenv`: there is no folder {} now", path.display());
-                self.warning(folder.place, message);
-            }
+            let message = format!("`virtualenv`: there is no folder {} now", path.display());
+            self.warning(place, message);
+        }
+        if let Some((place, path)) = path(TextOption::EnvFile)
+            && let Some(fault) = self.fault_of_env_file(host.env_file(&path))
+        {
+            self.warning(place, format!("`env_file` {} {fault}", path.display()));
         }
         let nofile = unit
             .rlimits
@@ -228,6 +236,27 @@ impl Compiler<'_, '_> {
                 "{count} sockets and its output leave nothing of the {soft} files that `nofile` in `rlimits` lets it open"
             );
             self.warning(unit.name.place, message);
+        }
+    }
+
+    /// Why workers could not be started with an `env_file` as it is now, if it can be told: it may become another until then.
+    fn fault_of_env_file(&self, read: io::Result<String>) -> Option<String> {
+        let may_be_missing = |file: &At<String>| file.value.starts_with('-');
+        match read {
+            Ok(text) => {
+                let read = environment::parse_env_file(&text);
+                read.err().map(|why| format!("can't be read, {why}"))
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound if self.unit.env_file.as_ref().is_some_and(may_be_missing) => None,
+                io::ErrorKind::NotFound => Some(
+                    "is not there now, and without it no worker can be started; a `-` before the path allows it to be missing"
+                        .into(),
+                ),
+                // It is the manager that has to read it, and that may be somebody else.
+                io::ErrorKind::PermissionDenied => None,
+                _ => Some(format!("can't be read: {}", unit::reason(&error))),
+            },
         }
     }
 }

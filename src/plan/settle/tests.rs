@@ -463,6 +463,31 @@ fn what_fails_in_the_worker_alone_is_warned_of() {
 }
 
 #[test]
+fn an_env_file_that_could_not_be_read_now_is_warned_of_and_not_refused() {
+    let of = |file: &str| {
+        found(&format!(
+            "[watcher.w]\ncmd = \"x\"\nenv_file = \"{file}\"\n"
+        ))
+    };
+    for good in ["/there", "-/missing", "/secret", "/$(circus.wid)/missing"] {
+        assert_eq!(of(good), [""; 0], "{good}");
+    }
+    let told = |file: &str, fault: &str| {
+        let wanted = format!("3:12: warning: watcher `w`: `env_file` {fault}");
+        assert_eq!(of(file), [wanted]);
+    };
+    told(
+        "/missing",
+        "/missing is not there now, and without it no worker can be started; a `-` before the path allows it to be missing",
+    );
+    told(
+        "-/bad",
+        "/bad can't be read, line 2: `B` is not KEY=VALUE; a comment starts with `#`",
+    );
+    told("/folder", "/folder can't be read: not a regular file");
+}
+
+#[test]
 fn useless_options_are_warned_of() {
     let found = warned("x $(circus.socket.web)", |w| {
         w.restart_delay = Duration::from_secs(60);

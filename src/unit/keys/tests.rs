@@ -964,6 +964,9 @@ fn keys_that_contradict_each_other_are_refused() {
     good_watcher("send_hup = true\nreload = \"HUP\"");
     good_watcher("send_hup = false\nreload = \"rolling\"");
     good_watcher("restart_delay = 5\nrestart_max_delay = 5");
+    // Who writes the one alone wants it, though it is longer than the default of the other.
+    let constant = good_watcher("restart_delay = \"1m\"");
+    assert_eq!(constant.restart_max_delay, Duration::from_secs(60));
 }
 
 #[test]

@@ -277,6 +277,13 @@ impl Rules {
             if !is_right {
                 return Err(of("whether it waits for a socket is not what is shown"));
             }
+            let needs = watcher.needs.iter().map(|(other, _)| &self.watchers[other]);
+            let mut awaited: Vec<&str> = (needs)
+                .filter(|other| watcher.goal == Goal::Queued && other.goal.is_on_its_way())
+                .map(|other| other.own.spec.name())
+                .collect();
+            awaited.sort();
+            same(|| of("whom it waits for"), &shown.waits_for, &awaited)?;
             let tells_end = tells_end || shows_lack;
             // It tells too why it has a worker that is not wanted.
             let rests = |(wid, slot): (&u32, &Slot)| {

@@ -562,7 +562,8 @@ fn a_worker_of_type_notify_tells_when_it_has_reloaded() {
     assert_eq!(run.after(4.999), NOTHING);
     let words = run.after(0.001);
     assert!(
-        words[0].contains("failed: watcher `a`: 1 workers have not said"),
+        words[0]
+            .contains("failed: watcher `a`: 1 worker has not said RELOADING=1 and then READY=1"),
         "{words:?}"
     );
     assert_eq!(run.state("a"), "running");
@@ -620,7 +621,7 @@ fn a_worker_that_reloads_gets_the_time_that_it_asks_for() {
         NOTHING,
         "who has done it asks for nothing"
     );
-    assert!(run.after(0.001)[0].contains("1 workers have not said"));
+    assert!(run.after(0.001)[0].contains("1 worker has not said RELOADING=1 and then READY=1"));
 }
 
 #[test]
@@ -639,7 +640,7 @@ fn a_worker_that_does_not_answer_keeps_the_signal_from_nobody() {
     run.says("a/2", reloading());
     let words = run.says_ready("a/2");
     assert!(
-        answer(&words).contains("1 workers have not said"),
+        answer(&words).contains("1 worker has not said RELOADING=1 and then READY=1"),
         "{words:?}"
     );
 }
