@@ -100,6 +100,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod apply;
+mod end;
 mod order;
 mod record;
 mod reload;
@@ -107,6 +108,7 @@ mod request;
 mod shard;
 mod socket;
 mod state;
+mod stop;
 mod table;
 mod time;
 mod timers;
