@@ -3,7 +3,6 @@
 use super::read_env_file;
 use crate::plan::{Host, User};
 use crate::sys::users;
-use crate::unit::NameMap;
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io;
@@ -13,11 +12,12 @@ use std::path::{Path, PathBuf};
 /// for each reading of the units.
 #[derive(Debug, Default)]
 pub struct System {
-    answers: RefCell<NameMap<Question, Answer>>,
+    /// In order of question.
+    answers: RefCell<Vec<(Question, Answer)>>,
 }
 
 /// What is asked of the user databases.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Question {
     UserByName(String),
     UserById(u32),
@@ -49,8 +49,15 @@ impl System {
 
     fn remember(&self, question: Question, look_up: fn(&Question) -> Answer) -> Answer {
         let mut answers = self.answers.borrow_mut();
-        let answer = answers.entry(question).or_insert_with_key(look_up);
-        answer.clone()
+        let place = answers.partition_point(|(asked, _)| *asked < question);
+        if answers
+            .get(place)
+            .is_none_or(|(asked, _)| *asked != question)
+        {
+            let answer = look_up(&question);
+            answers.insert(place, (question, answer));
+        }
+        answers[place].1.clone()
     }
 }
 

@@ -3,8 +3,7 @@
 use super::state::{Goal, Post, Seat, Shard, Slot, Socket, State, Watcher};
 use super::time::backoff;
 use super::{Effect, SocketId, Supervisor, Turn, WatcherId};
-use crate::unit::{Gather, LogLevel};
-use std::collections::BTreeSet;
+use crate::unit::LogLevel;
 use std::rc::Rc;
 
 /// What becomes of the clients that a shard would get.
@@ -103,21 +102,20 @@ impl Supervisor {
 
     /// Of the sockets that go, those whose address one without shards has now: it has the first of theirs.
     pub(super) fn leave_shards_behind(&mut self, first: SocketId) {
-        // Also one of which there is but the first by now: a watcher that keeps its old definition may open others.
-        let going = (self.sockets.iter())
-            .filter(|(_, socket)| socket.retired && socket.spec.unit.so_reuseport.value)
-            .map(|(id, _)| id);
-        let is_left = |id: &SocketId| {
-            let successor = self.successor(*id).filter(|successor| *successor >= first);
-            successor.is_some_and(|it| !self.sockets[it].spec.unit.so_reuseport.value)
-        };
-        let left: BTreeSet<SocketId> = going.filter(is_left).gather();
-        for id in &left {
-            if let Some(socket) = self.socket_mut(*id) {
+        let all: Vec<SocketId> = self.sockets.ids().collect();
+        for id in all {
+            // Also one of which there is but the first by now: a watcher that keeps its old definition may open others.
+            let socket = &self.sockets[id];
+            let is_going = socket.retired && socket.spec.unit.so_reuseport.value;
+            let successor = if is_going { self.successor(id) } else { None };
+            if let Some(successor) = successor.filter(|it| *it >= first)
+                && !self.sockets[successor].spec.unit.so_reuseport.value
+                && let Some(socket) = self.socket_mut(id)
+            {
                 socket.left_behind = true;
+                self.left_behind.insert(id);
             }
         }
-        self.left_behind.extend(left);
     }
 
     /// The socket in the plan that has the address of one which is there no more.
@@ -142,23 +140,21 @@ impl Supervisor {
             && self.successor(id).is_some()
     }
 
-    /// The sockets whose shard of this wid was left behind and is to be served by a worker of this watcher.
-    fn left_to(&self, id: WatcherId, wid: u32) -> impl Iterator<Item = SocketId> {
-        let is_its = move |socket: &SocketId| {
-            let shard = self.sockets.get(*socket).map(|it| it.shard(wid));
-            matches!(shard, Some(Shard::Draining { by, .. }) if by == Some(id))
-        };
-        self.left_behind.iter().copied().filter(is_its)
+    /// Whether the shard of this wid was left behind, and a worker of this watcher is to serve it.
+    fn is_left_to(&self, socket: SocketId, id: WatcherId, wid: u32) -> bool {
+        let shard = self.sockets.get(socket).map(|it| it.shard(wid));
+        self.left_behind.contains(&socket)
+            && matches!(shard, Some(Shard::Draining { by, .. }) if by == Some(id))
     }
 
     /// Whether what runs at a post was made to serve what waits in a shard that was left behind.
     pub(super) fn has_left_shard(&self, post: Post) -> bool {
+        let (id, wid) = (post.watcher, post.wid);
         let Some(number) = self.state(post).edition() else {
             return false;
         };
-        let sockets = &self.watcher(post.watcher).edition(number).sockets;
-        let mut left = self.left_to(post.watcher, post.wid);
-        left.any(|socket| sockets.contains(&socket))
+        let mut sockets = self.watcher(id).edition(number).sockets.iter();
+        !self.left_behind.is_empty() && sockets.any(|socket| self.is_left_to(*socket, id, wid))
     }
 
     /// What the next process at a post is started from, by number. One that is made to serve what waits in shards which were left
@@ -171,20 +167,18 @@ impl Supervisor {
         if self.left_behind.is_empty() || wid <= watcher.wanted {
             return number;
         }
-        let mut sockets = next.sockets.to_vec();
-        for left in self.left_to(id, wid) {
-            let successor = self.successor(left);
-            for socket in &mut sockets {
-                if Some(*socket) == successor {
-                    *socket = left;
-                }
-            }
-        }
-        if *sockets == *next.sockets {
+        let left_at = |socket: &SocketId| {
+            let mut left = self.left_behind.iter();
+            let left = left
+                .find(|it| self.is_left_to(**it, id, wid) && self.successor(**it) == Some(*socket));
+            *left.unwrap_or(socket)
+        };
+        let sockets: Rc<[SocketId]> = next.sockets.iter().map(left_at).collect();
+        if sockets == next.sockets {
             return number;
         }
         let spec = Rc::clone(&next.spec);
-        let edition = self.new_edition(id, spec, sockets.into());
+        let edition = self.new_edition(id, spec, sockets);
         let number = edition.number;
         self.watcher_mut(id).others.push(edition);
         self.users_stale = true;
@@ -224,7 +218,10 @@ impl Supervisor {
         sockets.any(|socket| {
             let shard = self.sockets.get(*socket).map(|it| it.shard(wid));
             matches!(shard, Some(Shard::Draining { by, .. }) if by == Some(id))
-        }) || self.left_to(id, wid).next().is_some()
+        }) || self
+            .left_behind
+            .iter()
+            .any(|it| self.is_left_to(*it, id, wid))
     }
 
     /// The first stays as long as the socket does, so that its port does. It gets no clients only where others do.
