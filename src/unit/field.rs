@@ -6,8 +6,8 @@ use super::document::{Integer, Item, Table, Value};
 use super::finding::is_deceptive;
 use super::nearest::nearest;
 use super::value::{
-    RESOURCES, clipped, duration_of_seconds, in_quotes, limit_of, mode_meant, parse_limit,
-    parse_mode, parse_principal, principal_of_number, signal_of_number, split_words,
+    RESOURCES, clipped, duration_of_float, duration_of_seconds, in_quotes, limit_of, mode_meant,
+    parse_limit, parse_mode, parse_principal, principal_of_number, signal_of_number, split_words,
 };
 use super::{
     Address, Arrange, At, Finding, Findings, Gather, Limit, Mode, Name, Place, Principal, Resource,
@@ -292,14 +292,13 @@ impl<'v, 'f> Field<'v, 'f> {
     fn time(&mut self, wanted: &str) -> Option<Duration> {
         let duration = match self.raw {
             Value::Integer(integer) => match number(integer) {
-                Some(seconds) if seconds < 0 => {
-                    Err("is negative; a duration is 0 or more".to_string())
-                }
-                // Exact up to a hundred years, beyond which it is refused.
-                Some(seconds) => duration_of_seconds(seconds as f64),
-                None => duration_of_seconds(f64::INFINITY),
+                Some(seconds) => match u64::try_from(seconds) {
+                    Ok(seconds) => duration_of_seconds(seconds),
+                    Err(_) => Err("is negative; a duration is 0 or more".to_string()),
+                },
+                None => duration_of_seconds(u64::MAX),
             },
-            Value::Float(float) => duration_of_seconds(float.parse().unwrap_or(f64::NAN)),
+            Value::Float(float) => duration_of_float(float),
             Value::Text(text) => parse_duration(text),
             _ => {
                 self.mismatch(wanted);

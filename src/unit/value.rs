@@ -119,20 +119,47 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_nanos(total as u64))
 }
 
-/// Seconds as TOML writes them, such as `1.5`.
-pub(super) fn duration_of_seconds(seconds: f64) -> Result<Duration, String> {
-    if seconds.is_nan() {
-        return Err("is not a duration; `nan` is no number of seconds".to_string());
+/// A whole number of seconds.
+pub(super) fn duration_of_seconds(seconds: u64) -> Result<Duration, String> {
+    let duration = Duration::from_secs(seconds);
+    match duration <= LONGEST {
+        true => Ok(duration),
+        false => Err(too_long()),
     }
-    if seconds < 0.0 {
-        return Err("is negative; a duration is 0 or more".to_string());
+}
+
+/// Seconds as TOML writes a float, such as `1.5` or `2e-3`: read digit by digit, so it is exact.
+pub(super) fn duration_of_float(text: &str) -> Result<Duration, String> {
+    let unsigned = text.trim_start_matches(['+', '-']);
+    let is_negative = text.starts_with('-');
+    let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [whole, fraction].concat();
+    let significant = digits.trim_start_matches('0');
+    match significant {
+        "nan" => return Err("is not a duration; `nan` is no number of seconds".to_string()),
+        "" => return Ok(Duration::ZERO),
+        _ if is_negative => return Err("is negative; a duration is 0 or more".to_string()),
+        "inf" => return Err(too_long()),
+        _ => {}
     }
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if duration.is_zero() && seconds > 0.0 => {
-            Err("is shorter than a nanosecond".to_string())
-        }
-        Ok(duration) if duration <= LONGEST => Ok(duration),
-        _ => Err(too_long()),
+    // One that is out of range is as good as the last in it.
+    let exponent = match exponent.parse::<i32>() {
+        Ok(exponent) => i64::from(exponent),
+        Err(_) if exponent.starts_with('-') => i64::from(i32::MIN),
+        Err(_) => i64::from(i32::MAX),
+    };
+    // How many of the digits count nanoseconds and more.
+    let count = significant.len() as i64 - fraction.len() as i64 + exponent + 9;
+    let count = usize::try_from(count).unwrap_or(0);
+    if count > 19 {
+        return Err(too_long());
+    }
+    let nanoseconds = format!("{significant:0<count$}");
+    match nanoseconds[..count].parse::<u64>() {
+        Ok(0) | Err(_) => Err("is shorter than a nanosecond".to_string()),
+        Ok(nanoseconds) if u128::from(nanoseconds) > LONGEST.as_nanos() => Err(too_long()),
+        Ok(nanoseconds) => Ok(Duration::from_nanos(nanoseconds)),
     }
 }
 
@@ -496,18 +523,52 @@ mod tests {
     }
 
     #[test]
-    fn seconds_as_floats_are_bounded() {
-        assert_eq!(duration_of_seconds(0.1), Ok(Duration::from_millis(100)));
-        assert_eq!(duration_of_seconds(-0.0), Ok(Duration::ZERO));
-        for bad in [
-            -1.0,
-            f64::NAN,
-            f64::INFINITY,
-            f64::NEG_INFINITY,
-            1e300,
-            1e-300,
+    fn seconds_as_floats_are_exact_and_bounded() {
+        for (text, nanoseconds) in [
+            ("0.1", 100_000_000),
+            ("+1.5", 1_500_000_000),
+            ("-0.0", 0),
+            ("0e9", 0),
+            ("2e-3", 2_000_000),
+            ("0.000000001", 1),
+            ("1.0000000019", 1_000_000_001),
+            ("12.5E1", 125_000_000_000),
+            ("3e9", 3_000_000_000_000_000_000),
+            ("0.00000000000000000000000000003e30", 30_000_000_000),
         ] {
-            assert!(duration_of_seconds(bad).is_err(), "{bad}");
+            assert_eq!(
+                duration_of_float(text),
+                Ok(Duration::from_nanos(nanoseconds)),
+                "{text}"
+            );
+        }
+        for (text, wanted) in [
+            ("-1.0", "is negative"),
+            ("-inf", "is negative"),
+            ("nan", "is no number"),
+            ("-nan", "is no number"),
+            ("inf", "100 years"),
+            ("3.2e9", "100 years"),
+            ("1e300", "100 years"),
+            ("1e99999999999", "100 years"),
+            ("1e-10", "a nanosecond"),
+            ("1e-300", "a nanosecond"),
+            ("1e-99999999999", "a nanosecond"),
+        ] {
+            let message = duration_of_float(text).expect_err(text);
+            assert!(message.contains(wanted), "{text}: {message}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_float_is_the_number_that_it_is_read_as_elsewhere(
+            whole in 0u32..4_000_000, fraction in "[0-9]{1,9}", exponent in -3i32..3,
+        ) {
+            let text = format!("{whole}.{fraction}e{exponent}");
+            let near: f64 = text.parse().expect("a float");
+            let ours = duration_of_float(&text).unwrap_or_default().as_secs_f64();
+            proptest::prop_assert!((ours - near).abs() <= 2e-9 + near * 1e-12, "{text}: {ours}");
         }
     }
 
