@@ -275,7 +275,7 @@ impl Rules {
             if !is_right {
                 return Err(of("whether it waits for a socket is not what is shown"));
             }
-            let needs = watcher.needs.iter().map(|(other, _)| &self.watchers[other]);
+            let needs = watcher.needs.keys().map(|other| &self.watchers[other]);
             let mut awaited: Vec<&str> = (needs)
                 .filter(|other| watcher.goal == Goal::Queued && other.goal.is_on_its_way())
                 .map(|other| other.own.spec.name())
