@@ -103,9 +103,10 @@ pub(super) struct Pending {
     open: BTreeMap<WatcherId, Awaited>,
     /// What went wrong so far, in words.
     problems: Vec<String>,
-    /// Watchers that had failed and were tried again when they were last looked at, and in words how.
+    /// Watchers that had failed and were tried again when they were waited for no longer. Of the type of `open`, so that no
+    /// more code reads and writes it.
     #[serde(default)]
-    trying: Vec<(WatcherId, String)>,
+    trying: BTreeMap<WatcherId, Awaited>,
     superseded: Option<(String, Later)>,
     /// What to say when all is done.
     message: Option<String>,
@@ -173,7 +174,7 @@ enum Verdict {
     Done,
     Failed(String),
     /// It has failed, and the manager goes on trying.
-    Trying(String),
+    Trying,
     Superseded(Later),
 }
 
@@ -237,7 +238,7 @@ impl Supervisor {
             abandoned: no_wait,
             open,
             problems: Vec::new(),
-            trying: Vec::new(),
+            trying: BTreeMap::new(),
             superseded: None,
             message,
             progress,
@@ -618,7 +619,9 @@ impl Supervisor {
                     pending.message = pending.message.take().or_else(|| lacking.map(waits));
                 }
                 Verdict::Failed(text) => pending.problems.push(text),
-                Verdict::Trying(text) => pending.trying.push((id, text)),
+                Verdict::Trying => {
+                    pending.trying.insert(id, Awaited { want, mark });
+                }
                 Verdict::Superseded(by) => pending.superseded = Some((name, by)),
             }
             self.close_request(turn, request, id);
@@ -685,7 +688,7 @@ impl Supervisor {
                 Verdict::Failed(failure())
             }
             (Want::Up | Want::Scaled, Goal::Up { .. }) if watcher.failures_ever > mark => {
-                Verdict::Trying(failure())
+                Verdict::Trying
             }
             (Want::Up | Want::Scaled, Goal::Up { complete: true }) if self.has_settled(id) => {
                 Verdict::Done
@@ -717,26 +720,23 @@ impl Supervisor {
     }
 
     /// What has become of a watcher that had failed and was tried again: whoever asked may have waited long for others.
-    fn sequel(&self, id: WatcherId, failure: String) -> String {
+    fn sequel(&self, id: WatcherId) -> String {
         let Some(watcher) = self.watchers.get(id) else {
-            return failure;
+            return "a watcher that had failed is there no more".into();
         };
-        match watcher.goal {
-            Goal::Failed => self.failure(id),
-            Goal::Up { complete: true } if self.has_settled(id) => {
-                format!("{failure}; it is `{}` by now", watcher.state())
-            }
-            Goal::Up { .. } | Goal::Queued | Goal::Stopped { again: true, .. } => {
-                match watcher.unit().max_retry {
-                    None => format!("{failure}; the manager goes on trying"),
-                    Some(most) => format!(
-                        "{failure}; the manager goes on trying, for up to {most} failed starts in a row (`max_retry`)"
-                    ),
-                }
-            }
-            Goal::Stopped { .. } | Goal::Waiting | Goal::Ended => {
-                format!("{failure}; it is `{}` by now", watcher.state())
-            }
+        let failure = self.failure(id);
+        let goes_on = match watcher.goal {
+            Goal::Failed => return failure,
+            Goal::Up { complete: true } => !self.has_settled(id),
+            Goal::Up { .. } | Goal::Queued | Goal::Stopped { again: true, .. } => true,
+            Goal::Stopped { .. } | Goal::Waiting | Goal::Ended => false,
+        };
+        match watcher.unit().max_retry {
+            _ if !goes_on => format!("{failure}; it is `{}` by now", watcher.state()),
+            None => failure + "; the manager goes on trying",
+            Some(most) => format!(
+                "{failure}; the manager goes on trying, for up to {most} failed starts in a row (`max_retry`)"
+            ),
         }
     }
 
@@ -759,9 +759,8 @@ impl Supervisor {
         let Some(mut pending) = self.pending.remove(&request) else {
             return;
         };
-        for (id, failure) in std::mem::take(&mut pending.trying) {
-            pending.problems.push(self.sequel(id, failure));
-        }
+        let sequels = pending.trying.keys().map(|id| self.sequel(*id));
+        pending.problems.extend(sequels);
         let outcome = match pending.superseded {
             _ if !pending.problems.is_empty() => Err(Refusal::Failed(pending.problems.join("; "))),
             Some(_) if self.is_stopping() => Err(Refusal::ShuttingDown),

@@ -1779,10 +1779,10 @@ impl Rules {
 
     /// What an answer says of a watcher that had failed, by now.
     fn sequel(&self, id: usize, name: &str) -> Vec<String> {
-        let mut words = vec![format!("watcher `{name}`: ")];
         let Some(watcher) = self.watchers.get(&id) else {
-            return words;
+            return vec!["there no more".into()];
         };
+        let mut words = vec![format!("watcher `{name}`: ")];
         let mut slots = watcher.slots.iter();
         let is_settled = slots.all(|(wid, slot)| self.is_still(id, *wid, slot));
         words.push(match watcher.goal {
