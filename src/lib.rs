@@ -55,7 +55,8 @@
 //! are held by the keeper (the process that was started, and the manager's parent) or by systemd. From there two ways lead
 //! to `runtime/adopt.rs`: a new manager in place of a dead one, which receives the descriptors by name; and an upgrade,
 //! where the manager executes another program in its own place, which finds them by number. The units are in the records:
-//! nobody reads the files again.
+//! nobody reads the files again. Where it is the keeper that dies, the manager forks and becomes the keeper of its own
+//! continuation (`runtime/new_keeper.rs`).
 //!
 //! # The release build
 //!

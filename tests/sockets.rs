@@ -1306,6 +1306,27 @@ fn a_socket_file_that_the_old_worker_removes_in_a_reload_leads_to_the_new_one() 
 }
 
 #[test]
+fn a_folder_of_second_names_that_is_somebody_elses_is_left_alone() {
+    let units = "[socket.file]\nlisten = 'DIR/file'\n[watcher.file]\ncmd = 'PROBE sleep'\nsockets = ['file']";
+    let manager = Manager::spawn_with(units, |command| {
+        // The unit file is the last argument.
+        let units = Path::new(command.get_args().last().expect("an argument"));
+        let dir = units.parent().expect("a folder");
+        std::fs::create_dir(dir.join("other")).unwrap();
+        std::fs::write(dir.join("other/7"), "precious").unwrap();
+        std::os::unix::fs::symlink("other", dir.join("control.spare")).unwrap();
+    });
+    manager.wait_for_state("file", "running");
+    assert_eq!(files(&manager.path("other")), ["7"]);
+    // Without a second name it is bound anew.
+    std::fs::remove_file(manager.path("file")).unwrap();
+    manager.ok(&["restart", "file"]);
+    UnixStream::connect(manager.path("file")).expect("the file is there");
+    manager.ok(&["shutdown"]);
+    assert_eq!(files(&manager.path("other")), ["7"]);
+}
+
+#[test]
 fn a_worker_has_blocking_as_it_is_written_whatever_the_one_before_has_set() {
     let manager = Manager::start(
         r#"

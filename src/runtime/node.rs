@@ -1,6 +1,7 @@
 //! The file of a unix socket.
 
 use crate::sys::socket::{self, FileId};
+use crate::sys::users;
 use crate::unit::path::FilePath;
 use serde::{Deserialize, Serialize};
 use std::fs::DirBuilder;
@@ -37,20 +38,15 @@ impl Node {
         if self.spare.is_some() || self.device != control.device {
             return;
         }
-        let folder = control.folder_of_spares();
-        let spare = folder.join(self.inode.to_string());
-        let linked = match std::fs::hard_link(&*self.path, &spare) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let made = DirBuilder::new().mode(0o700).create(&folder);
-                made.and_then(|()| std::fs::hard_link(&*self.path, &spare))
-            }
-            linked => linked,
+        let Some(folder) = control.spares().or_else(|| control.make_spares()) else {
+            return;
         };
-        // Of another inode it would be gone by now: the folder is emptied at the start.
-        match linked {
+        let spare = folder.join(self.inode.to_string());
+        match std::fs::hard_link(&*self.path, &spare) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 log::debug!(target: "manager", "{} has no second name: {error}", self.path.display());
             }
+            // One of another inode would have gone at the start.
             _ if file_at(&spare) == Some(self.id()) => self.spare = Some(spare.as_path().into()),
             _ => {}
         }
@@ -76,7 +72,7 @@ impl Node {
 
     /// Removes what an earlier manager on this control socket has left in the folder of second names.
     pub fn empty_spares(&self) {
-        let entries = std::fs::read_dir(self.folder_of_spares());
+        let entries = self.spares().and_then(|it| std::fs::read_dir(it).ok());
         for entry in entries.into_iter().flatten().flatten() {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -84,10 +80,26 @@ impl Node {
 
     /// Removes the folder of second names, which is empty at the end.
     pub fn remove_spares(&self) {
-        let _ = std::fs::remove_dir(self.folder_of_spares());
+        if let Some(folder) = self.spares() {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 
-    fn folder_of_spares(&self) -> PathBuf {
+    /// The folder of second names, if it is there. One that somebody else has made, or may write to, is none: it might be a
+    /// way to the sockets, or lead to other files.
+    fn spares(&self) -> Option<PathBuf> {
+        let folder = self.path_of_spares();
+        let found = std::fs::symlink_metadata(&folder).ok()?;
+        let is_ours = found.uid() == users::geteuid() && found.mode() & 0o077 == 0;
+        (found.is_dir() && is_ours).then_some(folder)
+    }
+
+    fn make_spares(&self) -> Option<PathBuf> {
+        let made = DirBuilder::new().mode(0o700).create(self.path_of_spares());
+        made.ok().and_then(|()| self.spares())
+    }
+
+    fn path_of_spares(&self) -> PathBuf {
         let mut name = self.path.file_name().unwrap_or_default().to_owned();
         name.push(".spare");
         self.path.with_file_name(name)
