@@ -129,6 +129,9 @@ enum Goal {
     Failed,
 }
 
+/// How an answer says that a watcher has failed, and that it is not the end.
+const GOES_ON: &str = "the manager goes on trying";
+
 impl Goal {
     /// What is after it waits.
     fn is_on_its_way(self) -> bool {
@@ -1777,7 +1780,7 @@ impl Rules {
         }
     }
 
-    /// What an answer says of a watcher that had failed, by now.
+    /// What an answer says of a watcher that had failed, by now: words that are all in it, of `a|b` one.
     fn sequel(&self, id: usize, name: &str) -> Vec<String> {
         let Some(watcher) = self.watchers.get(&id) else {
             return vec!["there no more".into()];
@@ -1789,8 +1792,10 @@ impl Rules {
             Goal::Failed if self.is_stopping() => return words,
             Goal::Failed => format!("`tentpole start {name}` tries again"),
             Goal::Up { complete: true } if is_settled => "by now".into(),
+            Goal::Up { complete: true } => GOES_ON.into(),
+            // Or it was told before the command of this turn has begun it anew.
             Goal::Up { .. } | Goal::Queued | Goal::Down { again: true, .. } => {
-                "the manager goes on trying".into()
+                format!("{GOES_ON}|by now")
             }
             Goal::Down { .. } | Goal::Waiting | Goal::Ended => "by now".into(),
         });

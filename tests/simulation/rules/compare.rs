@@ -156,8 +156,10 @@ impl Rules {
                 }
                 (Answer::IsSocket(name), Err(Refusal::IsSocket { name: said, .. })) => name == said,
                 (Answer::Failed(words), Err(Refusal::Failed(text))) => {
-                    words.iter().all(|word| text.contains(word.as_str()))
-                        && text.contains("goes on") == words.iter().any(|w| w.contains("goes on"))
+                    let is_said = |word: &String| word.split('|').any(|word| text.contains(word));
+                    let goes_on = |word: &String| word.contains(super::GOES_ON);
+                    words.iter().all(is_said)
+                        && (!text.contains(super::GOES_ON) || words.iter().any(goes_on))
                 }
                 (Answer::Superseded(all), Err(Refusal::Superseded { name, by })) => {
                     all.contains(&(name.clone(), *by))
