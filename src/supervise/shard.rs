@@ -393,7 +393,12 @@ impl Supervisor {
     /// The same for the shards of a socket that goes, which others take along but where what has its address has the first of
     /// them alone.
     fn settle_left_shards(&mut self, turn: &mut Turn<'_>, id: SocketId) {
-        if !self.sockets[id].left_behind || self.is_stopping() {
+        if !self.sockets[id].left_behind {
+            return;
+        }
+        // If there is none any more, nothing may need the socket.
+        self.users_stale |= self.sockets[id].shards.len() <= 1;
+        if self.is_stopping() {
             return;
         }
         let Some(successor) = self.successor(id) else {
@@ -425,8 +430,6 @@ impl Supervisor {
             turn.effects.push(Effect::CloseShard { socket, wid });
             self.set_shard(id, wid, Shard::Closing { tries });
         }
-        // If there is none any more, nothing may need the socket.
-        self.users_stale |= self.sockets[id].shards.len() <= 1;
     }
 
     /// Whether a process has a shard that was left behind, or is about to be made for it.
