@@ -84,6 +84,8 @@ pub struct Process {
     feeds: bool,
     /// It was told to end, or said that it does.
     is_ending: bool,
+    /// It was to drain its shards, and to end then.
+    pub is_drained: bool,
     /// The supervisor wants to hear when nothing is left.
     is_awaited: bool,
     gone: bool,
@@ -495,7 +497,9 @@ impl Kernel {
                 }
             }
             Effect::Drain { proc, sockets } => {
-                let wid = self.alive(*proc, "is drained")?.wid;
+                let process = self.alive(*proc, "is drained")?;
+                process.is_drained = true;
+                let wid = process.wid;
                 for socket in sockets {
                     if self.port(*socket, "drained")?.shards.is_some() {
                         self.shard(*socket, wid)?.is_retired = true;
@@ -696,6 +700,7 @@ impl Kernel {
             deaf: !self.calm && self.random.chance(temper.deaf),
             feeds: true,
             is_ending: false,
+            is_drained: false,
             is_awaited: false,
             gone: false,
         };

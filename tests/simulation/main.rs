@@ -921,7 +921,10 @@ impl<'a> Run<'a> {
                 continue;
             };
             let process = self.kernel.procs.get(proc);
-            // A replacement is none of those that others depend on.
+            // What was on its way out, and a replacement, are none of those that others depend on.
+            if process.is_some_and(|process| process.is_drained) {
+                continue;
+            }
             let slot = |process: &kernel::Process| (process.watcher, process.wid);
             let of_slot = |other: &&kernel::Process| Some(slot(other)) == process.map(slot);
             if self.kernel.busy().filter(of_slot).count() > 1 {
