@@ -475,6 +475,29 @@ mod main_process {
     }
 
     #[test]
+    fn a_main_process_in_a_session_of_its_own_is_stopped() {
+        let manager = Manager::start(
+            r#"
+            [watcher.web]
+            cmd = "PROBE do main-child { session , append DIR/main %p , sleep } , barrier , exit 0"
+            type = "notify"
+            "#,
+        );
+        for count in 1..4 {
+            let main: i32 = manager.wait_for_lines("main", count)[count - 1]
+                .parse()
+                .unwrap();
+            manager.wait_for("web", "is followed", |web| worker(web)["pid"] == main);
+            match count {
+                1 => manager.ok(&["reload", "web"]),
+                2 => manager.ok(&["restart", "web"]),
+                _ => manager.ok(&["stop", "web"]),
+            };
+            assert!(!is_alive(main), "round {count}");
+        }
+    }
+
+    #[test]
     fn a_parent_that_hands_over_to_its_child_may_end() {
         let manager = Manager::start(
             r#"

@@ -4,9 +4,10 @@ mod support;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::{Manager, bounded, command, folder, needs_program};
+use support::{DEADLINE, Manager, bounded, command, folder, needs_program};
 
 fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -226,6 +227,38 @@ fn every_example_that_needs_nothing_but_python_answers() {
                 _ => "running",
             };
             assert_eq!(watcher["state"], state, "{name}: {watcher}");
+        }
+    }
+}
+
+#[test]
+fn hello_finishes_the_client_that_it_has_when_it_is_replaced() {
+    for blocking in [true, false] {
+        let manager = Manager::start(&format!(
+            "[socket.web]\nlisten = \"127.0.0.1:0\"\nblocking = {blocking}\n[watcher.web]\n\
+             cmd = \"tentpole hello $(circus.socket.web)\"\nexecutable = \"/proc/self/exe\"\n"
+        ));
+        let socket = manager.socket("web");
+        // Clients that come while it is replaced, and one whose request is half sent when it is asked to end.
+        let address = manager.address("web");
+        for _ in 0..5 {
+            let mut stream = TcpStream::connect(&address).expect("connect");
+            stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+            stream.write_all(&REQUEST.as_bytes()[..10]).expect("send");
+            let reload = std::thread::scope(|scope| {
+                let reload = scope.spawn(|| manager.cli(&["reload", "web"]));
+                manager.wait_for("web", "is stopping one", |web| {
+                    let mut workers = web["workers"].as_array().expect("workers").iter();
+                    workers.any(|worker| worker["state"] == "stopping")
+                });
+                assert!(ask(&socket).contains("hello from worker "));
+                stream.write_all(&REQUEST.as_bytes()[10..]).expect("send");
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).expect("an answer");
+                assert!(answer.contains("hello from worker "), "{answer:?}");
+                reload.join().expect("no panic")
+            });
+            assert!(reload.status.success(), "{reload:?}");
         }
     }
 }

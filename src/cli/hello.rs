@@ -1,10 +1,11 @@
 //! A worker to try things with: answers whoever comes to a socket that it was given, in HTTP where that makes sense.
 
 use super::{Error, ExitCode};
-use crate::runtime::{given_socket, wait_until_readable};
+use crate::runtime::{end_between_clients, given_socket, wait_until_readable, was_asked_to_end};
 use socket2::{Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// A client that sends nothing must not hold up the others for ever.
@@ -13,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A request that is longer is answered unread.
 const MOST: usize = 16 * 1024;
 
-/// Serves on descriptor `fd` until it is ended.
+/// Serves on descriptor `fd` until it is ended, and then the client that it has.
 pub(super) fn hello(fd: i32) -> Result<ExitCode, Error> {
     let Some(socket) = given_socket(fd) else {
         return Err(anyhow::anyhow!(
@@ -37,8 +38,10 @@ pub(super) fn hello(fd: i32) -> Result<ExitCode, Error> {
             .into());
         }
     };
+    end_between_clients(socket.as_fd()).map_err(|error| failed("sigaction", error))?;
     loop {
         match one(&socket, &text) {
+            Err(_) if was_asked_to_end() => return Ok(ExitCode::SUCCESS),
             Ok(()) => {}
             // The socket has `blocking = false`, or another worker was faster.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -80,9 +83,12 @@ fn answer(mut client: Socket, text: &str) -> io::Result<()> {
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < MOST {
-        match client.read(&mut buffer)? {
-            0 => break,
-            count => request.extend_from_slice(&buffer[..count]),
+        match client.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => request.extend_from_slice(&buffer[..count]),
+            // It is asked to end, and has this one to answer.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
         }
         if one_read {
             break;

@@ -39,7 +39,7 @@ use crate::supervise::{
 };
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::{Message, NotifySocket};
-use crate::sys::process;
+use crate::sys::process::{self, Pid};
 use crate::sys::signals::SignalFd;
 use crate::sys::spawn;
 use crate::unit::{self, Arrange, Search};
@@ -514,20 +514,35 @@ impl Manager {
             // A message that it sent before its end must count, and can't be attributed once it is reaped.
             self.take_notifications();
             let group = process::group_of(pid).ok();
-            let is_probe = self.take_probe_exit(pid, exit);
-            if !is_probe && let Some((proc, ended)) = self.processes.ended(&self.epoll, pid) {
-                self.has_ended(proc, ended, processes::exit(exit));
-            }
+            let proc = self.child_has_ended(pid, exit);
             // Nobody else could tell how it ended.
             self.save();
             if let Err(error) = process::reap(pid) {
                 log::error!(target: "manager", "pid {pid} could not be reaped: {error}");
                 return;
             }
-            self.processes.reaped(pid);
-            self.leftovers.reaped(pid, group);
+            self.has_been_reaped(pid, group, proc);
         }
         self.exits_left = true;
+    }
+
+    /// A child of ours or the keeper's has ended; which process it was, if it was one.
+    fn child_has_ended(&mut self, pid: Pid, exit: process::Exit) -> Option<ProcId> {
+        if self.take_probe_exit(pid, exit) {
+            return None;
+        }
+        let (proc, ended) = self.processes.ended(&self.epoll, pid)?;
+        self.has_ended(proc, ended, processes::exit(exit));
+        Some(proc)
+    }
+
+    fn has_been_reaped(&mut self, pid: Pid, group: Option<Pid>, proc: Option<ProcId>) {
+        self.processes.reaped(pid);
+        self.leftovers.reaped(pid, group);
+        if let Some(proc) = proc {
+            // A main process by MAINPID may have been of another group than the worker's.
+            self.leftovers.look(proc);
+        }
     }
 
     /// A worker's main process has ended; what it has left behind is looked after from now on.
@@ -564,14 +579,10 @@ impl Manager {
             };
             // A message that it sent before its end must count.
             self.take_notifications();
-            let is_probe = self.take_probe_exit(told.pid, told.exit);
-            if !is_probe && let Some((proc, ended)) = self.processes.ended(&self.epoll, told.pid) {
-                self.has_ended(proc, ended, processes::exit(told.exit));
-            }
+            let proc = self.child_has_ended(told.pid, told.exit);
             self.save();
             self.keeping.vault.reap(told.pid);
-            self.processes.reaped(told.pid);
-            self.leftovers.reaped(told.pid, told.group);
+            self.has_been_reaped(told.pid, told.group, proc);
         }
     }
 
@@ -721,6 +732,7 @@ fn io_failure(what: fmt::Arguments<'_>, error: &io::Error) -> SpawnFailure {
 /// Which slot a process belongs to.
 type SlotKey = (WatcherId, u32);
 
+pub use crate::sys::farewell::{end_between_clients, was_asked_to_end};
 pub use upgrade::{PROBE, probe};
 
 /// The descriptor `fd`, if this process was given it through LISTEN_FDS; for a worker that is tentpole itself.

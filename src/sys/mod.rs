@@ -4,6 +4,7 @@
 //! it is: what an error means for a unit is decided elsewhere.
 
 pub mod epoll;
+pub mod farewell;
 pub mod filter;
 pub mod fork;
 pub mod inherit;

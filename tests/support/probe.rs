@@ -300,6 +300,7 @@ fn run(words: &[String]) {
 /// | `bare-child { }` `bare-daemon { }` | the same without an environment; a bare child leads a session of its own |
 /// | `main-child { }` | the same in a child, which becomes the main process |
 /// | `main-awaited { }` | the same, and waits for its end |
+/// | `session` | begins a session of its own |
 /// | `block SIGNAL` `until SIGNAL` | keeps a signal, and waits for it |
 /// | `ignore SIGNAL` `raise SIGNAL` `exit CODE` `sleep` | what they say |
 /// | `serve FD` | as the verb |
@@ -415,6 +416,9 @@ fn step(words: &[String]) {
             if word(0) == "main-awaited" {
                 child.wait().expect("its end");
             }
+        }
+        "session" => {
+            unsafe { libc::setsid() };
         }
         "block" => mask(number(1)),
         "until" => {
