@@ -695,6 +695,11 @@ fn keepers_and_managers_are_killed_in_turn_and_nothing_is_lost() {
     let upgraded = manager.ok(&["upgrade"]);
     assert!(upgraded.contains("upgraded"), "{upgraded}");
     assert_eq!(manager.snapshot(), before);
+    // What the upgrade had been told is not passed on to the managers that the next keeper starts.
+    let old = current(&manager);
+    kill(keeper, libc::SIGKILL);
+    manager.wait_for_manager_after(old);
+    keeper = old;
     let old = current(&manager);
     kill(old, libc::SIGKILL);
     manager.wait_for_manager_after(old);
@@ -702,6 +707,36 @@ fn keepers_and_managers_are_killed_in_turn_and_nothing_is_lost() {
     manager.ok(&["shutdown"]);
     wait_until_dead(keeper);
     manager.wait_until_childless();
+}
+
+#[test]
+fn strays_of_workers_that_have_lost_two_parents_are_found() {
+    let manager = Manager::start(
+        r#"
+        [watcher.web]
+        cmd = "PROBE do daemon { append DIR/stray %p , sleep } , sleep"
+        "#,
+    );
+    manager.wait_for_lines("stray", 1);
+    // After the first the manager is their parent still, after the second it is whoever reaps here.
+    let mut keeper = manager.pid();
+    for _ in 0..2 {
+        let old = manager.wait_for_manager_after(0);
+        kill(keeper, libc::SIGKILL);
+        manager.wait_for_manager_after(old);
+        keeper = old;
+    }
+    let begun = Instant::now();
+    manager.ok(&["stop", "web"]);
+    // A zombie of somebody else's is not waited for.
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    manager.wait_until_childless();
+    manager.ok(&["shutdown"]);
+    wait_until_dead(keeper);
 }
 
 #[test]

@@ -1173,16 +1173,20 @@ const SPOILERS: &str = r#"
     [socket.deaf]
     listen = "127.0.0.1:0"
     type = "dgram"
+    [socket.shards]
+    listen = "127.0.0.1:0"
+    type = "dgram"
+    so_reuseport = true
     [watcher.all]
     cmd = "PROBE sleep"
-    sockets = ["tcp", "file", "udp", "deaf"]
+    sockets = ["tcp", "file", "udp", "deaf", "shards"]
     restart = "never"
     "#;
 
 #[test]
 fn clients_wait_though_the_last_worker_has_spoiled_its_sockets() {
     let manager = Manager::start(SPOILERS);
-    let names = ["tcp", "udp", "deaf"];
+    let names = ["tcp", "udp", "deaf", "shards"];
     let addresses = names.map(|name| manager.address(name));
     let [pid] = manager.pids("all")[..] else {
         panic!("one worker");
@@ -1194,7 +1198,9 @@ fn clients_wait_though_the_last_worker_has_spoiled_its_sockets() {
     std::fs::remove_file(manager.path("file")).unwrap();
     socket(4).listen(1).unwrap();
     // It says that it is not connected, and is shut down all the same.
-    let _ = socket(5).shutdown(std::net::Shutdown::Both);
+    for fd in [5, 7] {
+        let _ = socket(fd).shutdown(std::net::Shutdown::Both);
+    }
     socket(6)
         .connect(&peer.local_addr().unwrap().into())
         .unwrap();
@@ -1221,7 +1227,7 @@ fn clients_wait_though_the_last_worker_has_spoiled_its_sockets() {
     }
     manager.ok(&["start", "all"]);
     let pid = manager.pids("all")[0];
-    for fd in [5, 6] {
+    for fd in [5, 6, 7] {
         let socket = UdpSocket::from(fd_of(pid, fd));
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         let mut buffer = [0; 8];
@@ -1301,6 +1307,18 @@ fn a_socket_file_that_the_old_worker_removes_in_a_reload_leads_to_the_new_one() 
     let spares = manager.path("control.spare");
     assert_eq!(spares.metadata().unwrap().mode() & 0o777, 0o700);
     assert_eq!(std::fs::read_dir(&spares).unwrap().count(), 1);
+    // Without it a file that is gone is told of, and bound anew with the next worker.
+    std::fs::remove_dir_all(&spares).unwrap();
+    std::fs::remove_file(manager.path("file")).unwrap();
+    manager.ok(&["apply"]);
+    let error = manager.socket("file")["error"].clone();
+    assert!(
+        error.as_str().is_some_and(|it| it.contains("its file")),
+        "{error}"
+    );
+    manager.ok(&["restart", "file"]);
+    UnixStream::connect(manager.path("file")).expect("the file is there");
+    assert!(manager.socket("file")["error"].is_null());
     assert!(manager.stop().success());
     assert!(!spares.exists() && !manager.path("file").exists());
 }

@@ -1,6 +1,7 @@
 //! Going on where another manager has ended: after an upgrade, or after its death.
 
 use super::base::{Base, StartError, failed};
+use super::image::UPGRADE;
 use super::ledger::{Ledger, State};
 use super::leftovers::Leftovers;
 use super::listeners::Listeners;
@@ -20,9 +21,6 @@ use crate::sys::{inherit, process};
 use crate::unit::Gather;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-
-/// The variable that tells a program that was executed in an upgrade the number of the ledger.
-pub const UPGRADE: &str = "TENTPOLE_UPGRADE";
 
 /// What is left of another manager.
 pub struct Estate {
@@ -163,7 +161,8 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
     // systemd is the foster of more than our workers.
     let is_sole = records.home.is_sole && (is_kept_by_keeper || !is_heir);
     let mut leftovers = Leftovers::new(is_sole);
-    leftovers.adopt(records.leftovers, foster);
+    leftovers.adopt(records.leftovers);
+    leftovers.move_to(foster, processes.parents_of_strangers());
     if !is_upgrade {
         let plan = supervisor.plan();
         let manners = plan.watchers.iter().map(|watcher| {
@@ -285,6 +284,7 @@ impl Manager {
             self.dispatch(event);
         }
         self.have_ended_unseen(arrears.gone);
+        self.put_files_back();
         let version = env!("CARGO_PKG_VERSION");
         for request in arrears.upgrades {
             let message = Some(format!("upgraded: the manager is version {version} now"));

@@ -4,12 +4,21 @@ use crate::sys::process::Pid;
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 
-/// What the manager's parent has said by the environment of sockets that came along: they are taken by now.
-const TAKEN: [&str; 4] = [
+/// Tells a program that is executed in an upgrade the number of the ledger.
+pub const UPGRADE: &str = "TENTPOLE_UPGRADE";
+
+/// Tells a manager the number of its end of the link to its keeper.
+pub const KEEPER: &str = "TENTPOLE_KEEPER";
+
+/// What was said by the environment of descriptors that came along: they are taken by now, and another image has none of
+/// them, or is told anew.
+const TAKEN: [&str; 6] = [
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "LISTEN_PIDFDID",
+    UPGRADE,
+    KEEPER,
 ];
 
 /// Our own arguments, the program's name first.
@@ -70,6 +79,7 @@ mod tests {
             ("LISTEN_PIDFDID", "9"),
             ("NOTIFY_SOCKET", "/run/n"),
             ("TENTPOLE_KEEPER", "7"),
+            ("TENTPOLE_UPGRADE", "9"),
             ("WATCHDOG_USEC", "1000"),
             ("WATCHDOG_PID", "42"),
         ];

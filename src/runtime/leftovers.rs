@@ -50,6 +50,8 @@ pub struct Leftovers {
     foster: Option<Pid>,
     /// Whether every process below us is a worker or descends from one.
     is_sole: bool,
+    /// The parents of workers that nobody tells us of, and maybe of their children.
+    others: BTreeSet<Pid>,
     /// Orphans that do not show whose they are, and when to look at them once more: they may be being made, in which case
     /// another one has been made in their place since then.
     suspects: BTreeSet<Pid>,
@@ -97,6 +99,7 @@ impl Leftovers {
             sweep_at: Time::ZERO,
             foster: None,
             is_sole,
+            others: BTreeSet::new(),
             suspects: BTreeSet::new(),
             second_look: None,
             manners: HashMap::new(),
@@ -156,7 +159,7 @@ impl Leftovers {
         let Some(leftover) = self.of.get_mut(&proc).filter(|leftover| leftover.group) else {
             return;
         };
-        if !process::group_exists(leftover.ended.group) {
+        if !process::group_lives(leftover.ended.group) {
             leftover.group = false;
             self.groups.remove(&leftover.ended.group);
             self.unswept.push(proc);
@@ -199,14 +202,16 @@ impl Leftovers {
         })
     }
 
-    /// What was below this process is below its parent from now on.
-    pub fn move_to(&mut self, foster: Option<Pid>) {
+    /// What was below another manager is below `foster` now, and what it has killed; or below others.
+    pub fn move_to(&mut self, foster: Option<Pid>, others: BTreeSet<Pid>) {
         self.foster = foster;
+        // They have more children than what our workers have left.
+        self.is_sole &= others.is_empty();
+        self.others = others;
     }
 
-    /// Takes over what another manager was looking after. What it has killed may be children of `foster` now.
-    pub fn adopt(&mut self, records: BTreeMap<ProcId, LeftoverRecord>, foster: Option<Pid>) {
-        self.foster = foster;
+    /// Takes over what another manager was looking after.
+    pub fn adopt(&mut self, records: BTreeMap<ProcId, LeftoverRecord>) {
         for (proc, record) in records {
             let Some(group) = Pid::new(record.group) else {
                 continue;
@@ -299,10 +304,9 @@ impl Leftovers {
     fn orphans(&self, processes: &Processes) -> (u32, Vec<Pid>) {
         // Without /proc nobody can be found.
         let mut children = process::children().unwrap_or_default();
-        let mut others = self
-            .foster
-            .and_then(|foster| process::children_of(foster).ok())
-            .unwrap_or_default();
+        let fosters = self.foster.iter().chain(&self.others);
+        let others = fosters.filter_map(|foster| process::children_of(*foster).ok());
+        let mut others: Vec<Pid> = others.flatten().collect();
         let looked_at = u32::try_from(children.len() + others.len()).unwrap_or(u32::MAX);
         for pids in [&mut children, &mut others] {
             pids.retain(|pid| *pid != Pid::own() && !processes.is_known(*pid));

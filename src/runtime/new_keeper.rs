@@ -61,7 +61,9 @@ impl Manager {
     /// Does in the new process what the old one had done for itself, and hands the keeper what it is to hold.
     fn move_in(&mut self) -> io::Result<()> {
         self.home.is_heir = true;
-        self.leftovers.move_to(process::parent());
+        let others = self.processes.parents_of_strangers();
+        self.home.is_sole &= others.is_empty();
+        self.leftovers.move_to(process::parent(), others);
         self.parent = Parent::new(&self.keeping.vault, self.watchdog, clock());
         self.keeping.vault.log_as(logger::settings());
         self.hold_anew();

@@ -4,9 +4,11 @@ use crate::sys::socket::{self, FileId};
 use crate::sys::users;
 use crate::unit::path::FilePath;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// A file that we made, known by its inode: what somebody else has put in its place is not ours to remove.
@@ -52,13 +54,18 @@ impl Node {
         }
     }
 
+    /// Whether it can be put back where it is gone from.
+    pub fn has_spare(&self) -> bool {
+        let spare = self.spare.as_ref();
+        spare.is_some_and(|spare| file_at(spare) == Some(self.id()))
+    }
+
     /// Puts it back at its path, where it is gone from.
     pub fn put_back(&self) -> std::io::Result<()> {
-        let spare = self.spare.as_ref().ok_or(ErrorKind::NotFound)?;
-        if file_at(spare) != Some(self.id()) {
-            return Err(ErrorKind::NotFound.into());
+        match &self.spare {
+            Some(spare) if self.has_spare() => std::fs::hard_link(&**spare, &*self.path),
+            _ => Err(ErrorKind::NotFound.into()),
         }
-        std::fs::hard_link(&**spare, &*self.path)
     }
 
     /// Removes the second name.
@@ -74,7 +81,11 @@ impl Node {
     pub fn empty_spares(&self) {
         let entries = self.spares().and_then(|it| std::fs::read_dir(it).ok());
         for entry in entries.into_iter().flatten().flatten() {
-            let _ = std::fs::remove_file(entry.path());
+            let is_inode = |name: &OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+            let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+            if is_socket && is_inode(&entry.file_name()) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
 

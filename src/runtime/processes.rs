@@ -7,7 +7,7 @@ use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::output;
 use crate::sys::process::{self, Identity, Pid};
 use crate::sys::spawn::{self, Child, Spawn, SpawnError, Spawner, Step};
-use crate::unit::{self, Signal};
+use crate::unit::{self, Gather, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, CString, OsString};
@@ -254,6 +254,16 @@ impl Processes {
             }
         }
         gone
+    }
+
+    /// The parents of main processes that are watched, since they are not our children: other than we and our parent.
+    pub fn parents_of_strangers(&self) -> BTreeSet<Pid> {
+        let ours = [Some(Pid::own()), process::parent()];
+        let watched = self.by_proc.values().filter(|it| it.followed.is_some());
+        let parents = watched.filter_map(|it| process::parent_of(it.main).ok());
+        parents
+            .filter(|pid| !ours.contains(&Some(*pid)) && !self.by_pid.contains_key(pid))
+            .gather()
     }
 
     /// Forgets a process that is gone, nobody knows how.

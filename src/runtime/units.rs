@@ -97,7 +97,7 @@ impl Manager {
     /// All or nothing: the first thing that is wrong is the answer, and nothing has changed.
     fn apply(&mut self, request: RequestId, no_wait: bool, progress: bool) -> Result<(), Failure> {
         self.check_apply(self.applying.is_some())?;
-        self.listeners.put_files_back();
+        self.put_files_back();
         let News { plan, changes } = self.read_anew()?;
         let leaving = self.supervisor.leaving(&changes);
         let mut missing = self.listeners.names_to_prepare(&plan, &changes, &leaving);
@@ -120,6 +120,12 @@ impl Manager {
             return Ok(());
         }
         self.change(applying)
+    }
+
+    /// Makes good what has been done to files of sockets.
+    pub(super) fn put_files_back(&mut self) {
+        let is_served = |id: SocketId| self.supervisor.is_served(id);
+        self.listeners.put_files_back(&self.epoll, &is_served);
     }
 
     /// An error if there can be no apply now.

@@ -4,10 +4,11 @@
 //! (`tentpole probe-state 3`). Only if it says so, this process executes it. Until the exec itself nothing has changed, and
 //! if that fails too, this manager goes on.
 
-use super::adopt::{self, UPGRADE};
+use super::adopt;
+use super::image::{self, UPGRADE};
 use super::ledger::Ledger;
 use super::record::{CONTROL, Handover, LEDGER, NOTIFY};
-use super::{Manager, Time, clock, image};
+use super::{Manager, Time, clock};
 use crate::control::call::{Failure, Reply};
 use crate::supervise::RequestId;
 use crate::sys::process::{self, Exit, Pid};
@@ -94,7 +95,7 @@ impl Manager {
         ];
         // It will be executed with these, so it must know them too.
         argv.extend(image::arguments().into_iter().skip(1));
-        let env = image::environment(&[], &[UPGRADE]);
+        let env = image::environment(&[], &[]);
         let fds = [
             (null.as_fd(), 0),
             (answer.as_fd(), 1),

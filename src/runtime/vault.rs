@@ -2,7 +2,7 @@
 
 use super::inherited::Inherited;
 use super::keeper::{self, Link, Origin, Taken, Teller, Word};
-use super::notify_socket;
+use super::{image, notify_socket};
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
@@ -81,7 +81,7 @@ impl Vault {
     pub fn variable(&self) -> Option<(&'static str, String)> {
         match self {
             Vault::Nobody | Vault::Lost(_) => None,
-            Vault::Keeper(link) => Some((keeper::VARIABLE, link.number().to_string())),
+            Vault::Keeper(link) => Some((image::KEEPER, link.number().to_string())),
             // It can't find out any more with which limit of open descriptors we were started.
             Vault::Systemd(store) => Some((OFFER, store.most.to_string())),
         }

@@ -712,6 +712,12 @@ impl Supervisor {
         self.sockets.get(id).map(|socket| &socket.spec)
     }
 
+    /// Whether a process runs that may have a socket.
+    pub fn is_served(&self, id: SocketId) -> bool {
+        let mut users = self.sockets.get(id).into_iter().flat_map(|it| &it.watchers);
+        users.any(|user| self.watcher(*user).tally.live() > 0)
+    }
+
     /// The sockets that a process was started with, as far as they are still to be served: not those in the plan no more.
     pub fn sockets_of(&self, proc: ProcId) -> Vec<SocketId> {
         let Some(post) = self.procs.get(&proc) else {

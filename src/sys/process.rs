@@ -75,6 +75,20 @@ pub fn group_exists(group: Pid) -> bool {
     }
 }
 
+/// Whether the group has a member that has not ended. Zombies that somebody else has to reap are told by /proc; without it
+/// they count as alive.
+pub fn group_lives(group: Pid) -> bool {
+    if !group_exists(group) {
+        return false;
+    }
+    if !is_zombie(group) {
+        return true;
+    }
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str().and_then(parse_pid));
+    pids.any(|pid| group_of(pid).is_ok_and(|it| it == group) && !is_zombie(pid))
+}
+
 /// Sends `signal` to the process that `pidfd` refers to: never to another that has its number by now.
 pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     let fd = pidfd.as_fd().as_raw_fd();

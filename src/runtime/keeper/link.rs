@@ -1,6 +1,6 @@
 //! The manager's end of the link to its keeper.
 
-use super::VARIABLE;
+use super::super::image::KEEPER;
 use super::protocol::{FromKeeper, LONGEST, LONGEST_TEXT, MOST_AT_ONCE, ToKeeper, is_name};
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::inherit;
@@ -79,12 +79,12 @@ impl Link {
 
     /// The link to the keeper that has started this process to take over from another manager, if one has.
     pub fn inherited() -> Option<Link> {
-        inherit::message_socket(VARIABLE).map(|socket| Link::new(socket, false))
+        inherit::message_socket(KEEPER).map(|socket| Link::new(socket, false))
     }
 
     /// The link of the program that has executed this one in its place: there is nothing to take over by it.
     pub fn handed_on() -> Option<Link> {
-        inherit::message_socket(VARIABLE).map(|socket| Link::new(socket, true))
+        inherit::message_socket(KEEPER).map(|socket| Link::new(socket, true))
     }
 
     /// The keeper's process.

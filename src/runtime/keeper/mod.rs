@@ -50,9 +50,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The variable that tells a manager the number of its end of the link.
-pub const VARIABLE: &str = "TENTPOLE_KEEPER";
-
 /// That number.
 const LINK_FD: i32 = 3;
 
@@ -329,7 +326,7 @@ impl Keeper {
         if self.failures % 2 == 1 {
             candidates.reverse();
         }
-        let variables = [(VARIABLE, LINK_FD.to_string())];
+        let variables = [(image::KEEPER, LINK_FD.to_string())];
         let env = image::environment(&variables, image::stale_watchdog());
         let child = spawner.spawn(&Spawn {
             candidates: &candidates,

@@ -4,8 +4,10 @@
 //! A socket is looked at when a worker has ended, since it may be the last for long and clients are to wait all the same,
 //! and before the next one gets it.
 
+use super::super::node::Node;
+use super::descriptor::Descriptor;
 use super::listener::{Listener, address_of, listen};
-use super::{Fds, Groups, Listeners, SocketId, group};
+use super::{Fds, Groups, Listeners, SocketId};
 use crate::sys::epoll::Epoll;
 use crate::sys::socket::{self, Address, Local};
 use crate::unit::SocketKind;
@@ -36,16 +38,29 @@ impl Listeners {
         let Some(listener) = self.all.get_mut(&id) else {
             return;
         };
-        let Some(harm) = listener.harm(wid) else {
-            listener.trouble = None;
-            return listener.set_as_asked(wid, is_alone);
-        };
-        let watched = listener.watched.clone();
+        match listener.harm(wid) {
+            Some(harm) => self.mend_harm(epoll, id, wid, &harm, is_alone),
+            None => {
+                listener.trouble = None;
+                listener.set_as_asked(wid, is_alone);
+            }
+        }
+    }
+
+    fn mend_harm(
+        &mut self,
+        epoll: &Epoll,
+        id: SocketId,
+        wid: u32,
+        harm: &Harm,
+        is_alone: &dyn Fn() -> bool,
+    ) {
+        let watched = self.all.get(&id).and_then(|it| it.watched.clone());
         if watched.is_some() {
             self.unwatch(epoll, id);
         }
         if let Some(listener) = self.all.get_mut(&id) {
-            if listener.mend(wid, &harm, &mut self.groups) {
+            if listener.mend(wid, harm, &mut self.groups) {
                 self.dirty.insert(id);
             }
             // With one that is shut down still, listen(2) would take another port.
@@ -74,13 +89,28 @@ impl Listeners {
         node.is_some_and(|node| node.is_there() == Some(false))
     }
 
-    /// Puts back all files that are gone, as far as that costs no client.
-    pub fn put_files_back(&mut self) {
-        for listener in self.all.values_mut() {
-            let node = listener.node.as_ref();
-            if node.is_some_and(|node| node.is_there() == Some(false) && node.put_back().is_ok()) {
-                log::info!(target: &listener.target(), "{NO_FILE}, and has it back");
-                listener.trouble = None;
+    /// Puts back all files that are gone. Without a second name that takes a new kernel socket: of one that somebody
+    /// serves, as `is_served` says, it is only told.
+    pub fn put_files_back(&mut self, epoll: &Epoll, is_served: &dyn Fn(SocketId) -> bool) {
+        let harmed = |(id, it): (&SocketId, &Listener)| {
+            let harm = it.harm_to_file()?;
+            Some((*id, harm))
+        };
+        let harmed: Vec<(SocketId, Harm)> = self.all.iter().filter_map(harmed).collect();
+        for (id, harm) in harmed {
+            let Some(listener) = self.all.get_mut(&id) else {
+                continue;
+            };
+            let can_be_put_back = listener.node.as_ref().is_some_and(Node::has_spare);
+            if matches!(harm, Harm::NoFile) && !can_be_put_back && is_served(id) {
+                let trouble = format!("{NO_FILE}; the next start of its workers binds it anew");
+                if listener.trouble.as_ref() != Some(&trouble) {
+                    log::error!(target: &listener.target(), "{trouble}");
+                }
+                listener.trouble = Some(trouble);
+            } else {
+                // It has no shards, and so no wid matters.
+                self.mend_harm(epoll, id, 1, &harm, &|| false);
             }
         }
     }
@@ -95,15 +125,20 @@ impl Listener {
     }
 
     fn harm(&self, wid: u32) -> Option<Harm> {
-        let is_there = self.node.as_ref().map_or(Some(true), |it| it.is_there());
-        match is_there {
-            None => Some(Harm::OtherFile),
+        let is_shut = self.fd(wid).is_some_and(|fd| socket::is_shut(fd.as_fd()));
+        match self.harm_to_file() {
+            Some(Harm::OtherFile) => Some(Harm::OtherFile),
             // A new kernel socket has a new file.
-            Some(_) if self.fd(wid).is_some_and(|fd| socket::is_shut(fd.as_fd())) => {
-                Some(Harm::Shut)
-            }
-            Some(false) => Some(Harm::NoFile),
+            _ if is_shut => Some(Harm::Shut),
+            harm => harm,
+        }
+    }
+
+    fn harm_to_file(&self) -> Option<Harm> {
+        match self.node.as_ref()?.is_there() {
             Some(true) => None,
+            Some(false) => Some(Harm::NoFile),
+            None => Some(Harm::OtherFile),
         }
     }
 
@@ -136,7 +171,7 @@ impl Listener {
         let target = self.target();
         let (what, mended) = match harm {
             Harm::Shut => ("was shut down", self.listen_anew(wid, groups)),
-            Harm::NoFile => (NO_FILE, self.put_file_back(groups)),
+            Harm::NoFile => (NO_FILE, self.put_file_back(wid, groups)),
             Harm::OtherFile => {
                 let path = address_of(&self.spec.unit);
                 let trouble = format!(
@@ -177,22 +212,22 @@ impl Listener {
         }
     }
 
-    fn put_file_back(&mut self, groups: &mut Groups) -> Result<Mended, String> {
+    fn put_file_back(&mut self, wid: u32, groups: &mut Groups) -> Result<Mended, String> {
         if self.node.as_ref().is_some_and(|it| it.put_back().is_ok()) {
             return Ok(Mended::Same("has it back"));
         }
-        self.bind_anew(groups)
+        self.bind_anew(wid, groups)
     }
 
     fn listen_anew(&mut self, wid: u32, groups: &mut Groups) -> Result<Mended, String> {
         let takes_datagrams = self.spec.unit.kind == SocketKind::Dgram;
         match (address_of(&self.spec.unit), &self.local) {
-            (Address::Path(_), _) => self.bind_anew(groups),
+            (Address::Path(_), _) => self.bind_anew(wid, groups),
             (Address::Abstract(_), _) => Err(
                 "its name is taken as long as anybody has it: take it out of the units, `tentpole apply`, and put it back"
                     .into(),
             ),
-            (_, Some(Local::Ip(_))) if takes_datagrams => self.bind_anew(groups),
+            (_, Some(Local::Ip(_))) if takes_datagrams => self.bind_anew(wid, groups),
             (_, Some(Local::Ip(address))) => {
                 let address = *address;
                 let Some(fd) = self.fd(wid) else {
@@ -214,12 +249,12 @@ impl Listener {
     }
 
     /// A new kernel socket on its address. What waits in the old one can't be reached any more.
-    fn bind_anew(&mut self, groups: &mut Groups) -> Result<Mended, String> {
+    fn bind_anew(&mut self, wid: u32, groups: &mut Groups) -> Result<Mended, String> {
         let old = match std::mem::replace(&mut self.fds, Fds::Unbound) {
             Fds::One(old) => old,
             others => {
                 self.fds = others;
-                return Err("can't be bound anew, since it is a shard".into());
+                return self.bind_shard_anew(wid);
             }
         };
         if let Some(node) = self.node.take() {
@@ -249,7 +284,28 @@ impl Listener {
                 let _ = socket::set_shareable(fd.as_fd(), false);
             }
         }
-        group::close(old, None);
+        // It is not shut down: others may be serving who came to it before.
         Ok(Mended::Another(lost))
+    }
+
+    fn bind_shard_anew(&mut self, wid: u32) -> Result<Mended, String> {
+        let (Some(Local::Ip(address)), Fds::Shards(shards)) = (&self.local, &mut self.fds) else {
+            return Ok(Mended::Same("is there"));
+        };
+        let number = shards.iter().map(|shard| shard.number).max();
+        let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(wid)) else {
+            return Ok(Mended::Same("is there"));
+        };
+        let wanted = Address::Ip(*address);
+        let bound = socket::listen(&listen(&self.spec, &wanted));
+        let bound = bound.map_err(|error| format!("can't be bound anew: {error}"))?;
+        let old = std::mem::replace(&mut shard.fd, Descriptor::new(bound.fd));
+        shard.number = number.map_or(0, |number| number + 1);
+        if let Some(group) = &self.group {
+            group.leave(&old);
+            group.join(&shard.fd);
+            group.choose(&shard.fd);
+        }
+        Ok(Mended::Another(0))
     }
 }
