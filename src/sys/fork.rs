@@ -45,13 +45,12 @@ pub fn fork() -> io::Result<Side> {
 
 /// Leaves everything behind for another life, whose answer is the exit code: every descriptor but 0 to 2 and those of
 /// `kept` is closed, whoever owned it. Nobody misses them, since none of the callers goes on.
-pub fn leave_for(mut kept: Vec<RawFd>, life: impl FnOnce() -> i32) -> ! {
-    kept.sort_unstable();
+pub fn leave_for(kept: &[RawFd], life: impl FnOnce() -> i32) -> ! {
     let mut next = 3;
     let mut closed = Ok(());
-    for fd in &kept {
+    while let Some(fd) = kept.iter().copied().filter(|fd| *fd >= next).min() {
         closed = closed.and_then(|()| close_range(next, fd - 1));
-        next = next.max(fd + 1);
+        next = fd + 1;
     }
     if closed.and_then(|()| close_range(next, RawFd::MAX)).is_err() {
         // A kernel before 5.9, or a system call filter.

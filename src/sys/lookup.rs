@@ -45,7 +45,7 @@ impl Lookup {
                 pipe: read.into(),
                 answer: Vec::new(),
             }),
-            Side::Child => fork::leave_for(vec![write.as_raw_fd()], || {
+            Side::Child => fork::leave_for(&[write.as_raw_fd()], || {
                 limit_life(parent);
                 // What does not fit into an empty pipe is longer than any answer.
                 let told = File::from(write).write_all(look_up(name).as_bytes());

@@ -40,6 +40,13 @@ fn check(result: i32) -> std::io::Result<i32> {
     }
 }
 
+/// Puts a number at its place in a list in order, unless it is there. One sort less in the program, for short lists.
+fn insert_in_order(list: &mut Vec<u32>, number: u32) {
+    if let Err(place) = list.binary_search(&number) {
+        list.insert(place, number);
+    }
+}
+
 /// What the C library says of an errno: `No such file or directory`.
 fn reason(errno: i32) -> String {
     let mut text = std::io::Error::from_raw_os_error(errno).to_string();

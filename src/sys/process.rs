@@ -593,14 +593,11 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The numbers of the descriptors that are open, in order. Without /proc every number up to the limit is tried.
+/// The numbers of the descriptors that are open. Without /proc every number up to the limit is tried.
 pub fn open_fds() -> io::Result<Vec<RawFd>> {
     if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-        let mut fds: Vec<RawFd> = entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        fds.sort_unstable();
-        return Ok(fds);
+        let fds = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        return Ok(fds.collect());
     }
     // SAFETY: takes no pointers.
     let limit = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };

@@ -3,6 +3,7 @@
 //! Without a program it spreads connections over all of the group by a hash of both addresses. A shard that is to be
 //! drained must get no new ones: a small classic BPF program then picks one of the others at random.
 
+use super::insert_in_order;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -38,10 +39,9 @@ pub fn choose_all(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Draws x below the number of live places, and returns the x-th of them. Neighbours share their instructions:
 /// `if x < end of this run: return x + (first place of the run - x of its first)`.
-fn program(live: &[u32]) -> Option<Vec<libc::sock_filter>> {
-    let mut live = live.to_vec();
-    live.sort_unstable();
-    live.dedup();
+fn program(places: &[u32]) -> Option<Vec<libc::sock_filter>> {
+    let mut live = Vec::with_capacity(places.len());
+    places.iter().for_each(|it| insert_in_order(&mut live, *it));
     let count = u32::try_from(live.len()).ok().filter(|&count| count > 0)?;
 
     let instruction = |code: u32, k: u32, jump_if_not: u8| {

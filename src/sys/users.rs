@@ -4,6 +4,7 @@
 //! nothing. What they do not know is asked of the C library (NSS: LDAP, systemd-userdb and the like), where the binary
 //! is a dynamic one: a static one can't load NSS's plugins.
 
+use super::insert_in_order;
 use std::fs;
 
 /// An entry of the user database.
@@ -54,16 +55,13 @@ pub fn group_names() -> Vec<String> {
 /// The groups that `user` is in, in order of id, `gid` among them.
 pub fn groups_of(user: &str, gid: u32) -> Vec<u32> {
     let mut ids = vec![gid];
-    ids.extend(
-        groups(&read("/etc/group"))
-            .filter(|group| group.members.contains(&user))
-            .map(|group| group.gid),
-    );
+    let file = read("/etc/group");
+    let own = groups(&file).filter(|group| group.members.contains(&user));
+    own.for_each(|group| insert_in_order(&mut ids, group.gid));
     if groups_come_from_elsewhere(&read("/etc/nsswitch.conf")) {
-        ids.extend(nss::groups_of(user, gid));
+        let others = nss::groups_of(user, gid).into_iter();
+        others.for_each(|gid| insert_in_order(&mut ids, gid));
     }
-    ids.sort_unstable();
-    ids.dedup();
     ids
 }
 

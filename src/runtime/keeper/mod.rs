@@ -106,7 +106,7 @@ pub fn begin(origin: Origin<'_>) -> io::Result<Link> {
         Side::Child => Ok(Link::new(theirs, true)),
         Side::Parent(manager) => {
             let kept: Vec<RawFd> = keeper.fds().map(|fd| fd.as_raw_fd()).collect();
-            fork::leave_for(kept, || keeper.look_after(manager))
+            fork::leave_for(&kept, || keeper.look_after(manager))
         }
     }
 }
