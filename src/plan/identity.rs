@@ -220,8 +220,12 @@ fn warn_of_root(
     // A user alone brings its group.
     let with_user = gid.filter(|_| watcher.group.is_none());
     let asked = [
-        ("user", watcher.user.as_ref(), is_own((uid, with_user), own)),
-        ("group", watcher.group.as_ref(), is_own((None, gid), own)),
+        (
+            "user",
+            watcher.user.as_deref(),
+            is_own((uid, with_user), own),
+        ),
+        ("group", watcher.group.as_deref(), is_own((None, gid), own)),
         (
             "supplementary_groups",
             groups.and_then(|groups| groups.first()),
@@ -277,7 +281,7 @@ mod tests {
     #[test]
     fn a_user_brings_its_group_and_its_supplementary_groups() {
         for user in [named("deploy"), numbered(1000)] {
-            let found = identity(|w| w.user = Some(user)).expect("an identity");
+            let found = identity(|w| w.user = Some(user.into())).expect("an identity");
             assert_eq!(found.user.expect("an entry").home, "/home/deploy");
             assert_eq!((found.uid, found.gid), (Some(1000), Some(1000)));
             assert_eq!(found.groups, Some(vec![1000, 998]));
@@ -287,8 +291,8 @@ mod tests {
     #[test]
     fn groups_that_are_written_win() {
         let found = identity(|w| {
-            w.user = Some(named("deploy"));
-            w.group = Some(named("www"));
+            w.user = Some(named("deploy").into());
+            w.group = Some(named("www").into());
             w.supplementary_groups = Some(vec![numbered(7), named("docker"), numbered(998)]);
         })
         .expect("an identity");
@@ -298,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_group_alone_leaves_user_and_supplementary_groups() {
-        let found = identity(|w| w.group = Some(numbered(4711))).expect("an identity");
+        let found = identity(|w| w.group = Some(numbered(4711).into())).expect("an identity");
         assert_eq!(
             found,
             Identity {
@@ -313,14 +317,14 @@ mod tests {
     #[test]
     fn a_number_without_an_entry_needs_a_group_and_drops_roots_groups() {
         assert_eq!(
-            refusals(|w| w.user = Some(numbered(4711))),
+            refusals(|w| w.user = Some(numbered(4711).into())),
             [
                 "watcher `web`: user 4711 is not in the user database, so its group is not known; add `group`"
             ]
         );
         let found = identity(|w| {
-            w.user = Some(numbered(4711));
-            w.group = Some(numbered(4712));
+            w.user = Some(numbered(4711).into());
+            w.group = Some(numbered(4712).into());
         })
         .expect("an identity");
         assert_eq!((found.uid, found.gid), (Some(4711), Some(4712)));
@@ -330,8 +334,8 @@ mod tests {
     #[test]
     fn unknown_names_are_all_reported() {
         let found = refusals(|w| {
-            w.user = Some(named("depoly"));
-            w.group = Some(named("wwww"));
+            w.user = Some(named("depoly").into());
+            w.group = Some(named("wwww").into());
             w.supplementary_groups = Some(vec![named("x"), numbered(u32::MAX), named("docker")]);
         });
         assert_eq!(
@@ -379,7 +383,7 @@ mod tests {
     #[test]
     fn without_root_another_user_is_a_warning_and_groups_stay() {
         let mut made = watcher("web", "true");
-        made.user = Some(named("root"));
+        made.user = Some(named("root").into());
         let mut host = Machine::new();
         host.root = false;
         let (plan, findings) = plan(units([], [made]), &host);
@@ -405,8 +409,9 @@ mod tests {
             let mut made = watcher("web", "true");
             let mut owned = socket("s");
             made.use_sockets = true;
-            (made.user, made.group) = (user.map(named), group.map(named));
-            (owned.user, owned.group) = (made.user.clone(), made.group.clone());
+            let [user, group] = [user, group].map(|it| it.map(named));
+            (made.user, made.group) = (user.clone().map(Box::new), group.clone().map(Box::new));
+            (owned.user, owned.group) = (user.clone(), group.clone());
             let (_, findings) = plan(units([owned], [made]), &host);
             // The socket's one, and the keys of the watcher that need root.
             assert_eq!(findings.len(), count, "{user:?} {group:?}: {findings:#?}");

@@ -439,7 +439,7 @@ mod tests {
             argv(
                 r#"x 'a b' "c $(circus.wid)" d\ e --n=$(circus.name)"#,
                 |w| {
-                    w.args = Some(list(&["f g", "'h'"]));
+                    w.args = Some(list(&["f g", "'h'"]).into());
                 }
             ),
             ["x", "a b", "c 2", "d e", "--n=web", "f g", "'h'"]
@@ -447,7 +447,7 @@ mod tests {
         assert_eq!(
             argv("", |w| {
                 w.cmd = list(&["x", "a  b", "", "$(circus.numprocesses)"]);
-                w.args = Some(text("c 'd e'"));
+                w.args = Some(text("c 'd e'").into());
             }),
             ["x", "a  b", "", "1", "c", "d e"]
         );
@@ -501,21 +501,25 @@ mod tests {
         let plan = one("x $(circus.socket.b)", both);
         assert_eq!(lacks(&plan, &["a"]), None);
         assert_eq!(lacks(&plan, &["b"]).as_deref(), Some("b"));
-        let plan = one("x $(circus.socket.a)", |w| w.stdin_socket = Some(at("b")));
+        let plan = one("x $(circus.socket.a)", |w| {
+            w.stdin_socket = Some(at("b").into())
+        });
         assert_eq!(lacks(&plan, &["b"]).as_deref(), Some("b"));
         assert_eq!(lacks(&one("x", |_| ()), &["a"]), None, "it needs none");
     }
 
     #[test]
     fn a_stdin_socket_is_fd_0_and_alone_sets_no_listen_fds() {
-        let plan = one("x $(circus.socket.a)", |w| w.stdin_socket = Some(at("a")));
+        let plan = one("x $(circus.socket.a)", |w| {
+            w.stdin_socket = Some(at("a").into())
+        });
         let made = fill(&plan, None, &[]).expect("an invocation");
         assert_eq!(made.argv, ["x", "0"]);
         assert_eq!(made.stdin, Source::Socket("a".into()));
         assert!(made.fds.is_empty() && !made.listen_pid);
         assert!(fill(&plan, None, &["a"]).is_err());
         let listed = invoked("x $(circus.socket.a)", |w| {
-            w.stdin_socket = Some(at("a"));
+            w.stdin_socket = Some(at("a").into());
             w.sockets = sockets(&["b", "a"]);
         });
         assert_eq!(listed.argv, ["x", "4"]);
@@ -538,8 +542,8 @@ mod tests {
                 "exec x --fd $(circus.socket.a) | cat > \"$HOME/y\"\n",
                 |w| {
                     w.shell = true;
-                    w.args = Some(list(&["it's", "$(circus.wid) $X", "a"]));
-                    w.shell_args = Some(text("one 'two three'"));
+                    w.args = Some(list(&["it's", "$(circus.wid) $X", "a"]).into());
+                    w.shell_args = Some(text("one 'two three'").into());
                 }
             ),
             [
@@ -553,7 +557,7 @@ mod tests {
         assert_eq!(
             argv("echo a", |w| {
                 w.shell = true;
-                w.args = Some(text("; echo b"));
+                w.args = Some(text("; echo b").into());
             })[2],
             "echo a ; echo b"
         );
@@ -596,13 +600,13 @@ mod tests {
     #[test]
     fn the_executable_replaces_what_is_run_and_not_its_name() {
         let made = invoked("gunicorn app", |w| {
-            w.executable = Some(at("./bin/$(circus.name)"))
+            w.executable = Some(at("./bin/$(circus.name)").into())
         });
         assert_eq!(made.argv, ["gunicorn", "app"]);
         assert_eq!(made.candidates, ["./bin/web"]);
         let shell = invoked("x", |w| {
             w.shell = true;
-            w.executable = Some(at("/bin/bash"));
+            w.executable = Some(at("/bin/bash").into());
         });
         assert_eq!(shell.argv, ["/bin/sh", "-c", "x"]);
         assert_eq!(shell.candidates, ["/bin/bash"]);
@@ -632,7 +636,7 @@ mod tests {
     #[test]
     fn relative_paths_start_at_the_units_folder() {
         let made = invoked("x", |w| {
-            w.working_dir = Some(at("srv/$(circus.name)"));
+            w.working_dir = Some(at("srv/$(circus.name)").into());
             w.stdin = unit::Stdin::File(at("in"));
             w.stdout = Output::File(at("/var/log/$(circus.wid).log"));
             w.stderr = Output::File(at("$(circus.working_dir)/err"));
@@ -652,14 +656,14 @@ mod tests {
     #[test]
     fn the_environment_is_layered_and_later_wins() {
         let mut made = watcher("web", "x");
-        made.user = Some(At::nowhere(Principal::Name("deploy".into())));
+        made.user = Some(At::nowhere(Principal::Name("deploy".into())).into());
         made.env = env(&[
             ("A", "unit"),
             ("B", "unit"),
             ("C", "$(circus.env.C)+unit"),
             ("D", "$(circus.env.A)+$(circus.env.E)"),
         ]);
-        made.env_file = Some(at("./env"));
+        made.env_file = Some(at("./env").into());
         let mut all = units([], [made]);
         all.manager.env = env(&[
             ("A", "manager"),
@@ -703,16 +707,16 @@ mod tests {
 
     #[test]
     fn an_env_file_that_is_missing_or_wrong_is_an_error_unless_it_may_be_missing() {
-        let plan = one("x", |w| w.env_file = Some(at("env")));
+        let plan = one("x", |w| w.env_file = Some(at("env").into()));
         let why = |file| fill(&plan, file, &[]).expect_err("no environment");
         assert_eq!(why(None), "watcher `web`: its `env_file` could not be read");
         assert_eq!(
             why(Some("A=1\nB")),
             "watcher `web`: its `env_file`, line 2: `B` is not KEY=VALUE; a comment starts with `#`"
         );
-        let may = one("x", |w| w.env_file = Some(at("-env")));
+        let may = one("x", |w| w.env_file = Some(at("-env").into()));
         assert!(fill(&may, None, &[]).is_ok());
-        let unknown = one("x $(circus.env.A)", |w| w.env_file = Some(at("env")));
+        let unknown = one("x $(circus.env.A)", |w| w.env_file = Some(at("env").into()));
         assert_eq!(
             fill(&unknown, Some(""), &[]).expect_err("no A"),
             "watcher `web`: its command: `$(circus.env.A)` is not in the worker's environment"
@@ -722,7 +726,7 @@ mod tests {
     #[test]
     fn a_virtualenv_leads_the_path() {
         let made = invoked("x", |w| {
-            w.virtualenv = Some(at("venv"));
+            w.virtualenv = Some(at("venv").into());
             w.env = env(&[("PYTHONHOME", "/p"), ("PATH", "/b")]);
         });
         assert_eq!(
@@ -752,7 +756,9 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text_pass_through() {
-        let plan = one("x $(circus.env.RAW)", |w| w.env_file = Some(at("-e")));
+        let plan = one("x $(circus.env.RAW)", |w| {
+            w.env_file = Some(at("-e").into())
+        });
         let mut own = Machine::new().environment();
         own.push(("RAW".into(), OsString::from_vec(vec![0xff, b' ', 0xfe])));
         let made = plan.watchers[0].invocation(&Moment {
@@ -774,7 +780,7 @@ mod tests {
         let plan = one("x $(circus.socket.a) $(circus.env.A)", |w| {
             w.env = env(&[("A", "$(circus.name)")]);
             w.stdout = Output::File(at("$(circus.working_dir)/$(circus.wid)"));
-            w.working_dir = Some(at("$(circus.env.HOME)"));
+            w.working_dir = Some(at("$(circus.env.HOME)").into());
         });
         let json = serde_json::to_string(&plan).expect("plain data");
         let back: Plan = serde_json::from_str(&json).expect("what was written");

@@ -196,10 +196,10 @@ pub(super) fn text(watcher: &Watcher, option: TextOption) -> Option<&str> {
 /// The value of `option`, and where it stands.
 pub(super) fn written(watcher: &Watcher, option: TextOption) -> Option<&At<String>> {
     match option {
-        TextOption::Executable => watcher.executable.as_ref(),
-        TextOption::WorkingDir => watcher.working_dir.as_ref(),
-        TextOption::Virtualenv => watcher.virtualenv.as_ref(),
-        TextOption::EnvFile => watcher.env_file.as_ref(),
+        TextOption::Executable => watcher.executable.as_deref(),
+        TextOption::WorkingDir => watcher.working_dir.as_deref(),
+        TextOption::Virtualenv => watcher.virtualenv.as_deref(),
+        TextOption::EnvFile => watcher.env_file.as_deref(),
         TextOption::Stdin => match &watcher.stdin {
             Stdin::Null => None,
             Stdin::File(path) => Some(path),
@@ -276,7 +276,7 @@ mod tests {
         let mut unit = watcher("web", "true");
         unit.numprocesses = At::nowhere(5);
         unit.umask = Some(Mode(0o22));
-        unit.user = Some(At::nowhere(Principal::Name("deploy".into())));
+        unit.user = Some(At::nowhere(Principal::Name("deploy".into())).into());
         unit.stdout = Output::File(At::nowhere("log".into()));
         unit.stderr = Output::Null;
         unit.reload = Reload::Signal(Signal(libc::SIGHUP));

@@ -192,7 +192,7 @@ mod tests {
         let mut made = watcher("web", "x $(circus.socket.a) $(circus.wid)");
         made.numprocesses = At::nowhere(2);
         made.kind = WatcherKind::Notify;
-        made.stdin_socket = Some(at("b"));
+        made.stdin_socket = Some(at("b").into());
         let plan = planned(units([socket("a"), socket("b")], [made]));
         let workers: Vec<_> = plan
             .workers(&Machine::new(), &missing)
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn env_files_are_read_and_a_missing_one_is_that_workers_error() {
         let mut made = watcher("web", "x $(circus.env.A)");
-        made.env_file = Some(at("$(circus.wid).env"));
+        made.env_file = Some(at("$(circus.wid).env").into());
         made.numprocesses = At::nowhere(2);
         let plan = planned(units([], [made]));
         let read = |path: &Path| match path.to_str() {
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_file_that_may_be_missing_may_not_be_unreadable() {
         let mut made = watcher("web", "x");
-        made.env_file = Some(at("-env"));
+        made.env_file = Some(at("-env").into());
         let plan = planned(units([], [made]));
         let first = |read: &dyn Fn(&Path) -> io::Result<String>| {
             plan.workers(&Machine::new(), read)

@@ -364,13 +364,13 @@ table! {
         /// The command: words of a list, or text that is not split yet.
         pub cmd: At<Words> = At::nowhere(Words::List(Vec::new())),
         /// Further arguments.
-        pub args: Option<At<Words>> = None,
+        pub args: Option<Box<At<Words>>> = None,
         /// What to exec instead of argv\[0\].
-        pub executable: Option<At<String>> = None,
+        pub executable: Option<Box<At<String>>> = None,
         /// Run through `/bin/sh -c`.
         pub shell: bool = false,
         /// Arguments after `sh -c CMD`.
-        pub shell_args: Option<At<Words>> = None,
+        pub shell_args: Option<Box<At<Words>>> = None,
         /// Sockets in fd order; `None` where the key is absent.
         pub sockets: Option<Vec<At<Name>>> = None,
         /// Pass every socket, in order of name.
@@ -380,7 +380,7 @@ table! {
         /// fd 0, unless `stdin_socket` is given.
         pub stdin: Stdin = Stdin::Null,
         /// Socket that becomes fd 0.
-        pub stdin_socket: Option<At<Name>> = None,
+        pub stdin_socket: Option<Box<At<Name>>> = None,
         /// Workers to keep.
         pub numprocesses: At<u32> = At::nowhere(1),
         /// Never more than one worker.
@@ -436,15 +436,15 @@ table! {
         /// As `after`, and fail with them.
         pub requires: Vec<At<Name>> = Vec::new(),
         /// User to run as.
-        pub user: Option<At<Principal>> = None,
+        pub user: Option<Box<At<Principal>>> = None,
         /// Group to run as.
-        pub group: Option<At<Principal>> = None,
+        pub group: Option<Box<At<Principal>>> = None,
         /// Supplementary groups; `None` takes the user's from the group database.
         pub supplementary_groups: Option<Vec<At<Principal>>> = None,
         /// umask of the workers.
         pub umask: Option<Mode> = None,
         /// Working directory, with substitutions; relative to `folder`.
-        pub working_dir: Option<At<String>> = None,
+        pub working_dir: Option<Box<At<String>>> = None,
         /// Nice value, -20 to 19.
         pub nice: Option<i32> = None,
         /// -1000 to 1000.
@@ -456,11 +456,11 @@ table! {
         /// Environment, in order of name.
         pub env: Vec<(String, At<String>)> = Vec::new(),
         /// File of KEY=VALUE lines, with substitutions; a leading `-` allows it to be missing.
-        pub env_file: Option<At<String>> = None,
+        pub env_file: Option<Box<At<String>>> = None,
         /// Start from the manager's own environment.
         pub copy_env: bool = true,
         /// A Python virtual environment: its `bin` leads PATH.
-        pub virtualenv: Option<At<String>> = None,
+        pub virtualenv: Option<Box<At<String>>> = None,
         /// fd 1.
         pub stdout: Output = Output::Inherit,
         /// fd 2.

@@ -248,7 +248,7 @@ impl Compiler<'_, '_> {
                 read.err().map(|why| format!("can't be read, {why}"))
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::NotFound if self.unit.env_file.as_ref().is_some_and(may_be_missing) => None,
+                io::ErrorKind::NotFound if self.unit.env_file.as_deref().is_some_and(may_be_missing) => None,
                 io::ErrorKind::NotFound => Some(
                     "is not there now, and without it no worker can be started; a `-` before the path allows it to be missing"
                         .into(),

@@ -74,7 +74,7 @@ fn without_either_key_the_sockets_that_are_referred_to_are_passed_in_order_of_fi
     let found = passed(
         "x $(circus.sockets.METRICS) ((circus.socket.metrics))",
         |w| {
-            w.args = Some(words(&["-a", "$(circus.socket.web)"]));
+            w.args = Some(words(&["-a", "$(circus.socket.web)"]).into());
             w.env = env(&[("A", "$(circus.socket.admin)")]);
         },
     );
@@ -82,7 +82,7 @@ fn without_either_key_the_sockets_that_are_referred_to_are_passed_in_order_of_fi
     let by_env = passed("x", |w| w.env = env(&[("NGINX", "$(circus.socket.web);")]));
     assert_eq!(by_env, ["web"]);
     let by_executable = passed("x $(circus.socket.web)", |w| {
-        w.executable = Some(at("/bin/x$(circus.socket.admin)"));
+        w.executable = Some(at("/bin/x$(circus.socket.admin)").into());
         w.env = env(&[("A", "$(circus.socket.metrics)")]);
     });
     assert_eq!(by_executable, ["web", "admin", "Metrics"]);
@@ -92,12 +92,12 @@ fn without_either_key_the_sockets_that_are_referred_to_are_passed_in_order_of_fi
 #[test]
 fn a_stdin_socket_is_listened_on_and_passed_only_if_listed() {
     let alone = settled("x $(circus.socket.web)", |w| {
-        w.stdin_socket = Some(at("web"))
+        w.stdin_socket = Some(at("web").into())
     });
     assert_eq!(alone.sockets, []);
     assert_eq!(alone.listens, ["web"]);
     let listed = settled("x", |w| {
-        w.stdin_socket = Some(at("web"));
+        w.stdin_socket = Some(at("web").into());
         w.sockets = list(&["admin", "web"]);
     });
     assert_eq!(listed.sockets.len(), 2);
@@ -108,7 +108,7 @@ fn a_stdin_socket_is_listened_on_and_passed_only_if_listed() {
 fn wrong_sockets_are_refused() {
     let found = refused("x", |w| {
         w.sockets = list(&["wbe", "web", "web", "metrics"]);
-        w.stdin_socket = Some(at("nothing"));
+        w.stdin_socket = Some(at("nothing").into());
     });
     assert_eq!(
         found,
@@ -132,7 +132,7 @@ fn wrong_sockets_are_refused() {
     );
     assert_eq!(
         refused("x", |w| w.working_dir =
-            Some(at("/srv/$(circus.socket.web)")))
+            Some(at("/srv/$(circus.socket.web)").into()))
         .len(),
         1,
         "a folder's name passes no socket"
@@ -144,7 +144,7 @@ fn contradictions_are_refused_all_at_once() {
     let found = refused("x", |w| {
         w.sockets = list(&["web"]);
         w.use_sockets = true;
-        w.stdin_socket = Some(at("web"));
+        w.stdin_socket = Some(at("web").into());
         w.stdin = Stdin::File(at("in"));
         w.kind = WatcherKind::Notify;
         w.watchdog = Some(Duration::from_secs(1));
@@ -172,7 +172,7 @@ fn on_demand_takes_any_of_its_sockets() {
     settled("x $(circus.socket.web)", wait);
     settled("x", |w| {
         wait(w);
-        w.stdin_socket = Some(at("web"));
+        w.stdin_socket = Some(at("web").into());
     });
 }
 
@@ -251,11 +251,14 @@ fn unknown_substitutions_name_the_nearest() {
 #[test]
 fn all_mistakes_of_all_texts_are_found() {
     let found = refused("x $(circus.a) $(circus.b)", |w| {
-        w.args = Some(text("$(circus.c"));
-        w.env = env(&[("A", "$(circus.d)"), ("B", "\0")]);
-        w.working_dir = Some(at("$(circus.e)"));
-        w.stdout = Output::File(at("$(circus.f)"));
-        w.stderr = Output::File(at(""));
+        {
+            w.args = Some(text("$(circus.c").into());
+            w.env = env(&[("A", "$(circus.d)"), ("B", "\0")]);
+            w.working_dir = Some(at("$(circus.e)").into());
+            w.stdout = Output::File(at("$(circus.f)"));
+            w.stderr = Output::File(at(""));
+        }
+        .into()
     });
     let keys = [
         "cmd",
@@ -288,7 +291,7 @@ fn a_command_must_have_a_first_word() {
         ["the first word of `cmd` is empty"]
     );
     assert_eq!(
-        refused("'x", |w| w.args = Some(text("\"y"))),
+        refused("'x", |w| w.args = Some(text("\"y").into())),
         [
             "`cmd` has a quote that is never closed",
             "`args` has a quote that is never closed"
@@ -321,10 +324,12 @@ fn variables_are_known_from_where_they_are_seen() {
     assert_eq!(bare.len(), 1);
     let user = |w: &mut unit::Watcher| {
         w.copy_env = false;
-        w.user = Some(At::nowhere(unit::Principal::Name("deploy".into())));
+        w.user = Some(At::nowhere(unit::Principal::Name("deploy".into())).into());
     };
     settled("x $(circus.env.HOME)/bin", user);
-    settled("x $(circus.env.ANYTHING)", |w| w.env_file = Some(at("/e")));
+    settled("x $(circus.env.ANYTHING)", |w| {
+        w.env_file = Some(at("/e").into())
+    });
     settled("x $(circus.env.LISTEN_FDS)", |w| w.sockets = list(&["web"]));
     assert_eq!(refused("x $(circus.env.LISTEN_FDS)", |_| ()).len(), 1);
 }
@@ -332,8 +337,8 @@ fn variables_are_known_from_where_they_are_seen() {
 #[test]
 fn options_that_refer_to_themselves_are_refused() {
     let found = refused("x $(circus.working_dir)", |w| {
-        w.working_dir = Some(at("$(circus.executable)/x"));
-        w.executable = Some(at("$(circus.working_dir)/x"));
+        w.working_dir = Some(at("$(circus.executable)/x").into());
+        w.executable = Some(at("$(circus.working_dir)/x").into());
     });
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("refers to itself"));
@@ -344,9 +349,9 @@ fn options_that_refer_to_themselves_are_refused() {
 #[test]
 fn options_that_refer_to_each_other_too_often_are_refused() {
     let found = refused("x", |w| {
-        w.executable = Some(at(&"$(circus.working_dir)".repeat(200)));
-        w.working_dir = Some(at(&"$(circus.virtualenv)".repeat(200)));
-        w.virtualenv = Some(at(&"$(circus.name)$(circus.wid)".repeat(200)));
+        w.executable = Some(at(&"$(circus.working_dir)".repeat(200)).into());
+        w.working_dir = Some(at(&"$(circus.virtualenv)".repeat(200)).into());
+        w.virtualenv = Some(at(&"$(circus.name)$(circus.wid)".repeat(200)).into());
     });
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("10000 places"));
@@ -356,16 +361,16 @@ fn options_that_refer_to_each_other_too_often_are_refused() {
 fn an_env_file_is_named_by_the_managers_variables_only() {
     let made = settled("x", |w| {
         w.env = env(&[("A", "b")]);
-        w.env_file = Some(at("-$(circus.env.home)/$(circus.wid).env"));
+        w.env_file = Some(at("-$(circus.env.home)/$(circus.wid).env").into());
     });
     assert_eq!(made.env_file(3), Some(("/root/3.env".into(), true)));
     let found = refused("x", |w| {
         w.env = env(&[("A", "b")]);
-        w.env_file = Some(at("$(circus.env.A)"));
+        w.env_file = Some(at("$(circus.env.A)").into());
     });
     assert_eq!(found.len(), 1);
     assert!(found[0].contains("before the file is read"), "{found:?}");
-    assert_eq!(refused("x", |w| w.env_file = Some(at("-"))).len(), 1);
+    assert_eq!(refused("x", |w| w.env_file = Some(at("-").into())).len(), 1);
 }
 
 #[test]
@@ -439,7 +444,7 @@ fn two_sockets_of_one_fd_name_are_warned_of_and_a_colon_is_refused() {
 fn what_fails_in_the_worker_alone_is_warned_of() {
     let with = |folder: &str| {
         warned("x $(circus.socket.web)", |w| {
-            w.virtualenv = Some(at(folder))
+            w.virtualenv = Some(at(folder).into())
         })
     };
     assert_eq!(with("there"), [""; 0]);
@@ -562,7 +567,7 @@ fn arguments_behind_a_shell_text_that_can_not_be_followed_are_refused() {
     for cmd in ["echo 'a", "cat <<x\nx", "echo a # b", "echo `date`"] {
         let found = refused(cmd, |w| {
             w.shell = true;
-            w.args = Some(text("b"));
+            w.args = Some(text("b").into());
         });
         assert_eq!(found.len(), 1, "{cmd}");
     }
@@ -606,14 +611,14 @@ proptest! {
         let command = |n: usize| if as_list { words(&[&texts[n], &texts[0]]) } else { text(&texts[n]) };
         made.shell = shell;
         made.cmd = command(0);
-        made.args = Some(command(1));
-        made.shell_args = Some(command(2));
-        made.executable = Some(at(&texts[3]));
+        made.args = Some(command(1).into());
+        made.shell_args = Some(command(2).into());
+        made.executable = Some(at(&texts[3]).into());
         made.env = env(&[("A", &texts[4]), ("B", &texts[5])]);
-        made.working_dir = Some(at(&texts[6]));
+        made.working_dir = Some(at(&texts[6]).into());
         made.stdout = Output::File(at(&texts[7]));
-        made.virtualenv = Some(at(&texts[8]));
-        made.env_file = Some(at(&texts[9]));
+        made.virtualenv = Some(at(&texts[8]).into());
+        made.env_file = Some(at(&texts[9]).into());
         let machine = Machine::new();
         let (plan, findings) = plan(units(web(), [made]), &machine);
         let refused = findings.iter().any(|f| f.severity == Severity::Error);

@@ -139,7 +139,7 @@ impl<'a> Compiler<'a, '_> {
         let unit = self.unit;
         let mut shell = ShellText::new();
         let mut words = 0;
-        let keys = [("cmd", Some(&unit.cmd)), ("args", unit.args.as_ref())];
+        let keys = [("cmd", Some(&unit.cmd)), ("args", unit.args.as_deref())];
         for (key, value) in keys {
             let Some(At { value, place }) = value else {
                 continue;

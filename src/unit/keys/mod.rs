@@ -140,6 +140,13 @@ impl<T> Slot<T> for At<T> {
     }
 }
 
+/// What few units have, in few bytes for the others.
+impl<T> Slot<T> for Option<Box<At<T>>> {
+    fn fill(&mut self, value: T, place: Place) {
+        *self = Some(Box::new(At { value, place }));
+    }
+}
+
 impl<T> Slot<T> for Option<At<T>> {
     fn fill(&mut self, value: T, place: Place) {
         *self = Some(At { value, place });

@@ -137,15 +137,19 @@ fn every_key_of_a_watcher_gets_to_its_place() {
          stdout = \"null\"\nstderr = { file = \"err.log\" }",
     );
     assert_eq!(
-        w.args,
+        w.args.as_deref(),
         Some(At::nowhere(Words::List(
             ["a", ""].map(|word| At::nowhere(word.into())).into()
         )))
+        .as_ref()
     );
-    assert_eq!(w.executable, Some(At::nowhere("/bin/x".to_string())));
     assert_eq!(
-        w.shell_args,
-        Some(At::nowhere(Words::Text("b c".to_string())))
+        w.executable.as_deref(),
+        Some(At::nowhere("/bin/x".to_string())).as_ref()
+    );
+    assert_eq!(
+        w.shell_args.as_deref(),
+        Some(At::nowhere(Words::Text("b c".to_string()))).as_ref()
     );
     let names = |names: &[&str]| -> Vec<At<String>> {
         names
@@ -177,8 +181,14 @@ fn every_key_of_a_watcher_gets_to_its_place() {
     assert_eq!(w.max_age_variance, Duration::ZERO);
     assert_eq!(w.priority, -3);
     assert_eq!((w.after, w.requires), (names(&["a"]), names(&["b"])));
-    assert_eq!(w.user, Some(At::nowhere(Principal::Id(0))));
-    assert_eq!(w.group, Some(At::nowhere(Principal::Name("g".to_string()))));
+    assert_eq!(
+        w.user.as_deref(),
+        Some(At::nowhere(Principal::Id(0))).as_ref()
+    );
+    assert_eq!(
+        w.group.as_deref(),
+        Some(At::nowhere(Principal::Name("g".to_string()))).as_ref()
+    );
     assert_eq!(
         w.supplementary_groups,
         Some(vec![
@@ -187,7 +197,10 @@ fn every_key_of_a_watcher_gets_to_its_place() {
         ])
     );
     assert_eq!(w.umask, Some(Mode(0o22)));
-    assert_eq!(w.working_dir, Some(At::nowhere("d".to_string())));
+    assert_eq!(
+        w.working_dir.as_deref(),
+        Some(At::nowhere("d".to_string())).as_ref()
+    );
     assert_eq!((w.nice, w.oom_score_adj), (Some(-20), Some(1000)));
     assert_eq!(w.cpu_affinity, Some(vec![0, 3]));
     let limit = |soft, hard| Limit { soft, hard };
@@ -205,8 +218,14 @@ fn every_key_of_a_watcher_gets_to_its_place() {
         .map(|(name, value)| (name.as_str(), value.value.as_str()))
         .collect();
     assert_eq!(env, [("A", "1"), ("B", "b"), ("C", "1.50"), ("D", "true")]);
-    assert_eq!(w.env_file, Some(At::nowhere("-e".to_string())));
-    assert_eq!(w.virtualenv, Some(At::nowhere("v".to_string())));
+    assert_eq!(
+        w.env_file.as_deref(),
+        Some(At::nowhere("-e".to_string())).as_ref()
+    );
+    assert_eq!(
+        w.virtualenv.as_deref(),
+        Some(At::nowhere("v".to_string())).as_ref()
+    );
     assert_eq!(w.stdout, Output::Null);
     assert_eq!(w.stderr, Output::File(At::nowhere("err.log".to_string())));
 
@@ -215,7 +234,10 @@ fn every_key_of_a_watcher_gets_to_its_place() {
          watchdog = 0\nmax_age = 0\nsend_hup = true\nmax_retry = -1\nrespawn = false\nuser = \"u\"\ngroup = \"7\"",
     );
     assert!(w.use_sockets);
-    assert_eq!(w.stdin_socket, Some(At::nowhere("s".to_string())));
+    assert_eq!(
+        w.stdin_socket.as_deref(),
+        Some(At::nowhere("s".to_string())).as_ref()
+    );
     assert_eq!(
         (w.start_timeout, w.graceful_timeout, w.watchdog, w.max_age),
         (None, None, None, None)
@@ -227,7 +249,10 @@ fn every_key_of_a_watcher_gets_to_its_place() {
     assert_eq!(usr1, Reload::Signal(Signal(libc::SIGUSR1)));
     assert_eq!(w.max_retry, None);
     assert_eq!(w.restart, Restart::Never);
-    assert_eq!(w.group, Some(At::nowhere(Principal::Id(7))));
+    assert_eq!(
+        w.group.as_deref(),
+        Some(At::nowhere(Principal::Id(7))).as_ref()
+    );
     let oneshot = good_watcher("type = \"oneshot\"\nnumprocesses = 3");
     assert_eq!(oneshot.restart, Restart::OnFailure);
 }
