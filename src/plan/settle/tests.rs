@@ -251,14 +251,11 @@ fn unknown_substitutions_name_the_nearest() {
 #[test]
 fn all_mistakes_of_all_texts_are_found() {
     let found = refused("x $(circus.a) $(circus.b)", |w| {
-        {
-            w.args = Some(text("$(circus.c").into());
-            w.env = env(&[("A", "$(circus.d)"), ("B", "\0")]);
-            w.working_dir = Some(at("$(circus.e)").into());
-            w.stdout = Output::File(at("$(circus.f)"));
-            w.stderr = Output::File(at(""));
-        }
-        .into()
+        w.args = Some(text("$(circus.c").into());
+        w.env = env(&[("A", "$(circus.d)"), ("B", "\0")]);
+        w.working_dir = Some(at("$(circus.e)").into());
+        w.stdout = Output::File(at("$(circus.f)"));
+        w.stderr = Output::File(at(""));
     });
     let keys = [
         "cmd",
