@@ -21,7 +21,7 @@ pub struct Base {
     pub program: Option<PathBuf>,
     /// How often the parent wants to hear of us.
     pub watchdog: Option<Duration>,
-    /// See [`Home::is_sole`].
+    /// See [`Home::is_sole`](super::record::Home::is_sole).
     pub is_sole: bool,
 }
 

@@ -136,7 +136,7 @@ pub fn is_in_the_way(local: SocketAddr, listen: &Listen<'_>) -> bool {
     wanted.any(|wanted| owner::conflict(wanted, local).is_some())
 }
 
-/// Makes an inherited socket as [`listen`] would have made it, as far as that can be changed: CLOEXEC, O_NONBLOCK (which
+/// Makes an inherited socket as [`listen`](super::listen) would have made it, as far as that can be changed: CLOEXEC, O_NONBLOCK (which
 /// all who share the socket see), SO_REUSEPORT where others are to be bound beside it, and listening.
 pub fn adopt(fd: BorrowedFd<'_>, listen: &Listen<'_>) -> io::Result<()> {
     let flags = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD)?);
