@@ -1,7 +1,6 @@
 //! Ending between two clients: a worker that serves one after the other is asked to end, and finishes the one it has.
 
-use super::check;
-use std::fs::File;
+use super::{check, output};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
@@ -12,11 +11,11 @@ static SOURCE: AtomicI32 = AtomicI32::new(-1);
 static NOTHING: AtomicI32 = AtomicI32::new(-1);
 static WAS_ASKED: AtomicBool = AtomicBool::new(false);
 
-/// From now on SIGTERM and SIGINT end nothing in the middle. The descriptor `source` becomes one of /dev/null instead, so
+/// From now on SIGTERM and SIGINT end nothing in the middle. The descriptor `source` becomes one of an empty file instead, so
 /// accept(2) and recv(2) on it fail at once, whether the signal comes before or while they wait; then
 /// [`was_asked_to_end`] says why. For a process of one such descriptor.
 pub fn end_between_clients(source: BorrowedFd<'_>) -> io::Result<()> {
-    NOTHING.store(File::open("/dev/null")?.into_raw_fd(), Ordering::SeqCst);
+    NOTHING.store(output::empty()?.into_raw_fd(), Ordering::SeqCst);
     SOURCE.store(source.as_raw_fd(), Ordering::SeqCst);
     // SAFETY: all-zero is a valid value of this structure: no flags (so that calls are interrupted), an empty mask.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
