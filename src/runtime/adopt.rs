@@ -218,7 +218,6 @@ pub fn adopt(base: Base, vault: Vault, estate: Estate) -> Result<(Manager, Arrea
         notify,
         parent,
         keeping,
-        new_keeper: None,
         home: Home {
             version: env!("CARGO_PKG_VERSION").into(),
             nofile,

@@ -47,11 +47,9 @@ pub struct Leftovers {
     sweep_at: Time,
     /// Whose children orphans become beside ours: they are those of an earlier manager's workers. What becomes of them is
     /// not always told, so it is looked at again and again while there are any.
-    foster: Option<Pid>,
+    fosters: BTreeSet<Pid>,
     /// Whether every process below us is a worker or descends from one.
     is_sole: bool,
-    /// The parents of workers that nobody tells us of, and maybe of their children.
-    others: BTreeSet<Pid>,
     /// Orphans that do not show whose they are, and when to look at them once more: they may be being made, in which case
     /// another one has been made in their place since then.
     suspects: BTreeSet<Pid>,
@@ -97,9 +95,8 @@ impl Leftovers {
             strays: HashMap::new(),
             unswept: Vec::new(),
             sweep_at: Time::ZERO,
-            foster: None,
+            fosters: BTreeSet::new(),
             is_sole,
-            others: BTreeSet::new(),
             suspects: BTreeSet::new(),
             second_look: None,
             manners: HashMap::new(),
@@ -168,7 +165,7 @@ impl Leftovers {
 
     /// When [`Leftovers::sweep`] is due.
     pub fn next_sweep(&self) -> Option<Time> {
-        let is_watched = self.foster.is_some() && !self.of.is_empty();
+        let is_watched = !self.fosters.is_empty() && !self.of.is_empty();
         let sweep = (is_watched || !self.unswept.is_empty()).then_some(self.sweep_at);
         let killing = self.unwanted.values().copied();
         let killing = killing.filter(|at| *at != Time::NEVER);
@@ -204,10 +201,10 @@ impl Leftovers {
 
     /// What was below another manager is below `foster` now, and what it has killed; or below others.
     pub fn move_to(&mut self, foster: Option<Pid>, others: BTreeSet<Pid>) {
-        self.foster = foster;
-        // They have more children than what our workers have left.
+        // Others have more children than what our workers have left.
         self.is_sole &= others.is_empty();
-        self.others = others;
+        self.fosters = others;
+        self.fosters.extend(foster);
     }
 
     /// Takes over what another manager was looking after.
@@ -304,7 +301,7 @@ impl Leftovers {
     fn orphans(&self, processes: &Processes) -> (u32, Vec<Pid>) {
         // Without /proc nobody can be found.
         let mut children = process::children().unwrap_or_default();
-        let fosters = self.foster.iter().chain(&self.others);
+        let fosters = self.fosters.iter();
         let others = fosters.filter_map(|foster| process::children_of(*foster).ok());
         let mut others: Vec<Pid> = others.flatten().collect();
         let looked_at = u32::try_from(children.len() + others.len()).unwrap_or(u32::MAX);
@@ -324,7 +321,7 @@ impl Leftovers {
         }
         self.end_suspects(processes, now);
         self.kill_unwanted(now);
-        if self.foster.is_some() {
+        if !self.fosters.is_empty() {
             for proc in self.ids() {
                 self.look(proc);
                 // Its strays may be nobody's whose end we are told of.

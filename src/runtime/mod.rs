@@ -133,8 +133,6 @@ struct Manager {
     notify: NotifySocket,
     parent: Parent,
     keeping: Keeping,
-    /// When to make a keeper in place of one that is gone.
-    new_keeper: Option<Time>,
     home: Home,
     /// The path of this program, where an upgrade finds the next.
     program: Option<PathBuf>,
@@ -263,7 +261,7 @@ impl Manager {
         self.take_drained();
         self.look_at_upgrade(clock());
         self.save();
-        if self.new_keeper.is_some_and(|at| at <= clock()) {
+        if self.new_keeper_due().is_some_and(|at| at <= clock()) {
             self.make_keeper();
         }
         self.execute();
@@ -286,7 +284,7 @@ impl Manager {
             self.server.next_retry(),
             self.parent.next_tick(),
             self.upgrade_deadline(),
-            self.new_keeper,
+            self.new_keeper_due(),
             self.keeping.vault.is_full().then(|| clock() + VAULT_PAUSE),
             self.trim,
         ];

@@ -8,7 +8,7 @@
 use super::keeper::{self, Origin};
 use super::parent::Parent;
 use super::vault::Vault;
-use super::{Manager, Token, clock, logger};
+use super::{Manager, Time, Token, clock, logger};
 use crate::sys::epoll::Interest;
 use crate::sys::process;
 use std::io;
@@ -18,18 +18,23 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Manager {
-    pub(super) fn keeper_is_gone(&mut self) {
+    pub(super) fn keeper_is_gone(&self) {
         log::warn!(target: "manager", "the keeper is gone: if the manager dies too before there is another, nothing of it is kept");
-        self.new_keeper = Some(clock() + PAUSE);
     }
 
-    /// Makes a keeper in place of the one that is gone. It is left at that where there can be none.
+    /// When to make another keeper, if there is to be one.
+    pub(super) fn new_keeper_due(&self) -> Option<Time> {
+        match self.keeping.vault {
+            Vault::Lost { since, .. } => Some(since + PAUSE),
+            Vault::Nobody | Vault::Keeper(_) | Vault::Systemd(_) => None,
+        }
+    }
+
+    /// Makes a keeper in place of one that is gone. It is left at that where there can be none.
     pub(super) fn make_keeper(&mut self) {
-        self.new_keeper = None;
-        let Vault::Lost(keeper) = &self.keeping.vault else {
+        let Vault::Lost { keeper, .. } = self.keeping.vault else {
             return;
         };
-        let keeper = *keeper;
         let gone = self.processes.watch_strangers(&self.epoll);
         self.have_ended_unseen(gone);
         // Of one that lives, though the link to it has failed, it would not know how to be the child.

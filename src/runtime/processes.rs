@@ -207,10 +207,8 @@ impl Processes {
                 gone.push(proc);
             }
             let watched = pidfd.filter(|_| watch || record.followed);
-            if let Some(pidfd) = &watched
-                && let Err(error) = epoll.add(pidfd, Token::Main(proc).pack(), Interest::Readable)
-            {
-                log::error!(target: &format!("watcher.{}", record.name), "pid {main} can't be watched: {error}");
+            if let Some(pidfd) = &watched {
+                watch_main(epoll, proc, &record.name, main, pidfd);
             }
             self.by_pid.insert(main, proc);
             self.by_group.insert(group, proc);
@@ -240,10 +238,7 @@ impl Processes {
             }
             match Identity::open(process.main, process.identity) {
                 Ok(Some(pidfd)) => {
-                    let token = Token::Main(*proc).pack();
-                    if let Err(error) = epoll.add(&pidfd, token, Interest::Readable) {
-                        log::error!(target: &format!("watcher.{}", process.name), "pid {} can't be watched: {error}", process.main);
-                    }
+                    watch_main(epoll, *proc, &process.name, process.main, &pidfd);
                     process.followed = Some(pidfd);
                     self.dirty.insert(*proc);
                 }
@@ -642,6 +637,13 @@ impl Processes {
         self.dirty.insert(proc);
         self.by_pid.insert(pid, proc);
         Ok(())
+    }
+}
+
+/// Has the end of a main process reported, by its pidfd.
+fn watch_main(epoll: &Epoll, proc: ProcId, name: &str, main: Pid, pidfd: &OwnedFd) {
+    if let Err(error) = epoll.add(pidfd, Token::Main(proc).pack(), Interest::Readable) {
+        log::error!(target: &format!("watcher.{name}"), "pid {main} can't be watched: {error}");
     }
 }
 

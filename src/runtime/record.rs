@@ -173,6 +173,7 @@ impl Keeping {
 impl Manager {
     /// Records what has changed since the last time.
     pub(super) fn save(&mut self) {
+        self.listeners.keep_spares();
         if matches!(self.keeping.vault, Vault::Nobody) {
             self.keeping.ledger = None;
         }

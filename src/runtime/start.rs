@@ -254,7 +254,6 @@ fn start(
             .map_err(|error| failed("the notify socket", &error))?,
         parent,
         keeping,
-        new_keeper: None,
         home,
         program: base.program,
         upgrade: None,

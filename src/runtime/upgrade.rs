@@ -168,10 +168,8 @@ impl Manager {
         let Some(upgrade) = self.executing.take() else {
             return;
         };
-        if self.new_keeper.is_some() {
-            // The next program has no way to know that there was one.
-            self.make_keeper();
-        }
+        // Where there is to be another keeper: the next program has no way to know that there was one.
+        self.make_keeper();
         // The lookups that it waits for end with this program.
         self.refuse_applying(&Failure::Superseded {
             by: "upgrade".into(),

@@ -2,7 +2,8 @@
 
 use super::inherited::Inherited;
 use super::keeper::{self, Link, Origin, Taken, Teller, Word};
-use super::{image, notify_socket};
+use super::{clock, image, notify_socket};
+use crate::supervise::Time;
 use crate::sys::epoll::Epoll;
 use crate::sys::process::Pid;
 use crate::sys::unix;
@@ -32,8 +33,13 @@ pub enum Vault {
     Keeper(Link),
     /// systemd, which starts a new manager by `Restart=`.
     Systemd(Store),
-    /// A keeper that was killed, this process: another is to take its place.
-    Lost(Option<Pid>),
+    /// A keeper that is gone: another is to take its place.
+    Lost {
+        /// Its process.
+        keeper: Option<Pid>,
+        /// Since when.
+        since: Time,
+    },
 }
 
 impl Vault {
@@ -72,7 +78,7 @@ impl Vault {
     /// The names of what systemd has stored.
     pub fn stored(&self) -> Vec<String> {
         match self {
-            Vault::Nobody | Vault::Keeper(_) | Vault::Lost(_) => Vec::new(),
+            Vault::Nobody | Vault::Keeper(_) | Vault::Lost { .. } => Vec::new(),
             Vault::Systemd(store) => store.held.iter().cloned().collect(),
         }
     }
@@ -80,7 +86,7 @@ impl Vault {
     /// What tells our next self of it, as a variable.
     pub fn variable(&self) -> Option<(&'static str, String)> {
         match self {
-            Vault::Nobody | Vault::Lost(_) => None,
+            Vault::Nobody | Vault::Lost { .. } => None,
             Vault::Keeper(link) => Some((image::KEEPER, link.number().to_string())),
             // It can't find out any more with which limit of open descriptors we were started.
             Vault::Systemd(store) => Some((OFFER, store.most.to_string())),
@@ -90,7 +96,7 @@ impl Vault {
     /// Receives what an earlier manager has left.
     pub fn take_over(&mut self, inherited: &mut Inherited) -> io::Result<Option<Taken>> {
         let taken = match self {
-            Vault::Nobody | Vault::Lost(_) => Taken::default(),
+            Vault::Nobody | Vault::Lost { .. } => Taken::default(),
             Vault::Keeper(link) => link.take_over()?,
             Vault::Systemd(store) => {
                 let held = inherited.take_marked(MARK);
@@ -108,7 +114,7 @@ impl Vault {
     pub fn end(&mut self) {
         match self {
             // The keeper ends with it.
-            Vault::Nobody | Vault::Keeper(_) | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Keeper(_) | Vault::Lost { .. } => {}
             Vault::Systemd(store) => store.release_all(),
         }
     }
@@ -116,7 +122,7 @@ impl Vault {
     /// Has descriptors kept by these names, in place of what was kept by them before.
     pub fn hold(&mut self, fds: &[(&str, BorrowedFd<'_>)]) {
         match self {
-            Vault::Nobody | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.hold(fds),
             Vault::Systemd(store) => store.hold(fds),
         }
@@ -125,7 +131,7 @@ impl Vault {
     /// Has what is kept by these names closed.
     pub fn release(&mut self, names: &[&str]) {
         match self {
-            Vault::Nobody | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.release(names),
             Vault::Systemd(store) => store.release(names),
         }
@@ -134,7 +140,7 @@ impl Vault {
     /// Says that what was kept has been taken over.
     pub fn adopted(&mut self) -> io::Result<()> {
         match self {
-            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => Ok(()),
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost { .. } => Ok(()),
             Vault::Keeper(link) => link.adopted(),
         }
     }
@@ -142,7 +148,7 @@ impl Vault {
     /// Has the keeper log as the manager does.
     pub fn log_as(&mut self, settings: (LogLevel, LogFormat)) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.log_as(settings),
         }
     }
@@ -150,7 +156,7 @@ impl Vault {
     /// An exit that was told of was acted on.
     pub fn reap(&mut self, pid: Pid) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.reap(pid),
         }
     }
@@ -158,7 +164,7 @@ impl Vault {
     /// A signal was read, and is about to be acted on: if the manager dies before this, the next one gets it.
     pub fn heard(&mut self, signal: i32) {
         match self {
-            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.heard(signal),
         }
     }
@@ -166,7 +172,7 @@ impl Vault {
     /// Whether something waits for room: then [`Vault::as_link`] is to be waited for as writable, and flushed.
     pub fn is_full(&self) -> bool {
         match self {
-            Vault::Nobody | Vault::Lost(_) => false,
+            Vault::Nobody | Vault::Lost { .. } => false,
             Vault::Keeper(link) => link.is_full(),
             Vault::Systemd(store) => store.is_full(),
         }
@@ -175,7 +181,7 @@ impl Vault {
     /// Sends what waits, as far as there is room.
     pub fn flush(&mut self) {
         match self {
-            Vault::Nobody | Vault::Lost(_) => {}
+            Vault::Nobody | Vault::Lost { .. } => {}
             Vault::Keeper(link) => link.flush(),
             Vault::Systemd(store) => store.flush(),
         }
@@ -190,7 +196,10 @@ impl Vault {
         if word == Word::Gone {
             // Another descriptor of it may be open, by which it would be reported for ever.
             let _ = epoll.remove(link.as_fd());
-            *self = Vault::Lost(link.keeper());
+            *self = Vault::Lost {
+                keeper: link.keeper(),
+                since: clock(),
+            };
         }
         Some(word)
     }
@@ -198,7 +207,7 @@ impl Vault {
     /// To wait for, if there is anything to wait for.
     pub fn as_link(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Vault::Nobody | Vault::Lost(_) => None,
+            Vault::Nobody | Vault::Lost { .. } => None,
             Vault::Keeper(link) => Some(link.as_fd()),
             Vault::Systemd(store) => Some(store.connection.as_fd()),
         }
@@ -208,7 +217,7 @@ impl Vault {
     pub fn teller(&self) -> io::Result<Option<Teller>> {
         match self {
             Vault::Keeper(link) => link.teller().map(Some),
-            Vault::Nobody | Vault::Systemd(_) | Vault::Lost(_) => Ok(None),
+            Vault::Nobody | Vault::Systemd(_) | Vault::Lost { .. } => Ok(None),
         }
     }
 }

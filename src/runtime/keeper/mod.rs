@@ -50,7 +50,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// That number.
+/// The number of a new manager's end of the link.
 const LINK_FD: i32 = 3;
 
 /// Signals that a manager takes as events; the ones it has no use for are among them, since their default would kill it.

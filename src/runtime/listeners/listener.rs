@@ -360,7 +360,7 @@ impl Listener {
         }))
     }
 
-    pub(super) fn join_group(&mut self, groups: &mut Groups) {
+    fn join_group(&mut self, groups: &mut Groups) {
         self.group = self.find_group(groups);
         if let Some(group) = &self.group {
             self.fds.iter().for_each(|fd| group.join(fd));
@@ -380,20 +380,30 @@ impl Listener {
             self.set_retired(wid, false);
             return Ok(true);
         }
+        let (number, fd) = self.bind_shard()?;
+        if let Fds::Shards(shards) = &mut self.fds {
+            shards.push(Shard::new(number, wid, fd));
+        }
+        Ok(true)
+    }
+
+    /// A kernel socket for one more shard, to which new clients may come at once, and the shard's number.
+    pub(super) fn bind_shard(&self) -> Result<(u32, Descriptor), String> {
         let address = match &self.local {
             Some(Local::Ip(address)) => Address::Ip(*address),
             _ => address_of(&self.spec.unit),
         };
         let bound = socket::listen(&listen(&self.spec, &address)).map_err(|error| why(&error))?;
-        let number = shards.iter().map(|shard| shard.number).max();
-        let number = number.map_or(0, |number| number + 1);
-        let shard = Shard::new(number, wid, Descriptor::new(bound.fd));
+        let fd = Descriptor::new(bound.fd);
         if let Some(group) = &self.group {
-            group.join(&shard.fd);
-            group.choose(&shard.fd);
+            group.join(&fd);
+            group.choose(&fd);
         }
-        shards.push(shard);
-        Ok(true)
+        let last = match &self.fds {
+            Fds::Shards(shards) => shards.iter().map(|shard| shard.number).max(),
+            Fds::Unbound | Fds::One(_) => None,
+        };
+        Ok((last.map_or(0, |number| number + 1), fd))
     }
 
     /// Those that are watched.

@@ -5,7 +5,6 @@
 //! and before the next one gets it.
 
 use super::super::node::Node;
-use super::descriptor::Descriptor;
 use super::listener::{Listener, address_of, listen};
 use super::{Fds, Groups, Listeners, SocketId};
 use crate::sys::epoll::Epoll;
@@ -289,22 +288,20 @@ impl Listener {
     }
 
     fn bind_shard_anew(&mut self, wid: u32) -> Result<Mended, String> {
-        let (Some(Local::Ip(address)), Fds::Shards(shards)) = (&self.local, &mut self.fds) else {
+        if self.fd(wid).is_none() {
             return Ok(Mended::Same("is there"));
-        };
-        let number = shards.iter().map(|shard| shard.number).max();
-        let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(wid)) else {
-            return Ok(Mended::Same("is there"));
-        };
-        let wanted = Address::Ip(*address);
-        let bound = socket::listen(&listen(&self.spec, &wanted));
-        let bound = bound.map_err(|error| format!("can't be bound anew: {error}"))?;
-        let old = std::mem::replace(&mut shard.fd, Descriptor::new(bound.fd));
-        shard.number = number.map_or(0, |number| number + 1);
-        if let Some(group) = &self.group {
-            group.leave(&old);
-            group.join(&shard.fd);
-            group.choose(&shard.fd);
+        }
+        let bound = self.bind_shard();
+        let (number, fd) = bound.map_err(|error| format!("can't be bound anew: {error}"))?;
+        if let Fds::Shards(shards) = &mut self.fds
+            && let Some(shard) = shards.iter_mut().find(|shard| shard.wid == Some(wid))
+        {
+            shard.number = number;
+            let old = std::mem::replace(&mut shard.fd, fd);
+            if let Some(group) = &self.group {
+                group.leave(&old);
+                group.choose(&shard.fd);
+            }
         }
         Ok(Mended::Another(0))
     }

@@ -600,17 +600,21 @@ impl Listeners {
         Some(Event::ShardClosed { socket, wid })
     }
 
-    /// Those whose record has changed since the last call.
-    pub fn take_dirty(&mut self) -> BTreeSet<SocketId> {
-        let dirty = std::mem::take(&mut self.dirty);
-        if let Some(control) = &self.control {
-            for id in &dirty {
-                if let Some(node) = self.all.get_mut(id).and_then(|it| it.node.as_mut()) {
-                    node.keep_spare(control);
-                }
+    /// Gives the files that are new a second name, which is to be in their record.
+    pub fn keep_spares(&mut self) {
+        let Some(control) = &self.control else {
+            return;
+        };
+        for id in &self.dirty {
+            if let Some(node) = self.all.get_mut(id).and_then(|it| it.node.as_mut()) {
+                node.keep_spare(control);
             }
         }
-        dirty
+    }
+
+    /// Those whose record has changed since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<SocketId> {
+        std::mem::take(&mut self.dirty)
     }
 
     /// All that there are.
